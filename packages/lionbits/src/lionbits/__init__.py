@@ -1,0 +1,28 @@
+"""Lion for PyTorch with 32-, 8- and 4-bit state, paged or resident, the same bits on every backend."""
+
+from .optimizer import Lion
+from .qlion import QLion, SymmetricQuantizer
+from .variants import (
+    Lion4bit,
+    Lion8bit,
+    Lion32bit,
+    PagedLion,
+    PagedLion4bit,
+    PagedLion8bit,
+    PagedLion32bit,
+)
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Lion",
+    "Lion4bit",
+    "Lion8bit",
+    "Lion32bit",
+    "PagedLion",
+    "PagedLion4bit",
+    "PagedLion8bit",
+    "PagedLion32bit",
+    "QLion",
+    "SymmetricQuantizer",
+]

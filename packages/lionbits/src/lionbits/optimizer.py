@@ -1,0 +1,284 @@
+"""The optimizer: torch.optim's contract around :mod:`lionbits.work`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lionbits_reference.spec import Plan, checks
+
+from . import checkpoint, groups, options, paging, select, work
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+class Lion(Optimizer):
+    """Lion, with the momentum in 32, 8, 4 or 2 bits.
+
+    For each element, in float32, one rounding per operation::
+
+        c = m*b1 + g*(1-b1)       p = p*(1 - lr*wd) - lr*sign(c)       m = m*b2 + g*(1-b2)
+
+    Source: Chen et al., "Symbolic Discovery of Optimization Algorithms" (arXiv 2302.06675). A good start is a
+        third to a tenth
+    of AdamW's learning rate with three to ten times its weight decay.
+
+    Everything from ``lr`` to ``weight_decay``, and from ``optim_bits`` on, may be set per parameter group,
+    but for ``args``, ``seed``, ``is_paged``, ``page_budget``, ``page_dir``, ``backend`` and ``overrides``,
+    which are the optimizer's.
+
+    Args:
+        params: parameters, named parameters, or groups (dicts with ``"params"``): float32, bfloat16 or
+            float16 tensors of any shape and strides. Gradients may have another of these dtypes. Parameters
+            are changed in place.
+        lr: learning rate, >= 0; a float, or a tensor of one element (read on its device, without a sync).
+        betas: (b1, b2), floats in [0, 1): of the update direction and of the momentum.
+        weight_decay: decoupled: the parameter is multiplied by 1 - lr*wd before it moves.
+        optim_bits: bits of momentum per element: 32, 8, 4; 2 is for research and warns.
+        args: a mapping or object that overrides ``optim_bits``, ``min_8bit_size``, ``percentile_clipping``,
+            ``block_wise``.
+        min_8bit_size: parameters with fewer elements, or rows shorter than 32, keep float32 momentum.
+        percentile_clipping: q in 1..100: scale a gradient down to the q-th smallest of the last 100 norms of
+            its tensor.
+            100: off.
+        block_wise: one scale per block; False: one per tensor.
+        is_paged: keep the state in host memory; it visits the device during the step.
+        block_size: elements of a row that share a scale, a power of two in 32..4096. None: 256, 128 or 64 at
+            8, 4 or 2 bits.
+        state_format: ``"eXmY"``, X exponent and Y mantissa bits beside the sign. None: e3m4, e3m0 or e0m1 at
+            8, 4 or 2 bits.
+        rounding: of the momentum below 32 bits: ``"dithered"`` and ``"stochastic"`` are unbiased;
+            ``"nearest"`` sticks.
+        cautious: None; ``"mask"``: elements whose c and g do not share a sign stay, the others make up for
+            them by n/max(aligned, 1) (``"c-optim"``: n/(aligned+1), ``"timm"``: at most 1000);
+            ``"gradient"``: where c and g have opposite signs the update takes the gradient's.
+        grad_clip: scale a tensor's gradient down to this norm; 0: off. ``p.grad`` itself is never changed.
+        param_rounding: of bfloat16 parameters: ``"nearest"``; ``"dithered"``, ``"stochastic"``: unbiased;
+            ``"compensated"``: what bfloat16 drops is kept in the state. float16 takes ``"nearest"`` only.
+        master_bits: with ``"compensated"``: 32 keeps all (2 bytes per element), 24 most (1 byte).
+        nonfinite: ``"skip"``: an element whose gradient or new momentum is not finite stays as it is and is
+            counted; ``"raise"``: likewise, and the step ends in FloatingPointError (one host sync);
+            ``"propagate"``: plain arithmetic.
+        maximize: go up instead of down.
+        seed: of the rounding lanes, 0..2^64-1. No global generator is used.
+        page_budget: with ``is_paged``: bytes of state that may be on the device at a time.
+        page_dir: with ``is_paged``: a folder for memory-mapped files, for state larger than memory.
+        backend: a name or a backend module; None: ``LIONBITS_BACKEND``, else the best that serves.
+        overrides: name pattern -> settings for named parameters, ``{"*embed*": {"optim_bits": 32}}``. They
+            become groups of their own.
+
+    Raises:
+        TypeError: a value of the wrong type. ValueError: a wrong value. Both name the argument, the value and
+            the rule, and leave everything as it was, here, in ``add_param_group`` and in ``load_state_dict``.
+    """
+
+    #: Arguments that a variant's name decides.
+    fixed: ClassVar[Mapping[str, Any]] = {}
+
+    #: GradScaler hands its scale and found_inf to ``step`` instead of unscaling ``p.grad`` itself.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        optim_bits: int = 32,
+        args: object = None,
+        min_8bit_size: int = 4096,
+        percentile_clipping: int = 100,
+        block_wise: bool = True,
+        is_paged: bool = False,
+        *,
+        block_size: int | None = None,
+        state_format: str | None = None,
+        rounding: str = "dithered",
+        cautious: str | None = None,
+        grad_clip: float = 0.0,
+        param_rounding: str = "nearest",
+        master_bits: int = 32,
+        nonfinite: str = "skip",
+        maximize: bool = False,
+        seed: int = 0,
+        page_budget: int | None = None,
+        page_dir: str | None = None,
+        backend: str | ModuleType | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "weight_decay": weight_decay,
+            "optim_bits": optim_bits,
+            "min_8bit_size": min_8bit_size,
+            "percentile_clipping": percentile_clipping,
+            "block_wise": block_wise,
+            "block_size": block_size,
+            "state_format": state_format,
+            "rounding": rounding,
+            "cautious": cautious,
+            "grad_clip": grad_clip,
+            "param_rounding": param_rounding,
+            "master_bits": master_bits,
+            "nonfinite": nonfinite,
+            "maximize": maximize,
+            "seed": seed,
+        }
+        defaults |= options.from_args(args)
+        self._check_fixed(defaults | {"is_paged": is_paged})
+        options.check(defaults)
+        self._backend = select.requested(backend)
+        self._pager = paging.arrangement(is_paged, page_budget, page_dir)
+        self._overrides = groups.check_overrides(overrides)
+        self._skipped: dict[torch.device, Tensor] = {}
+        super().__init__(cast(Any, params), defaults)
+        groups.check_used(self._overrides, self.param_groups)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with settings of their own or the optimizer's; see :class:`Lion`.
+
+        Raises:
+            TypeError, ValueError: nothing was added.
+        """
+        before = len(self.param_groups)
+        try:
+            if not isinstance(param_group, dict) or "params" not in param_group:
+                raise checks.refusal(TypeError, "param_group", param_group, "must be a dict with 'params'")
+            if not isinstance(param_group["params"], (Tensor, set)):
+                param_group = {**param_group, "params": list(param_group["params"])}
+            for group in groups.split(dict(param_group), self._overrides):
+                groups.inherit(group, self.defaults)
+                super().add_param_group(group)
+                groups.check(group, self._backend)
+                groups.name_format(group)
+        except BaseException:
+            del self.param_groups[before:]
+            raise
+
+    def _check_fixed(self, given: Mapping[str, Any]) -> None:
+        for key, value in self.fixed.items():
+            if given[key] != value:
+                rule = f"contradicts {type(self).__name__}, which has {key}={value!r}"
+                raise checks.refusal(ValueError, key, given[key], rule, "Use lionbits.Lion for other settings.")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient.
+
+        Args:
+            closure: recomputes the loss, with gradients enabled; its value is returned.
+
+        Raises:
+            FloatingPointError: with ``nonfinite="raise"``, if an element was skipped. All others were
+                updated.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._update()
+        return loss
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _update(self) -> None:
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.item():
+            return
+        works = work.collect(self.param_groups, self.state)
+        backends = [select.serving(self._backend, w.launch.plan, w.launch.device) for w in works]
+        for w in works:
+            work.prepare(w, self.state.__getitem__, self._pager)
+        raising = []
+        for w, backend in zip(works, backends, strict=True):
+            skipped = work.run(w, backend, self._pager, getattr(self, "grad_scale", None))
+            total = self._skipped.setdefault(w.launch.device, torch.zeros_like(skipped))
+            total += skipped
+            raising += [skipped] if w.launch.raises else []
+        count = sum(int(skipped.item()) for skipped in raising)
+        if count:
+            raise FloatingPointError(
+                f"nonfinite='raise': {count} element(s) had a gradient or momentum that is not finite. They were "
+                f"left as they were, and all others updated. Lower lr, clip gradients, or use nonfinite='skip'."
+            )
+
+    @torch.no_grad()
+    def momentum(self, param: Tensor) -> Tensor:
+        """The momentum of ``param``, decoded: float32, of its shape, on its device; zeros before its first update.
+
+        Raises:
+            ValueError: the optimizer does not hold ``param``.
+        """
+        for group in self.param_groups:
+            if any(param is held for held in group["params"]):
+                break
+        else:
+            raise ValueError(f"param of shape {tuple(param.shape)} is not among this optimizer's parameters.")
+        state = self.state.get(param)
+        if not state:
+            return torch.zeros(param.shape, device=param.device)
+        plan: Plan = options.plan(group, param, param.dtype)
+        backend = select.serving(self._backend, plan, param.device)
+        near = {key: state[key].to(param.device) for key in plan.format.momentum_spec(param.shape)}
+        return backend.decode(plan.format, near, param.shape)
+
+    def skipped_elements(self) -> int:
+        """How many element updates were skipped as something was not finite. Waits for the device."""
+        return sum(int(total.item()) for total in self._skipped.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch, not a copy; the same for every backend, paged or resident."""
+        return checkpoint.stamp(super().state_dict())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue bit for bit where ``state_dict`` was taken. Tensors are copied, never cast.
+
+        Raises:
+            TypeError, ValueError: the state dict does not fit this optimizer; nothing was changed.
+        """
+
+        def seal(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            return checkpoint.examine(self.param_groups, given)
+
+        handle = self.register_load_state_dict_pre_hook(seal)  # after the user's hooks
+        try:
+            super().load_state_dict(dict(state_dict))
+        finally:
+            handle.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        backend = None if self._backend is None else cast(Any, self._backend).__name__
+        kept = ("_pager", "_overrides", "_skipped")
+        return super().__getstate__() | {key: self.__dict__[key] for key in kept} | {"_backend": backend}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch puts it there, as one of its own optimizers' settings
+        if isinstance(self._backend, str):
+            self._backend = select.requested(importlib.import_module(self._backend))
+        self.defaults["seed"] = self.param_groups[0].get("seed", self.defaults["seed"])  # a checkpoint brings its own
+        for group in self.param_groups:
+            groups.inherit(group, self.defaults)
+        for param, held in self.state.items():
+            if isinstance(held, checkpoint.Sealed):
+                self._adopt(param, held.state)
+            elif "_pager" in state:  # unpickled or copied, rather than loaded
+                self._adopt(param, held)
+
+    def _adopt(self, param: Tensor, held: Mapping[str, Any]) -> None:
+        """Take over copies of state tensors, each to where this optimizer keeps it."""
+
+        def placed(key: str, value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if key == "grad_norms":
+                return value.detach().to(param.device, copy=True)
+            return self._pager.adopt(value, param.device)
+
+        self.state[param] = {key: placed(key, value) for key, value in held.items()}

@@ -1,0 +1,164 @@
+"""QLion's face on Lion: its arguments, its quantizer; Lion's order, and 4 bits that are really packed."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from lionbits_reference.spec import Hyper, checks
+
+from .optimizer import Lion, Params
+
+
+class _Options(TypedDict, total=False):
+    """What :class:`lionbits.Lion` takes beyond QLion's own arguments."""
+
+    block_wise: bool
+    block_size: int | None
+    state_format: str | None
+    rounding: str
+    param_rounding: str
+    master_bits: int
+    nonfinite: str
+    maximize: bool
+    percentile_clipping: int
+    seed: int
+    is_paged: bool
+    page_budget: int | None
+    page_dir: str | None
+    backend: Any
+    overrides: Any
+
+
+class QLion(Lion):
+    """:class:`Lion` with QLion's arguments, all of which may also be set per parameter group.
+
+    Differences from the original, on purpose: the update comes from the old momentum (``momentum_first=True``
+        gives the
+    original's order), momentum is rounded without bias in blocks (``state_format="e0m3", block_wise=False,
+    rounding="nearest"`` gives its format, which freezes), two elements share a byte, and ``p.grad`` is not
+    changed.
+
+    Args:
+        params, lr, betas, weight_decay: as in :class:`Lion`.
+        use_4bit: 4-bit momentum for parameters of more than ``quant_threshold`` elements; else float32.
+        cautious: where update and gradient have opposite signs, take the gradient's.
+        quant_threshold: an int >= 0.
+        grad_clip: scale each tensor's gradient down to this norm; 0: off.
+        momentum_first: take the sign from the new momentum, which is Lion with betas (b1*b2, b2); the groups
+            then show these.
+        **options: keyword arguments of :class:`Lion`.
+
+    Raises:
+        TypeError, ValueError: as in :class:`Lion`.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        use_4bit: bool = False,
+        cautious: bool = False,
+        quant_threshold: int = 1024,
+        grad_clip: float = 1.0,
+        momentum_first: bool = False,
+        **options: Unpack[_Options],
+    ) -> None:
+        own = {
+            "use_4bit": use_4bit,
+            "cautious": cautious,
+            "quant_threshold": quant_threshold,
+            "momentum_first": momentum_first,
+        }
+        # Groups are translated when they are added; the constructor's own values before that.
+        self._own = own
+        first = _translated({"betas": betas, **own})
+        super().__init__(
+            params,
+            lr,
+            betas,
+            weight_decay,
+            first["optim_bits"],
+            min_8bit_size=first["min_8bit_size"],
+            cautious=first["cautious"],
+            grad_clip=grad_clip,
+            **options,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in :class:`Lion`, with QLion's settings."""
+        if isinstance(param_group, dict):
+            param_group = _translated({"betas": self.defaults["betas"], **self._own, **param_group})
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_own": self._own}
+
+    def __repr__(self) -> str:
+        return f"QLion(lr={self.defaults['lr']}, quant={self._own['use_4bit']})"
+
+
+def _translated(group: dict[str, Any]) -> dict[str, Any]:
+    """A group with Lion's settings for QLion's; what belongs to QLion alone stays readable in it.
+
+    Raises:
+        TypeError, ValueError.
+    """
+    for key in ("use_4bit", "cautious", "momentum_first"):
+        checks.flag(key, group[key])
+    threshold = checks.integer("quant_threshold", group["quant_threshold"], 0)
+    translated = {
+        **group,
+        "optim_bits": 4 if group["use_4bit"] else 32,
+        "min_8bit_size": threshold + 1,
+        "cautious": "gradient" if group["cautious"] else None,
+    }
+    if group["momentum_first"]:
+        Hyper.of(group["betas"])
+        b1, b2 = group["betas"]
+        translated["betas"] = (b1 * b2, b2)
+    return translated
+
+
+class SymmetricQuantizer:
+    """Linear symmetric quantisation with one scale per tensor, rounded to nearest even.
+
+    Args:
+        bits: 2..8, an int.
+        min_scale: the smallest scale, > 0; a tensor with no magnitude of at least 1e-8 becomes zeros and
+            scale 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    def __init__(self, bits: int = 4, min_scale: float = 1e-8) -> None:
+        self.bits = checks.integer("bits", bits, 2, 8)
+        self.min_scale = checks.number("min_scale", min_scale)
+        self.max_val = 2 ** (bits - 1) - 1
+
+    def quantize(self, tensor: Tensor) -> tuple[Tensor, float]:
+        """int8 codes in [-(2^(bits-1)-1), 2^(bits-1)-1], of the tensor's shape, and their scale.
+
+        Raises:
+            ValueError: the tensor holds a NaN or infinity, for which there is no scale.
+        """
+        largest = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+        if not largest < float("inf"):
+            raise ValueError(
+                f"tensor of shape {tuple(tensor.shape)} holds values that are not finite; mask them first."
+            )
+        if largest < 1e-8:
+            return torch.zeros_like(tensor, dtype=torch.int8), 0.0
+        scale = max(largest / self.max_val, self.min_scale)
+        codes = torch.round(tensor.detach() / scale).clamp(-self.max_val, self.max_val)
+        return codes.to(torch.int8), scale
+
+    def dequantize(self, quantized: Tensor, scale: float) -> Tensor:
+        """codes * scale, float32."""
+        return quantized.to(torch.float32) * scale

@@ -1,0 +1,121 @@
+"""Which backend serves: constructor argument > ``LIONBITS_BACKEND`` > auto. ``x`` means ``lionbits_x``."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import os
+import pkgutil
+from types import ModuleType
+from typing import cast
+
+import torch
+
+from lionbits_reference.spec import Backend, Format, Plan, checks
+
+ENVIRONMENT = "LIONBITS_BACKEND"
+AUTO = "auto"
+PREFIX = "lionbits_"
+
+#: Modules of our own that have the prefix and are no backends.
+NOT_BACKENDS = ("conformance", "bench")
+
+#: What ``auto`` tries on CUDA, best first. Elsewhere it takes the last.
+PREFERENCE = ("triton", "cupy", "compiled", "reference")
+
+CALLABLES = ("supports", "aligned", "absmax", "step", "encode", "decode")
+
+
+class BackendUnavailable(ImportError):
+    """A backend that was asked for by name cannot be imported; the message says why."""
+
+
+def known() -> tuple[str, ...]:
+    """Our own backends, best first, then third parties' that are installed."""
+    found = {m.name.removeprefix(PREFIX) for m in pkgutil.iter_modules() if m.name.startswith(PREFIX)}
+    return (*PREFERENCE, *sorted(found - set(PREFERENCE) - set(NOT_BACKENDS)))
+
+
+def load(name: str) -> Backend:
+    """The module ``lionbits_<name>``.
+
+    Raises:
+        BackendUnavailable: it is not installed, or its import fails.
+        TypeError: it lacks a name that the protocol asks for.
+    """
+    module_name = PREFIX + name
+    if importlib.util.find_spec(module_name) is None:
+        near = difflib.get_close_matches(name, known(), 1)
+        guess = f" Did you mean {near[0]!r}?" if near and near[0] != name else ""
+        way_out = f"pip install lionbits-{name}, or choose from {', '.join(known())}."
+        raise BackendUnavailable(f"backend={name!r}: there is no module {module_name}.{guess} {way_out}")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise BackendUnavailable(f"backend={name!r}: importing {module_name} failed: {error}") from error
+    return _checked(module)
+
+
+def requested(backend: str | ModuleType | None) -> Backend | None:
+    """The backend that argument or environment name, or None for ``auto``.
+
+    Raises:
+        TypeError: the argument is neither a name nor a module with the protocol's functions.
+        BackendUnavailable: the name cannot be imported.
+    """
+    if backend is None:
+        backend = os.environ.get(ENVIRONMENT) or AUTO
+    if isinstance(backend, ModuleType):
+        return _checked(backend)
+    if not isinstance(backend, str):
+        raise checks.refusal(TypeError, "backend", backend, "must be a name, a backend module, or None")
+    return None if backend == AUTO else load(backend)
+
+
+def serving(backend: Backend | None, plan: Plan, device: torch.device) -> Backend:
+    """The backend that runs this plan on this device: the requested one, or the first able one.
+
+    Raises:
+        ValueError: the requested backend cannot, with its reason. There is no silent fallback.
+    """
+    if backend is not None:
+        reason = backend.supports(plan, device)
+        if reason:
+            raise ValueError(f"backend={backend.name!r} cannot serve {_describe(plan, device)}: {reason}")
+        return backend
+    return _automatic(plan, device)
+
+
+def diagnose(name: str, device: torch.device) -> str:
+    """Empty where the backend can step 8-bit state of float32 parameters there, else the reason why not."""
+    try:
+        return load(name).supports(Plan(torch.float32, torch.float32, Format.of(8)), device)
+    except (BackendUnavailable, TypeError) as error:
+        return str(error)
+
+
+@functools.lru_cache(maxsize=1024)
+def _automatic(plan: Plan, device: torch.device) -> Backend:
+    for name in PREFERENCE if device.type == "cuda" else PREFERENCE[-1:]:
+        if importlib.util.find_spec(PREFIX + name) is None:
+            continue
+        backend = load(name)
+        if not backend.supports(plan, device):
+            return backend
+    raise ValueError(f"no backend serves {_describe(plan, device)}")
+
+
+def _checked(module: ModuleType) -> Backend:
+    missing = [name for name in CALLABLES if not callable(getattr(module, name, None))]
+    if not isinstance(getattr(module, "name", None), str):
+        missing.insert(0, "name")
+    if missing:
+        rule = f"lacks {', '.join(missing)} of the protocol lionbits_reference.spec.Backend"
+        raise checks.refusal(TypeError, "backend", module.__name__, rule)
+    return cast(Backend, module)
+
+
+def _describe(plan: Plan, device: torch.device) -> str:
+    return f"{plan.param_dtype} parameters with {plan.format.name} state on {device}"

@@ -1,0 +1,133 @@
+"""The backend ``reference``: the rule, the formats and the rounding, walked over slots in slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import formats, rounding, update
+from .slices import cut
+from .spec import Format, Hyper, Plan, Scalars, Slot, matrix_shape
+
+name = "reference"
+
+
+def supports(plan: Plan, device: torch.device) -> str:
+    """Empty: the reference serves every plan on any device that torch computes on."""
+    return "" if device.type != "meta" else "tensors on the meta device hold no numbers"
+
+
+def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+    """See :meth:`lionbits_reference.spec.Backend.aligned`."""
+    counts = torch.zeros(len(slots), dtype=torch.int64, device=scalars.lr.device)
+    for j, piece in _pieces(plan.format, slots):
+        m, g = _load_momentum(piece, plan.format), _load_grad(piece, scalars.grad_scale[j])
+        counts[j] += update.count_aligned(m, g, hyper, plan.nonfinite)
+    return counts
+
+
+def absmax(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+    """See :meth:`lionbits_reference.spec.Backend.absmax`."""
+    largest = torch.zeros(len(slots), device=scalars.lr.device)
+    for j, piece in _pieces(plan.format, slots):
+        m, g = _load_momentum(piece, plan.format), _load_grad(piece, scalars.grad_scale[j])
+        momentum, _ = update.next_momentum(m, g, hyper, plan.nonfinite)
+        largest[j] = torch.maximum(largest[j], momentum.abs().amax())
+    return largest
+
+
+def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> None:
+    """See :meth:`lionbits_reference.spec.Backend.step`."""
+    for j, piece in _pieces(plan.format, slots):
+        p = _load_param(piece, plan)
+        m, g = _load_momentum(piece, plan.format), _load_grad(piece, scalars.grad_scale[j])
+        new = update.update(p, m, g, scalars.lr[j], scalars.keep[j], hyper, plan.caution, plan.nonfinite)
+        _store_param(new.param, piece, plan, hyper, scalars.step[j])
+        if plan.format.quantised:
+            lane = _lanes(hyper.rounding, piece, hyper, rounding.STATE, scalars.step[j])
+            largest = None if scalars.absmax is None else scalars.absmax[j]
+            _store_codes(new.momentum, piece, plan.format, lane, largest)
+        else:
+            piece.state["exp_avg"].copy_(new.momentum.view(piece.state["exp_avg"].shape))
+        scalars.skipped.add_((~new.applied).sum())
+
+
+def encode(format: Format, momentum: Tensor) -> dict[str, Tensor]:
+    """State tensors of ``format`` for a float32 ``momentum`` of any shape, rounded to nearest."""
+    if not format.quantised:
+        return {"exp_avg": momentum.to(torch.float32).clone()}
+    spec = format.momentum_spec(momentum.shape)
+    state = {key: torch.zeros(s.shape, dtype=s.dtype, device=momentum.device) for key, s in spec.items()}
+    largest = None
+    if format.tensor_wise:
+        largest = momentum.abs().amax() if momentum.numel() else momentum.new_zeros(())
+        state["exp_avg_scale"].copy_(formats.block_scale(largest, format))
+    for piece in cut(Slot(momentum, momentum, state, 0), format):
+        m = piece.param.reshape(matrix_shape(piece.param.shape))
+        _store_codes(m, piece, format, rounding.NEAREST, largest)
+    return state
+
+
+def decode(format: Format, state: Mapping[str, Any], shape: Sequence[int]) -> Tensor:
+    """float32 momentum of ``shape``, contiguous."""
+    device = state["exp_avg_codes" if format.quantised else "exp_avg"].device
+    momentum = torch.empty(tuple(shape), device=device)
+    for piece in cut(Slot(momentum, momentum, state, 0), format):
+        piece.param.copy_(_load_momentum(piece, format).view(piece.param.shape))
+    return momentum
+
+
+def _pieces(format: Format, slots: Sequence[Slot]) -> Iterator[tuple[int, Slot]]:
+    for j, slot in enumerate(slots):
+        for piece in cut(slot, format):
+            yield j, piece
+
+
+def _load_grad(piece: Slot, grad_scale: Tensor) -> Tensor:
+    """g = float32(grad) * grad_scale as (rows, columns)."""
+    return piece.grad.reshape(matrix_shape(piece.grad.shape)).to(torch.float32) * grad_scale
+
+
+def _load_momentum(piece: Slot, format: Format) -> Tensor:
+    rows, columns = matrix_shape(piece.param.shape)
+    if not format.quantised:
+        exp_avg: Tensor = piece.state["exp_avg"]
+        return exp_avg.reshape(rows, columns)
+    return formats.decode(piece.state["exp_avg_codes"].reshape(rows, -1), piece.state["exp_avg_scale"], columns, format)
+
+
+def _load_param(piece: Slot, plan: Plan) -> Tensor:
+    shape = matrix_shape(piece.param.shape)
+    rest = piece.state["param_rest"].reshape(shape) if plan.param_rounding == "compensated" else None
+    return rounding.load_param(piece.param.reshape(shape), rest)
+
+
+def _store_param(p: Tensor, piece: Slot, plan: Plan, hyper: Hyper, step: Tensor) -> None:
+    """Write p' (rows, columns), rounded once, through whatever strides the parameter has."""
+    stored = p
+    if plan.param_rounding == "compensated":
+        rest = piece.state["param_rest"]
+        lane = _lanes("dithered" if plan.master_bits == 24 else "nearest", piece, hyper, rounding.PARAMETER, step)
+        stored, dropped = rounding.split_master(p, rest.dtype, lane)
+        rest.copy_(dropped.view(rest.shape))
+    elif plan.param_rounding != "nearest":
+        lane = _lanes(plan.param_rounding, piece, hyper, rounding.PARAMETER, step)
+        stored = rounding.round_unbiased(p, lane)
+    piece.param.copy_(stored.view(piece.param.shape))
+
+
+def _store_codes(m: Tensor, piece: Slot, format: Format, lane: Tensor | int, absmax: Tensor | None) -> None:
+    """Write m' (rows, columns) as codes and scales; ``absmax`` is the tensor's, of a tensor-wise format."""
+    if absmax is None:
+        absmax = formats.block_absmax(m, format)
+        piece.state["exp_avg_scale"].copy_(formats.block_scale(absmax, format))
+    codes = piece.state["exp_avg_codes"]
+    codes.copy_(formats.encode(m, absmax, lane, format).view(codes.shape))
+
+
+def _lanes(mode: str, piece: Slot, hyper: Hyper, purpose: int, step: Tensor) -> Tensor | int:
+    salt = rounding.salt(hyper.seed, piece.index, purpose)
+    return rounding.lanes(mode, salt, step, piece.start, piece.row_pitch, matrix_shape(piece.param.shape))

@@ -1,0 +1,64 @@
+"""Gradient clipping per tensor: norms up, factors down, all on the device.
+
+The norm sums squares in binary64, in a fixed order that no thread count, device or slice size changes, and is
+rounded to float32 once. Percentile clipping is that of bitsandbytes before 0.50, with its off-by-one mended: the
+limit is the q-th smallest of the last 100 norms, the present one included.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: How many norms percentile clipping remembers.
+HISTORY = 100
+
+_LEAF = 1 << 16  # elements whose squares are summed by halving, as one tree
+
+
+def gradient_norm(grad: Tensor, nonfinite: str) -> Tensor:
+    """Euclidean norm of ``grad``, float32, 0-d; with ``nonfinite="skip"``, of the elements that are finite.
+
+    The order of the sum is part of the meaning: logical row-major elements in runs of 65,536, each filled up with
+    zeros to a power of two and halved (x[:n/2] + x[n/2:]) down to one number; then the runs' sums likewise.
+    """
+    flat = grad.detach().reshape(-1)
+    totals = [_sum_of_squares(run, nonfinite) for run in flat.split(_LEAF)]
+    return _halve(torch.stack(totals)).sqrt().to(torch.float32)
+
+
+def remember(norms: Tensor, norm: Tensor, step: int) -> None:
+    """Put the ``norm`` of update number ``step`` in its place of the float32[100] history, in place.
+
+    A history of zeros is empty, and is filled with the norm. Were a first norm of zero to fill it (the gradient of
+    LoRA's A while B is zero), gradients would be clipped to nothing until the zeros had left the window.
+    """
+    norms.copy_(torch.where(norms.amax() == 0, norm, norms))
+    norms[step % HISTORY] = norm
+
+
+def percentile_limit(norms: Tensor, q: int) -> Tensor:
+    """The q-th smallest of the history, 0-d float32; q in 1..100."""
+    return norms.sort().values[q - 1]
+
+
+def clip_factor(norm: Tensor, limit: Tensor) -> Tensor:
+    """limit / norm where norm exceeds limit, else 1; 0-d float32."""
+    return torch.where(norm > limit, limit / norm, 1.0)
+
+
+def _sum_of_squares(run: Tensor, nonfinite: str) -> Tensor:
+    x = run.to(torch.float64)
+    if nonfinite == "skip":
+        x = torch.where(torch.isfinite(x), x, 0.0)
+    return _halve(x * x)
+
+
+def _halve(x: Tensor) -> Tensor:
+    """The sum of a 1-d tensor as a balanced binary tree."""
+    size = 1 << max(len(x) - 1, 0).bit_length()
+    x = torch.nn.functional.pad(x, (0, size - len(x)))
+    while len(x) > 1:
+        half = len(x) // 2
+        x = x[:half] + x[half:]
+    return x[0]

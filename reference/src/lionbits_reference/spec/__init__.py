@@ -1,0 +1,40 @@
+"""The nouns that optimizers and backends share: all that a backend may import of the reference."""
+
+from .call import Backend, Scalars, Slot
+from .format import DEFAULTS, FLOAT32, MIN_COLUMNS, Format, TensorSpec, matrix_shape
+from .plan import (
+    CAUTIONS,
+    MASTER_BITS,
+    NONFINITE,
+    PARAM_DTYPES,
+    PARAM_ROUNDINGS,
+    ROUNDINGS,
+    Hyper,
+    Plan,
+    check_rate,
+    decay_factor,
+    float32,
+)
+
+__all__ = [
+    "CAUTIONS",
+    "DEFAULTS",
+    "FLOAT32",
+    "MASTER_BITS",
+    "MIN_COLUMNS",
+    "NONFINITE",
+    "PARAM_DTYPES",
+    "PARAM_ROUNDINGS",
+    "ROUNDINGS",
+    "Backend",
+    "Format",
+    "Hyper",
+    "Plan",
+    "Scalars",
+    "Slot",
+    "TensorSpec",
+    "check_rate",
+    "decay_factor",
+    "float32",
+    "matrix_shape",
+]

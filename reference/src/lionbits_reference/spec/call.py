@@ -1,0 +1,99 @@
+"""One call of a backend: its tensors (Slot), their numbers on the device (Scalars), the protocol (Backend)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from .format import Format, matrix_shape
+from .plan import Hyper, Plan
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of a call: a whole parameter, or a rectangle of it (a shard, a page, a slice).
+
+    Attributes:
+        param: written in place, strides kept. Any rank; seen as (rows, columns) in logical row-major order.
+        grad: the same shape; read only.
+        state: what :meth:`Plan.state_spec` names, for this rectangle, written in place; other keys do not matter.
+        index: the parameter's position over all groups; rounding lanes depend on it.
+        start: counting position, in the whole parameter, of this rectangle's first element; even.
+        pitch: counting positions from one row to the next: the whole parameter's columns, rounded up to even.
+            None: this rectangle is as wide as the parameter.
+    """
+
+    param: torch.Tensor
+    grad: torch.Tensor
+    state: Mapping[str, Any]
+    index: int
+    start: int = 0
+    pitch: int | None = None
+
+    @property
+    def row_pitch(self) -> int:
+        """``pitch`` with its default filled in; even, so that pairs which share a hash never straddle rows."""
+        if self.pitch is not None:
+            return self.pitch
+        columns = matrix_shape(self.param.shape)[1]
+        return columns + columns % 2
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """Numbers per slot, on the slots' device, so that nothing waits on the host.
+
+    Attributes:
+        lr: float32[k], the learning rate after cautious scaling.
+        keep: float32[k], 1 - lr*wd with the learning rate as given.
+        grad_scale: float32[k], multiplies the gradient: clipping, loss scaling, and -1 to maximize.
+        step: int64[k], the number of updates the parameter has had with this one (1 at the first).
+        skipped: int64[1], counts skipped elements; ``step`` adds to it.
+        absmax: float32[k] for tensor-wise formats: the largest |m'| of the whole tensor, from
+            :meth:`Backend.absmax`.
+    """
+
+    lr: torch.Tensor
+    keep: torch.Tensor
+    grad_scale: torch.Tensor
+    step: torch.Tensor
+    skipped: torch.Tensor
+    absmax: torch.Tensor | None = None
+
+    def part(self, at: slice) -> Scalars:
+        """The numbers of a run of slots; views, and the same ``skipped``."""
+        absmax = None if self.absmax is None else self.absmax[at]
+        return Scalars(self.lr[at], self.keep[at], self.grad_scale[at], self.step[at], self.skipped, absmax)
+
+
+class Backend(Protocol):
+    """A backend is a module with these names. The k slots of a call share plan and device."""
+
+    @property
+    def name(self) -> str:
+        """As ``LIONBITS_BACKEND`` spells it; the module is ``lionbits_<name>``."""
+
+    def supports(self, plan: Plan, device: torch.device) -> str:
+        """Empty, or the reason why this plan cannot be served on this device."""
+
+    def aligned(self, plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> torch.Tensor:
+        """int64[k]: elements whose c and g share a non-zero sign and that are not skipped. Writes nothing."""
+
+    def absmax(self, plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> torch.Tensor:
+        """float32[k]: the largest |m'| that ``step`` would encode. Writes nothing."""
+
+    def step(self, plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> None:
+        """Update parameters and state in place and add to ``scalars.skipped``.
+
+        A tensor-wise ``exp_avg_scale`` is read and left alone, as other rectangles of the tensor may still
+        have to read it; the caller stores the new one afterwards.
+        """
+
+    def encode(self, format: Format, momentum: torch.Tensor) -> dict[str, torch.Tensor]:
+        """State tensors of ``format`` for a float32 momentum, rounded to nearest."""
+
+    def decode(self, format: Format, state: Mapping[str, Any], shape: Sequence[int]) -> torch.Tensor:
+        """float32 momentum of ``shape`` from state tensors of ``format``."""

@@ -1,0 +1,54 @@
+"""One voice for refusals: every message names the argument, its value, the rule, and the way out."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+
+def choice(name: str, value: object, allowed: Sequence[Any], hint: str = "") -> None:
+    """Refuse a ``value`` that is not one of ``allowed`` (compared with its type: ``True`` is not 1).
+
+    Raises:
+        TypeError: no allowed value has this type.
+        ValueError: the type is right and the value is not.
+    """
+    if any(value == option and isinstance(value, bool) == isinstance(option, bool) for option in allowed):
+        return
+    rule = f"must be one of {', '.join(map(repr, allowed))}"
+    kinds = {type(option) for option in allowed}
+    raise refusal(ValueError if type(value) in kinds else TypeError, name, value, rule, hint)
+
+
+def integer(name: str, value: object, low: int, high: int | None = None, hint: str = "") -> int:
+    """Refuse anything but an int (a bool is none) in ``[low, high]``; ``high=None``: no upper end."""
+    rule = f"must be an int >= {low}" if high is None else f"must be an int in {low}..{high}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise refusal(TypeError, name, value, rule, hint)
+    whole = int(value)
+    if whole < low or (high is not None and whole > high):
+        raise refusal(ValueError, name, value, rule, hint)
+    return whole
+
+
+def number(name: str, value: object, hint: str = "") -> float:
+    """Refuse anything but a finite real number >= 0."""
+    rule = "must be a finite number >= 0"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise refusal(TypeError, name, value, rule, hint)
+    if not math.isfinite(value) or value < 0:
+        raise refusal(ValueError, name, value, rule, hint)
+    return float(value)
+
+
+def flag(name: str, value: object) -> None:
+    """Refuse anything but ``True`` and ``False``."""
+    if not isinstance(value, bool):
+        raise refusal(TypeError, name, value, "must be True or False")
+
+
+def refusal(kind: type[Exception], name: str, value: object, rule: str, hint: str = "") -> Exception:
+    """The exception to raise for argument ``name``; ``hint`` says the way out where the rule does not."""
+    return kind(f"{name}={value!r} is not accepted: it {rule}" + (f". {hint}" if hint else ""))
