@@ -48,9 +48,9 @@ def load(name: str) -> Backend:
     module_name = PREFIX + name
     if importlib.util.find_spec(module_name) is None:
         near = difflib.get_close_matches(name, known(), 1)
-        guess = f" Did you mean {near[0]!r}?" if near and near[0] != name else ""
-        way_out = f"pip install lionbits-{name}, or choose from {', '.join(known())}."
-        raise BackendUnavailable(f"backend={name!r}: there is no module {module_name}.{guess} {way_out}")
+        guess = f"Did you mean {near[0]!r}?" if near and near[0] != name else f"Install it: pip install lionbits-{name}."
+        choices = ", ".join(known())
+        raise BackendUnavailable(f"backend={name!r}: there is no module {module_name}. {guess} Known are {choices}.")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -1,0 +1,81 @@
+"""Every job that anyone runs here, in one file.
+
+`nox -l` lists the sessions, `nox` runs the ones a change has to pass, `nox -s tests -- -k rounding` hands
+the rest of the line to pytest. Each session has its own virtual environment under `.nox/`, made once and reused;
+`nox -R` also skips looking whether its packages are up to date.
+"""
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"  # pip, so that constraints.txt and your pip settings count
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "tests"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+# Every distribution of this repository, those that others stand on first.
+PACKAGES = ("reference", "packages/lionbits[cli]")
+
+# The picture of the README: four Lions from the same start, within four minutes on two CPU cores.
+PICTURES = Path("demo-out")
+DEMO = (
+    "--compare", "lion32", "lion8", "lion4", "qlion",
+    "--steps", "400", "--out", str(PICTURES),
+)  # fmt: skip
+
+
+def wanted(*groups: str) -> list[str]:
+    """List what pip shall install: dependency groups of pyproject.toml and every package, editable.
+
+    constraints.txt holds all versions, torch's above all: an environment downloads it once and keeps it.
+    """
+    requirements = nox.project.dependency_groups(PROJECT, *groups)
+    editable = [argument for package in PACKAGES for argument in ("--editable", package)]
+    return ["--constraint", "constraints.txt", *requirements, *editable]
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train 32-, 8- and 4-bit Lion and QLion on real text and draw them side by side (CPU, minutes)."""
+    session.install(*wanted())
+    session.run("lionbits", "train", *DEMO, *session.posargs)
+    pictures = sorted(PICTURES.rglob("*.png"))
+    if not pictures:
+        session.error(f"the demo drew no picture under {PICTURES.resolve()}")
+    session.log("The pictures are in")
+    for picture in pictures:
+        session.log(f"  {picture.resolve()}")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests of every package; what follows `--` goes to pytest."""
+    session.install(*wanted("test", "peers"))
+    session.run(
+        "pytest",
+        *("--numprocesses=auto", "--maxprocesses=4"),
+        *session.posargs,
+        # One thread per worker: small tensors gain nothing from more, and the workers stop fighting.
+        env={"OMP_NUM_THREADS": "1"},
+    )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style (ruff), types (mypy strict) and who imports whom (import-linter); change nothing."""
+    session.install(*wanted("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("lint-imports")
+
+
+@nox.session
+def dev(session: nox.Session) -> None:
+    """Make `.venv`: every package, editable, and the tools of all sessions, for your editor and shell."""
+    session.run("python", "-m", "venv", ".venv")
+    session.run("python", "-m", "pip", "--python", ".venv", "install", *wanted("dev"))
+    session.log("It is .venv; on Linux and macOS, activate it with: source .venv/bin/activate")
