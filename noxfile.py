@@ -23,7 +23,7 @@ PACKAGES = ("reference", "packages/lionbits[cli]")
 PICTURES = Path("demo-out")
 DEMO = (
     "--compare", "lion32", "lion8", "lion4", "qlion",
-    "--steps", "400", "--out", str(PICTURES),
+    "--steps", "350", "--context", "96", "--eval-every", "25", "--out", str(PICTURES),
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -
 
 def absmax(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
     """See :meth:`lionbits_reference.spec.Backend.absmax`."""
-    largest = torch.zeros(len(slots), device=scalars.lr.device)
+    largest = torch.zeros(len(slots), dtype=torch.float32, device=scalars.lr.device)
     for j, piece in _pieces(plan.format, slots):
         m, g = _load_momentum(piece, plan.format), _load_grad(piece, scalars.grad_scale[j])
         momentum, _ = update.next_momentum(m, g, hyper, plan.nonfinite)
@@ -74,7 +74,7 @@ def encode(format: Format, momentum: Tensor) -> dict[str, Tensor]:
 def decode(format: Format, state: Mapping[str, Any], shape: Sequence[int]) -> Tensor:
     """float32 momentum of ``shape``, contiguous."""
     device = state["exp_avg_codes" if format.quantised else "exp_avg"].device
-    momentum = torch.empty(tuple(shape), device=device)
+    momentum = torch.empty(tuple(shape), dtype=torch.float32, device=device)
     for piece in cut(Slot(momentum, momentum, state, 0), format):
         piece.param.copy_(_load_momentum(piece, format).view(piece.param.shape))
     return momentum

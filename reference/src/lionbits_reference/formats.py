@@ -3,7 +3,8 @@ r"""Momentum to codes and back: block-scaled minifloats, by shifts and adds, wit
 For a block with ``absmax`` = max \|m'\| and a format with largest value ``top`` and w = 23 - Y::
 
     absmax <= 2^-100:  scale = 0, all codes 0
-    scale = absmax / top           r = top / absmax           y = |m'| * r
+    a = min(absmax, 2^127)         so that top * scale stays finite; larger magnitudes are held at a
+    scale = a / top                r = top / a                y = |m'| * r
     t = bits(y * 2^-127)           gradual underflow makes this integer piecewise-linear in |m'|
     k = min((t + dither) >> w, largest k)          dither = lane << (w - 16); sign kept unless k = 0
     decode: m = +-value(k) * scale                 value(k) is the float with bits k << w, times 2^127
@@ -24,6 +25,10 @@ from .spec import Format
 
 #: Blocks at or below this hold nothing: scale 0. (Above it top / absmax is finite for every format.)
 TINY = 2.0**-100
+
+#: The largest magnitude that codes can hold. For some formats float32(FLT_MAX / top) * top overflows; an infinite
+#: momentum would be skipped for ever, and would make its whole block NaN.
+HUGE = 2.0**127
 _ONE_BITS = 127 << 23
 
 
@@ -34,7 +39,7 @@ def block_absmax(m: Tensor, format: Format) -> Tensor:
 
 def block_scale(absmax: Tensor, format: Format) -> Tensor:
     """float32 scale for each absmax."""
-    scale = torch.where(absmax <= TINY, 0.0, absmax / torch.full_like(absmax, format.top))
+    scale = torch.where(absmax <= TINY, 0.0, absmax.clamp(max=HUGE) / torch.full_like(absmax, format.top))
     return torch.where(torch.isfinite(absmax), scale, torch.nan)
 
 
@@ -47,7 +52,7 @@ def encode(m: Tensor, absmax: Tensor, lane: Tensor | int, format: Format) -> Ten
         lane: int32 like ``m``, or one int; 0..65535.
     """
     usable = torch.isfinite(absmax) & (absmax > TINY)
-    inverse = torch.where(usable, torch.full_like(absmax, format.top) / absmax, 0.0)
+    inverse = torch.where(usable, torch.full_like(absmax, format.top) / absmax.clamp(max=HUGE), 0.0)
     y = _per_element(m.abs(), inverse, format)
     t = torch.where(y < 2, torch.round(y * 2.0**22).to(torch.int32), y.view(torch.int32) - _ONE_BITS)
     k = ((t + (lane << (format.shift - 16))) >> format.shift).clamp_(max=format.largest_code)

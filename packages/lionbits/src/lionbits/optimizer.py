@@ -222,7 +222,7 @@ class Lion(Optimizer):
             raise ValueError(f"param of shape {tuple(param.shape)} is not among this optimizer's parameters.")
         state = self.state.get(param)
         if not state:
-            return torch.zeros(param.shape, device=param.device)
+            return torch.zeros(param.shape, dtype=torch.float32, device=param.device)
         plan: Plan = options.plan(group, param, param.dtype)
         backend = select.serving(self._backend, plan, param.device)
         near = {key: state[key].to(param.device) for key in plan.format.momentum_spec(param.shape)}

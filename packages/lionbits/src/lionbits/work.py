@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lionbits_reference import caution, clipping, formats
-from lionbits_reference.spec import Backend, Hyper, Plan, Scalars, Slot, check_rate, decay_factor
+from lionbits_reference.spec import Backend, Hyper, Plan, Scalars, Slot, check_rate, decay_factor, float32
 
 from . import options
 from .paging import Pager
@@ -82,7 +82,7 @@ def prepare(work: Work, states: Callable[[Tensor], State], pager: Pager) -> None
             for key, spec in work.launch.plan.state_spec(param.shape).items():
                 state[key] = pager.allocate(spec, param.device)
         if group["percentile_clipping"] < 100 and "grad_norms" not in state:
-            state["grad_norms"] = torch.zeros(clipping.HISTORY, device=param.device)
+            state["grad_norms"] = torch.zeros(clipping.HISTORY, dtype=torch.float32, device=param.device)
         state["step"] += 1
         work.steps.append(state["step"])
         work.slots.append(Slot(param.detach(), grad.detach(), state, position))
@@ -149,7 +149,7 @@ def _scalars(work: Work, loss_scale: Tensor | None) -> Scalars:
         lr=_vector(lr, device),
         keep=_vector(keep, device),
         grad_scale=_vector(scale, device),
-        step=torch.tensor(work.steps, device=device),
+        step=torch.tensor(work.steps, dtype=torch.int64, device=device),
         skipped=torch.zeros(1, dtype=torch.int64, device=device),
     )
 
@@ -166,16 +166,17 @@ def _grad_scale(member: Member, slot: Slot, unscale: Tensor | None) -> float | T
     norm = clipping.gradient_norm(slot.grad, "propagate" if group["nonfinite"] == "propagate" else "skip")
     if unscale is not None:
         norm = norm * unscale
-    limit = torch.full_like(norm, grad_clip if grad_clip > 0 else torch.inf)
+    limit = torch.full_like(norm, float32(grad_clip) if grad_clip > 0 else torch.inf)
     if percentile < 100:
         clipping.remember(slot.state["grad_norms"], norm, slot.state["step"])
-        limit = torch.minimum(limit, clipping.percentile_limit(slot.state["grad_norms"], percentile))
+        usual = clipping.percentile_limit(slot.state["grad_norms"], percentile)
+        limit = torch.where(usual < limit, usual, limit)  # a NaN among the norms limits nothing
     return clipping.clip_factor(norm, limit) * scale
 
 
 def _with_absmax(backend: Backend, work: Work, pager: Pager, scalars: Scalars) -> Scalars:
     plan, hyper, device = work.launch.plan, work.launch.hyper, work.launch.device
-    absmax = torch.zeros(len(work.slots), device=device)
+    absmax = torch.zeros(len(work.slots), dtype=torch.float32, device=device)
     for part, at in pager.parts(work.slots):
         absmax[at] = torch.maximum(absmax[at], backend.absmax(plan, part, hyper, scalars.part(at)))
     return Scalars(scalars.lr, scalars.keep, scalars.grad_scale, scalars.step, scalars.skipped, absmax)
@@ -186,4 +187,4 @@ def _vector(values: Iterable[float | Tensor], device: torch.device) -> Tensor:
     values = list(values)
     if not any(isinstance(value, Tensor) for value in values):
         return torch.tensor(values, dtype=torch.float32, device=device)
-    return torch.stack([torch.as_tensor(v).detach().reshape(()).to(device, torch.float32) for v in values])
+    return torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device).detach().reshape(()) for v in values])

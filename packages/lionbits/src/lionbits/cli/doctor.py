@@ -1,0 +1,150 @@
+"""``lionbits doctor``: what each backend can do on this machine, and why not.
+
+It must work where something is broken, so every question is asked on its own and a failure is an answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from importlib.metadata import distributions
+from pathlib import Path
+
+import torch
+
+import lionbits
+
+from .console import EXTRA, Table, show
+
+VARIABLE = "LIONBITS_BACKEND"
+COMPILERS = ("c++", "g++", "clang++", "cl")
+AVAILABLE = "available"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Nothing to choose: a report that two people compare should ask the same questions."""
+    del parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; the exit code is 1 if LIONBITS_BACKEND asks for what this machine cannot do."""
+    del args
+    found = backends()
+    show(machine())
+    show(as_table(found))
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted in {"", "auto"}:
+        return 0
+    usable = [device for name, device, reason in found if name == wanted and not reason]
+    if not usable:
+        print(f"{VARIABLE}={wanted} cannot serve on this machine: constructing an optimizer will raise")
+    return 0 if usable else 1
+
+
+def machine() -> Table:
+    """Versions, devices, compiler, environment."""
+    drawn = Table("This machine", ("what", "found"), left=("found",))
+    drawn.add("lionbits", lionbits.__version__)
+    drawn.add("torch", torch.__version__)
+    drawn.add("python", f"{platform.python_version()} ({sys.executable})")
+    drawn.add("platform", platform.platform())
+    drawn.add("CPU", f"{cpu_name()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    for device in accelerators():
+        drawn.add(device, describe(device))
+    if not accelerators():
+        drawn.add("GPU", f"none that torch sees ({torch_build()})")
+    drawn.add("C++ compiler", compiler() or "none found (torch.compile on a CPU needs one)")
+    drawn.add("Python headers", headers() or "none found (Triton and torch.compile need Python.h)")
+    for package in ("triton", "cupy"):
+        drawn.add(package, package_version(package))
+    drawn.add(VARIABLE, os.environ.get(VARIABLE) or "not set: automatic")
+    charts = all(importlib.util.find_spec(name) for name in ("matplotlib", "rich"))
+    drawn.add("lionbits[cli]", "installed" if charts else f"not installed: train and report need {EXTRA}")
+    return drawn
+
+
+def backends() -> list[tuple[str, str, str]]:
+    """Name, device, and the reason why not ("" if available) of every backend on every device here."""
+    from lionbits import select
+
+    devices = ["cpu", *accelerators()]
+    return [(name, device, diagnosis(name, device)) for name in select.known() for device in devices]
+
+
+def diagnosis(name: str, device: str) -> str:
+    """Ask one backend; one that breaks in an unforeseen way must not take the report down."""
+    from lionbits import select
+
+    try:
+        return str(select.diagnose(name, torch.device(device)))
+    except Exception as error:  # noqa: BLE001 - the doctor reports whatever goes wrong
+        return f"{type(error).__name__}: {error}"
+
+
+def as_table(found: list[tuple[str, str, str]]) -> Table:
+    """One row per backend and device."""
+    drawn = Table(
+        "Backends (float32 parameters, 8-bit state)", ("backend", "device", "state"), left=("device", "state")
+    )
+    for name, device, reason in found:
+        drawn.add(name, device, f"not available: {reason}" if reason else AVAILABLE)
+    return drawn
+
+
+def accelerators() -> list[str]:
+    """Every device beside the CPU that torch can use, CUDA's by number."""
+    found = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    if torch.xpu.is_available():
+        found += [f"xpu:{i}" for i in range(torch.xpu.device_count())]
+    return found
+
+
+def describe(device: str) -> str:
+    """Name, memory and architecture where the device tells them."""
+    if not device.startswith("cuda"):
+        return "present"
+    found = torch.cuda.get_device_properties(device)
+    return f"{found.name}, {found.total_memory / 1e9:.0f} GB, sm_{found.major}{found.minor}, {torch_build()}"
+
+
+def torch_build() -> str:
+    """Say what this torch was built for: a CPU build explains a missing GPU."""
+    if torch.version.cuda:
+        return f"CUDA {torch.version.cuda}"
+    return f"ROCm {torch.version.hip}" if torch.version.hip else "a CPU build of torch"
+
+
+def package_version(name: str) -> str:
+    """Name the version of a distribution; CuPy's name ends in the CUDA version it is for."""
+    installed = {d.name.lower(): d.version for d in distributions() if d.name}
+    found = [installed[n] for n in (name, f"{name}-cuda12x", f"{name}-cuda13x") if n in installed]
+    return found[0] if found else "not installed"
+
+
+def cpu_name() -> str:
+    """The model, which ``platform.processor`` does not know on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def compiler() -> str:
+    """The first C++ compiler on the path, $CXX before all."""
+    candidates = [os.environ.get("CXX", ""), *COMPILERS]
+    return next((path for name in candidates if name and (path := shutil.which(name))), "")
+
+
+def headers() -> str:
+    """Where Python.h is; distributions of Linux keep it in a package of its own."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return str(header) if header.exists() else ""

@@ -1,0 +1,210 @@
+"""One training run: the loop, its evaluation, its checkpoint, and a Ctrl-C that loses nothing.
+
+A run that was interrupted and resumed gives the same losses and parameters, bit for bit, as one that was not.
+Everything a step depends on is in the checkpoint (parameters, optimizer state) or a function of the step's
+number (the batch, the learning rate); no random generator survives from one step to the next.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from . import corpus as corpora
+from . import variants
+from .config import DTYPES, TrainConfig
+from .console import CommandError
+from .corpus import Corpus
+from .model import ByteTransformer
+
+CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_VERSION = 1
+VALIDATION_WINDOWS = 128
+VALIDATION_BATCH = 32
+
+
+@dataclass
+class History:
+    """What the charts show. ``train[i]`` is the loss of step i + 1; validation points carry their step."""
+
+    train: list[float] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    seconds: float = 0.0  # of training steps; evaluations and checkpoints do not count
+    step_seconds: float = 0.0  # of these, inside optimizer.step
+
+
+class Interrupted(Exception):
+    """Ctrl-C arrived; the run stopped after a whole step and its checkpoint is on disk.
+
+    ``resume`` is what ``--resume`` takes to continue: the checkpoint, unless someone above knows better.
+    """
+
+    def __init__(self, checkpoint: Path, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.checkpoint = self.resume = checkpoint
+        self.step = step
+
+
+class Run:
+    """A model, its optimizer and how far they got."""
+
+    def __init__(self, config: TrainConfig, corpus: Corpus) -> None:
+        longest = min(len(corpus.train), len(corpus.held_out)) - 1
+        if config.context >= longest:
+            raise CommandError(f"--context {config.context} is longer than the text ({longest} bytes)")
+        self.config, self.corpus = config, corpus
+        model = ByteTransformer(config.layers, config.width, config.heads, config.context, config.seed)
+        self.model = model.to(device=config.device, dtype=DTYPES[config.dtype])
+        self.optimizer = variants.build(config, self.model.parameters())
+        self.step = 0
+        self.history = History()
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    def advance(self) -> None:
+        """Take one training step and write down its loss and its time."""
+        begin = self._now()
+        self.step += 1
+        config = self.config
+        inputs, targets = corpora.training_batch(
+            self.corpus.train, config.seed, self.step, config.batch, config.context
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate(self.step)
+        loss = self.model.loss(inputs.to(config.device), targets.to(config.device))
+        self.optimizer.zero_grad()
+        loss.backward()
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        before_step = self._now()
+        self.optimizer.step()
+        end = self._now()
+        self.history.train.append(loss.item())
+        self.history.step_seconds += end - before_step
+        self.history.seconds += end - begin
+
+    def _now(self) -> float:
+        """Wall time after the device has finished, so that the optimizer is charged for its own work only."""
+        if self.config.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean loss on the validation windows, recorded in the history."""
+        config = self.config
+        inputs, targets = corpora.validation_windows(self.corpus.held_out, VALIDATION_WINDOWS, config.context)
+        batches = zip(inputs.split(VALIDATION_BATCH), targets.split(VALIDATION_BATCH), strict=True)
+        losses = [self.model.loss(x.to(config.device), y.to(config.device)).item() for x, y in batches]
+        mean = sum(losses) / len(losses)
+        self.history.validation.append((self.step, mean))
+        return mean
+
+    @property
+    def evaluation_due(self) -> bool:
+        return self.step % self.config.eval_every == 0 or self.step == self.config.steps
+
+    def save(self, path: Path) -> None:
+        """Write beside the place and move there whole: a crash leaves the previous checkpoint."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as stream:
+            torch.save(self.as_checkpoint(), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+
+    def as_checkpoint(self) -> dict[str, Any]:
+        """Plain containers and tensors only, so that ``torch.load(weights_only=True)`` reads it."""
+        return {
+            "version": CHECKPOINT_VERSION,
+            "config": self.config.as_dict(),
+            "corpus": self.corpus.digest,
+            "environment": environment(),
+            "step": self.step,
+            "history": {
+                **vars(self.history),
+                "validation": [list(point) for point in self.history.validation],
+            },
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        if checkpoint["corpus"] != self.corpus.digest:
+            raise CommandError("the checkpoint was trained on another text: resume with the Python that started it")
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.step = checkpoint["step"]
+        saved = checkpoint["history"]
+        self.history = History(**{**saved, "validation": [(step, loss) for step, loss in saved["validation"]]})
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a missing file, a truncated one, or something else entirely
+        raise CommandError(f"cannot read the checkpoint {path}: {error}") from error
+    if not isinstance(checkpoint, dict) or checkpoint.get("version") != CHECKPOINT_VERSION:
+        raise CommandError(f"{path} is not a checkpoint of lionbits train (version {CHECKPOINT_VERSION})")
+    return checkpoint
+
+
+def environment() -> dict[str, str]:
+    """Things outside the configuration that can change the last bit of a matrix product."""
+    return {
+        "torch": str(torch.__version__),  # its own class would not load with weights_only
+        "threads": str(torch.get_num_threads()),
+        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
+
+
+@contextmanager
+def postponed_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C into a question the loop asks after each whole step; a second Ctrl-C interrupts at once.
+
+    Stopping in the middle of ``optimizer.step`` would save a model of which half the tensors have moved.
+    """
+    asked = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set  # only the main thread receives signals
+        return
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def train(run: Run, folder: Path, after_step: Callable[[Run], None] = lambda run: None) -> None:
+    """Train to the end, evaluating and saving on the way; raises ``Interrupted`` after a Ctrl-C."""
+    checkpoint = folder / CHECKPOINT
+    with postponed_interrupt() as stop_asked:
+        while run.step < run.config.steps:
+            run.advance()
+            if run.evaluation_due:
+                run.evaluate()
+                run.save(checkpoint)
+            after_step(run)
+            if stop_asked():
+                run.save(checkpoint)
+                raise Interrupted(checkpoint, run.step)

@@ -1,0 +1,53 @@
+"""`lionbits doctor`: reasons instead of failures, also on a machine that lacks nearly everything."""
+
+import importlib.util
+import shutil
+
+import pytest
+import torch
+
+from lionbits import select
+from lionbits.cli import doctor, main
+
+
+def test_every_backend_is_available_or_has_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert torch.__version__ in shown
+    found = {name: reason for name, device, reason in doctor.backends() if device == "cpu"}
+    assert set(found) == set(select.known())
+    assert found["reference"] == ""
+    assert all(name in shown for name in found)
+
+
+def test_a_backend_that_breaks_is_a_row_in_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(name: str, device: torch.device) -> str:
+        raise RuntimeError(f"{name} fell over")
+
+    monkeypatch.setattr(select, "diagnose", broken)
+    assert main(["doctor"]) == 0
+    assert "not available: RuntimeError: reference fell over" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("wanted", "code"), [("reference", 0), ("auto", 0), ("nonesuch", 1)])
+def test_an_environment_that_cannot_be_served_is_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wanted: str, code: int
+) -> None:
+    monkeypatch.setenv("LIONBITS_BACKEND", wanted)
+    assert main(["doctor"]) == code
+    assert wanted in capsys.readouterr().out
+
+
+def test_it_works_without_rich_and_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "rich" else find(name, *a))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert 'pip install "lionbits[cli]"' in shown
+    assert "none found" in shown
+    assert "╭" not in shown
