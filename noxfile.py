@@ -12,12 +12,12 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"  # pip, so that constraints.txt and your pip settings count
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "tests"]
+nox.options.sessions = ["lint", "tests", "conformance"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 # Every distribution of this repository, those that others stand on first.
-PACKAGES = ("reference", "packages/lionbits[cli]")
+PACKAGES = ("reference", "packages/lionbits[cli]", "conformance")
 
 # The picture of the README: four Lions from the same start, within four minutes on two CPU cores.
 PICTURES = Path("demo-out")
@@ -61,6 +61,49 @@ def tests(session: nox.Session) -> None:
         # One thread per worker: small tensors gain nothing from more, and the workers stop fighting.
         env={"OMP_NUM_THREADS": "1"},
     )
+
+
+# Backends of this repository, each of which the court judges in a session of its own.
+BACKENDS = ("reference",)
+
+
+@nox.session
+@nox.parametrize("backend", [nox.param(name, id=name) for name in BACKENDS])
+def conformance(session: nox.Session, backend: str) -> None:
+    """Put a backend before the court: every law, the oracle, lives (profile ci; minutes)."""
+    judge(session, backend, "ci")
+
+
+@nox.session
+@nox.parametrize("backend", [nox.param(name, id=name) for name in BACKENDS])
+def night(session: nox.Session, backend: str) -> None:
+    """Hunt for hours: 5,000 examples of each law, and what was found is kept in `.hypothesis`."""
+    judge(session, backend, "night")
+
+
+def judge(session: nox.Session, backend: str, profile: str) -> None:
+    """Run the suite as any other backend's authors would; what follows `--` goes to pytest."""
+    session.install(*wanted("test"))
+    session.run(
+        *("pytest", "--pyargs", "lionbits_conformance.suite", "--backend", backend, "--profile", profile),
+        *("--numprocesses=auto", "--maxprocesses=4"),
+        *session.posargs,
+        env={"OMP_NUM_THREADS": "1"},
+    )
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Print which law rejects each wrong Lion, and after how many examples."""
+    session.install(*wanted("test"))
+    session.run(*("python", "-m", "lionbits_conformance.trials", *session.posargs), env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def vectors(session: nox.Session) -> None:
+    """Check that the oracle would write the test vectors of the repository again, byte for byte."""
+    session.install(*wanted("test"))
+    session.run("python", "-m", "lionbits_conformance.vectors", "check")
 
 
 @nox.session

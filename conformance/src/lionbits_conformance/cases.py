@@ -1,0 +1,172 @@
+"""One call of a backend, described by a few numbers that print as the code that makes it again.
+
+A case says (kind, magnitude, seed, shape) of its tensors instead of holding elements, so a failure shrinks to a kind
+and a shape. Every tensor lies inside a larger buffer whose other elements must never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lionbits_reference as reference
+from lionbits_reference import formats
+from lionbits_reference.spec import Backend, Hyper, Plan, Scalars, Slot, decay_factor, float32
+
+from . import values
+
+_CPU = torch.device("cpu")
+_MARGIN = 64  # elements of a buffer before and behind its tensor
+_CANARY = {torch.int8: 0x5A, torch.uint8: 0xA5, torch.int16: 0x5A5A}
+
+
+@dataclass(frozen=True)
+class TensorCase:
+    """A parameter with its gradient and momentum."""
+
+    shape: tuple[int, ...]
+    kind: str = "normal"
+    momentum_kind: str = "normal"
+    magnitude: int = 0
+    seed: int = 0
+    layout: str = "contiguous"
+    grad_layout: str = "contiguous"
+    start: int = 0  # counting position of the first element: as if a part of a parameter
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call: a plan, its tensors, and the numbers. Slot j's learning rate, scale and step differ from slot 0's."""
+
+    plan: Plan
+    tensors: tuple[TensorCase, ...]
+    betas: tuple[float, float] = (0.9, 0.99)
+    rounding: str = "dithered"
+    seed: int = 0
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    grad_scale: float = 1.0
+    step: int = 1
+    updates: int = 1
+
+    @property
+    def hyper(self) -> Hyper:
+        """The numbers that all slots share."""
+        return Hyper.of(self.betas, self.seed, self.rounding)
+
+
+@dataclass
+class Call:
+    """A case made real: arguments for a backend, and the buffers behind them."""
+
+    case: Case
+    slots: list[Slot]
+    scalars: Scalars
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    def results(self) -> dict[str, Tensor]:
+        """All that a call may write, and all that it may not: whole buffers, and the skip count."""
+        return {**self.buffers, "skipped": self.scalars.skipped}
+
+
+def build(case: Case, device: torch.device = _CPU) -> Call:
+    """Make the case's tensors; the same bits each time."""
+    call = Call(case, [], scalars(case, device))
+    for j, tensor in enumerate(case.tensors):
+        call.slots.append(_slot(call.buffers, case, j, tensor, device))
+    return call
+
+
+def scalars(case: Case, device: torch.device = _CPU) -> Scalars:
+    """Per-slot numbers; no two slots have the same, so that a mixed-up index shows."""
+    k = range(len(case.tensors))
+    rates = [float32(case.lr * (1 + j / 8)) for j in k]
+    numbers = {
+        "lr": rates,
+        "keep": [decay_factor(lr, case.weight_decay) for lr in rates],
+        "grad_scale": [grad_scale(case, j) for j in k],
+    }
+    vectors = {key: torch.tensor(value, dtype=torch.float32, device=device) for key, value in numbers.items()}
+    steps = torch.tensor([case.step + j for j in k], dtype=torch.int64, device=device)
+    return Scalars(**vectors, step=steps, skipped=torch.zeros(1, dtype=torch.int64, device=device))
+
+
+def grad_scale(case: Case, j: int) -> float:
+    """What slot j's gradient is multiplied by."""
+    return float32(case.grad_scale * (1 - 2 * (j % 2)) * (1 + j // 2))
+
+
+def run(backend: Backend, case: Case, device: torch.device = _CPU, order: Sequence[slice] | None = None) -> Call:
+    """Build the case and let the backend make its updates, all slots at once or in the runs of ``order``."""
+    call = build(case, device)
+    runs = order or [slice(0, len(call.slots))]
+    for _ in range(case.updates):
+        numbers = call.scalars
+        if case.plan.format.tensor_wise:
+            absmax = [backend.absmax(case.plan, call.slots[at], case.hyper, numbers.part(at)) for at in runs]
+            numbers = Scalars(**{**vars(numbers), "absmax": torch.cat(absmax)})
+        for at in runs:
+            backend.step(case.plan, call.slots[at], case.hyper, numbers.part(at))
+        store_scales(case.plan, call.slots, numbers)
+        call.scalars.step.add_(1)
+    return call
+
+
+def store_scales(plan: Plan, slots: Sequence[Slot], numbers: Scalars) -> None:
+    """What a caller owes a tensor-wise format: the new scale, once every part of the tensor is through."""
+    if numbers.absmax is None:
+        return
+    for slot, scale in zip(slots, formats.block_scale(numbers.absmax, plan.format), strict=True):
+        slot.state["exp_avg_scale"].copy_(scale)
+
+
+def _slot(buffers: dict[str, Tensor], case: Case, j: int, tensor: TensorCase, device: torch.device) -> Slot:
+    plan, shape = case.plan, tensor.shape
+    momentum = values.values(tensor.momentum_kind, tensor.magnitude, shape, tensor.seed + 1)
+    momentum = torch.where(momentum.isfinite(), momentum, 1.0)  # what an optimizer that skips never holds
+    state: dict[str, Any] = reference.encode(plan.format, momentum)
+    held = reference.decode(plan.format, state, shape)
+    if plan.param_rounding == "compensated":
+        rest = values.values("normal", 0, shape, tensor.seed + 3)
+        spec = plan.state_spec(shape)["param_rest"]
+        state["param_rest"] = (rest * (100 if spec.dtype == torch.int16 else 30)).to(spec.dtype)
+    grad = values.gradient(
+        tensor.kind, tensor.magnitude, held, case.betas, tensor.seed, plan.format, grad_scale(case, j)
+    )
+    param = values.values("normal", 0, shape, tensor.seed + 2)
+    placed = {key: _place(buffers, f"{key}[{j}]", value, "contiguous", device) for key, value in state.items()}
+    return Slot(
+        _place(buffers, f"param[{j}]", param.to(plan.param_dtype), tensor.layout, device),
+        _place(buffers, f"grad[{j}]", grad.to(plan.grad_dtype), tensor.grad_layout, device),
+        placed,
+        index=3 * j + 1,
+        start=tensor.start,
+    )
+
+
+def _place(buffers: dict[str, Tensor], name: str, value: Tensor, layout: str, device: torch.device) -> Tensor:
+    """A view of a canary-filled buffer that has the value's shape, the layout's strides, and the value."""
+    shape = list(value.shape)
+    order = list(range(len(shape)))
+    if layout == "transposed":
+        order.reverse()
+    elif layout == "channels_last" and len(shape) == 4:
+        order = [0, 2, 3, 1]
+    stride = 2 if layout == "strided" else 1
+    base_shape = [shape[i] for i in order]
+    if base_shape:
+        base_shape[-1] *= stride
+    size = torch.Size(base_shape).numel()
+    margin = _MARGIN + (1 if layout == "offset" else 0)
+    canary = _CANARY.get(value.dtype, 7.0)
+    buffer = torch.full((size + 2 * _MARGIN + 2,), canary, dtype=value.dtype, device=device)
+    buffers[name] = buffer
+    base = buffer[margin : margin + size].view(base_shape)
+    if base_shape:
+        base = base[..., ::stride]
+    view = base.permute([order.index(i) for i in range(len(order))]) if order else base
+    return view.copy_(value)

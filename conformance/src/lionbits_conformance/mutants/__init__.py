@@ -1,0 +1,13 @@
+"""Wrong Lions that the court must reject. One that lives is a fault of the court, and fails its suite.
+
+Most are what people really wrote: the orders, formulas and roundings that Lion's implementations differ by, the faults
+that were found in them, and the slips that a kernel author makes.
+"""
+
+from .front_ends import FRONT_ENDS
+from .kernels import KERNELS
+from .mutant import Mutant
+
+ALL = (*KERNELS, *FRONT_ENDS)
+
+__all__ = ["ALL", "FRONT_ENDS", "KERNELS", "Mutant"]

@@ -1,0 +1,213 @@
+"""Wrong front ends: texts of the optimizer and its nouns, replaced."""
+
+from .mutant import front_end
+
+FRONT_ENDS = (
+    front_end(
+        "betas swapped", "lionbits_reference/spec/plan.py", "        b1, b2 = betas\n", "        b2, b1 = betas\n"
+    ),
+    front_end(
+        "1-b formed in binary32",
+        "lionbits_reference/spec/plan.py",
+        "float32(1 - b1), float32(b2), float32(1 - b2)",
+        "float32(1 - float32(b1)), float32(b2), float32(1 - float32(b2))",
+    ),
+    front_end(
+        "decay without the rate",
+        "lionbits_reference/spec/plan.py",
+        "return float32(1 - float32(float32(lr) * decay))",
+        "return float32(1 - decay)",
+    ),
+    front_end(
+        "decay forgotten",
+        "lionbits_reference/spec/plan.py",
+        "return float32(1 - float32(float32(lr) * decay))",
+        "return 1.0",
+    ),
+    front_end(
+        "keep rounded once too few",
+        "lionbits_reference/spec/plan.py",
+        "return float32(1 - float32(float32(lr) * decay))",
+        "return float32(1 - lr * weight_decay)",
+    ),
+    front_end("rate twice", "lionbits/work.py", 'lr = [member.group["lr"] for', 'lr = [2 * member.group["lr"] for'),
+    front_end(
+        "decay of the first group for all",
+        "lionbits/work.py",
+        'decay_factor(member.group["lr"], member.group["weight_decay"])',
+        'decay_factor(member.group["lr"], work.members[0].group["weight_decay"])',
+    ),
+    front_end(
+        "maximize of the first group for all",
+        "lionbits/work.py",
+        '-1.0 if group["maximize"] else 1.0',
+        '-1.0 if member.group.get("maximise") else 1.0',
+    ),
+    front_end(
+        "position counts gradients, not parameters",
+        "lionbits/work.py",
+        "            position += 1\n",
+        "            position += param.grad is not None\n",
+    ),
+    front_end(
+        "position within the group",
+        "lionbits/work.py",
+        "    for group in groups:\n        check_rate",
+        "    for group in groups:\n        position = 0\n        check_rate",
+    ),
+    front_end("step counted from zero", "lionbits/work.py", 'state["step"] = 0\n', 'state["step"] = -1\n'),
+    front_end(
+        "history off by one",
+        "lionbits_reference/clipping.py",
+        "return norms.sort().values[q - 1]",
+        "return norms.sort().values[min(q, 99)]",
+    ),
+    front_end(
+        "history without the present",
+        "lionbits/work.py",
+        '        clipping.remember(slot.state["grad_norms"], norm, slot.state["step"])\n        limit = torch.minimum(limit, clipping.percentile_limit(slot.state["grad_norms"], percentile))',
+        '        limit = torch.minimum(limit, clipping.percentile_limit(slot.state["grad_norms"], percentile))\n        clipping.remember(slot.state["grad_norms"], norm, slot.state["step"])',
+    ),
+    front_end(
+        "a first norm of zero fills the history",
+        "lionbits_reference/clipping.py",
+        "    norms.copy_(torch.where(norms.amax() == 0, norm, norms))\n",
+        "    norms.copy_(norm) if step == 1 else None\n",
+    ),
+    front_end(
+        "norm in binary32", "lionbits_reference/clipping.py", "x = run.to(torch.float64)", "x = run.to(torch.float32)"
+    ),
+    front_end(
+        "one NaN stops the clipping of its tensor",
+        "lionbits_reference/clipping.py",
+        '    if nonfinite == "skip":\n',
+        '    if nonfinite == "never":\n',
+    ),
+    front_end(
+        "clipped a little always",
+        "lionbits_reference/clipping.py",
+        "return torch.where(norm > limit, limit / norm, 1.0)",
+        "return (limit / (norm + 1e-6)).clamp(max=1.0)",
+    ),
+    front_end(
+        "clips gradients of every norm",
+        "lionbits_reference/clipping.py",
+        "return torch.where(norm > limit, limit / norm, 1.0)",
+        "return limit / norm if limit.isfinite() else torch.ones_like(norm)",
+    ),
+    front_end(
+        "mask divides by aligned + 1", "lionbits_reference/caution.py", "moving = k.clamp(min=1)", "moving = k + 1"
+    ),
+    front_end("c-optim as the mask", "lionbits_reference/caution.py", "moving = k + 1", "moving = k.clamp(min=1)"),
+    front_end(
+        "timm without its floor",
+        "lionbits_reference/caution.py",
+        "moving = torch.maximum(k, n * 1e-3)",
+        "moving = k.clamp(min=1)",
+    ),
+    front_end(
+        "cautious factor forgotten",
+        "lionbits/work.py",
+        "        scalars.lr.mul_(caution.rate_factor(cautious, aligned, numel))\n",
+        "        caution.rate_factor(cautious, aligned, numel)\n",
+    ),
+    front_end(
+        "cautious factor on the decay too",
+        "lionbits/work.py",
+        "scalars.lr.mul_(caution.rate_factor(cautious, aligned, numel))",
+        "factor = caution.rate_factor(cautious, aligned, numel); scalars.lr.mul_(factor); scalars.keep.mul_(factor).clamp_(max=1)",
+    ),
+    front_end(
+        "small tensors quantised too",
+        "lionbits_reference/spec/format.py",
+        "math.prod(shape) >= min_8bit_size and matrix_shape(shape)[1] >= MIN_COLUMNS",
+        "math.prod(shape) >= 1 and matrix_shape(shape)[1] >= MIN_COLUMNS",
+    ),
+    front_end(
+        "short rows quantised too",
+        "lionbits_reference/spec/format.py",
+        "math.prod(shape) >= min_8bit_size and matrix_shape(shape)[1] >= MIN_COLUMNS",
+        "math.prod(shape) >= min_8bit_size",
+    ),
+    front_end(
+        "block of the default, whatever is asked",
+        "lionbits_reference/spec/format.py",
+        "default_block if block_size is None else block_size)",
+        "default_block)",
+    ),
+    front_end(
+        "rows are the last dimension",
+        "lionbits_reference/spec/format.py",
+        "return shape[0], math.prod(shape[1:])",
+        "return math.prod(shape[:-1]), shape[-1]",
+    ),
+    front_end(
+        "rounding asked for is not used",
+        "lionbits/work.py",
+        'Hyper.of(group["betas"], group["seed"], group["rounding"])',
+        'Hyper.of(group["betas"], group["seed"])',
+    ),
+    front_end(
+        "seed asked for is not used",
+        "lionbits/work.py",
+        'Hyper.of(group["betas"], group["seed"], group["rounding"])',
+        'Hyper.of(group["betas"], 0, group["rounding"])',
+    ),
+    front_end(
+        "non-finite policy asked for is not used",
+        "lionbits/options.py",
+        '"propagate" if group["nonfinite"] == "propagate" else "skip"',
+        '"skip"',
+    ),
+    front_end(
+        "24-bit masters kept as 32",
+        "lionbits/options.py",
+        'master_bits=group["master_bits"] if rounding == "compensated" else 32',
+        "master_bits=32",
+    ),
+    front_end(
+        "new tensor-wise scale not stored",
+        "lionbits/work.py",
+        '            slot.state["exp_avg_scale"].copy_(scale)\n',
+        "            scale.abs()\n",
+    ),
+    front_end(
+        "state cast to the parameter's dtype on load",
+        "lionbits/checkpoint.py",
+        "        states[key] = Sealed(_examine_state(key, param, group, state))\n",
+        "        states[key] = _examine_state(key, param, group, state)\n",
+    ),
+    front_end(
+        "loaded step forgotten", "lionbits/checkpoint.py", '    plain["step"] = int(step)\n', '    plain["step"] = 1\n'
+    ),
+    front_end(
+        "loaded state is the dict's own",
+        "lionbits/paging.py",
+        "return tensor.detach().to(device, copy=True)",
+        "return tensor.detach().to(device)",
+    ),
+    front_end(
+        "copies share their state",
+        "lionbits/optimizer.py",
+        '            elif "_pager" in state:  # unpickled or copied, rather than loaded\n                self._adopt(param, held)\n',
+        '            elif "_pager" in state:\n                self.state[param] = {}\n',
+    ),
+    front_end(
+        "page not written back",
+        "lionbits/paging.py",
+        "near = {key: page.to(slot.param.device) for key, page in pages.items()}",
+        "near = {key: page.clone() for key, page in pages.items()}; pages = near",
+    ),
+    front_end(
+        "settings of the checkpoint ignored",
+        "lionbits/checkpoint.py",
+        "    complete |= {key: value for key, value in saved.items() if key != VERSION_KEY}\n",
+        '    complete |= {"params": saved["params"]}\n',
+    ),
+    front_end(
+        "skip count not kept",
+        "lionbits/optimizer.py",
+        "            total += skipped\n",
+        "            total += skipped * 0\n",
+    ),
+)

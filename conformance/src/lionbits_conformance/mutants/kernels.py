@@ -1,0 +1,274 @@
+"""Wrong kernels: texts of the reference, replaced. Old and new are quoted whole, however long."""
+
+from .mutant import kernel
+
+_DIRECTION = "u = torch.sign(blend(m, g, hyper.b1, hyper.one_minus_b1))"
+_FMA = "(m.double() * b + (g * one_minus_b).double()).float()"
+_FMA_1 = "(m.double() * hyper.b1 + (g * hyper.one_minus_b1).double()).float()"
+_FMA_2 = "((m * hyper.b1).double() + g.double() * hyper.one_minus_b1).float()"
+_GATHER = "both = torch.stack((h, h >> 16), dim=-1)"
+
+KERNELS = (
+    # the rule
+    kernel("decay after the step", "update.py", "moved = p * keep - lr * u", "moved = (p - lr * u) * keep"),
+    kernel(
+        "decay coupled to the step", "update.py", "moved = p * keep - lr * u", "moved = p - (lr * u + (p - p * keep))"
+    ),
+    kernel("fused multiply-add", "update.py", "return m * b + g * one_minus_b", f"return {_FMA}"),
+    kernel("lerp form", "update.py", "return m * b + g * one_minus_b", "return m + one_minus_b * (g - m)"),
+    kernel("difference form", "update.py", "return m * b + g * one_minus_b", "return (m - g) * b + g"),
+    kernel("fused multiply-add in the direction", "update.py", _DIRECTION, f"u = torch.sign({_FMA_1})"),
+    kernel("the other fused multiply-add in the direction", "update.py", _DIRECTION, f"u = torch.sign({_FMA_2})"),
+    kernel("lerp in the direction", "update.py", _DIRECTION, "u = torch.sign(m + hyper.one_minus_b1 * (g - m))"),
+    kernel("difference form in the direction", "update.py", _DIRECTION, "u = torch.sign((m - g) * hyper.b1 + g)"),
+    kernel(
+        "direction in bfloat16",
+        "update.py",
+        _DIRECTION,
+        "u = torch.sign(blend(m.bfloat16(), g.bfloat16(), hyper.b1, hyper.one_minus_b1).float())",
+    ),
+    kernel(
+        "1-b of the direction formed in the kernel",
+        "update.py",
+        _DIRECTION,
+        "u = torch.sign(blend(m, g, hyper.b1, float(1 - torch.tensor(hyper.b1))))",
+    ),
+    kernel(
+        "1-b formed in the kernel",
+        "update.py",
+        "return m * b + g * one_minus_b",
+        "return m * b + g * (1 - torch.tensor(b))",
+    ),
+    kernel(
+        "update from the new momentum",
+        "update.py",
+        "u = direction(m, g, hyper, caution)",
+        "u = direction(next_momentum(m, g, hyper, nonfinite)[0], g, hyper, caution)",
+    ),
+    kernel(
+        "betas swapped in the kernel",
+        "update.py",
+        "advanced = blend(m, g, hyper.b2, hyper.one_minus_b2)",
+        "advanced = blend(m, g, hyper.b1, hyper.one_minus_b1)",
+    ),
+    kernel(
+        "zero counts as positive",
+        "update.py",
+        _DIRECTION,
+        "u = torch.where(blend(m, g, hyper.b1, hyper.one_minus_b1) >= 0, 1.0, -1.0)",
+    ),
+    kernel(
+        "sign by copysign",
+        "update.py",
+        _DIRECTION,
+        "u = torch.copysign(torch.ones_like(m), blend(m, g, hyper.b1, hyper.one_minus_b1))",
+    ),
+    kernel(
+        "subnormal c flushed to zero",
+        "update.py",
+        _DIRECTION,
+        "c = blend(m, g, hyper.b1, hyper.one_minus_b1); u = torch.sign(torch.where(c.abs() < 2.0**-126, 0.0, c))",
+    ),
+    kernel(
+        "mask by the product of signs and values",
+        "update.py",
+        "return torch.where(u == sign, u, 0.0)",
+        "return torch.where(blend(m, g, hyper.b1, hyper.one_minus_b1) * g > 0, u, 0.0)",
+    ),
+    kernel("masked elements keep moving", "update.py", "return torch.where(u == sign, u, 0.0)", "return u"),
+    kernel(
+        "conflict takes zero, not the gradient",
+        "update.py",
+        "return torch.where(u == -sign, sign, u)",
+        "return torch.where(u == -sign, 0.0, u)",
+    ),
+    kernel(
+        "skipped parameter still decays",
+        "update.py",
+        "return Updated(torch.where(applied, moved, p)",
+        "return Updated(torch.where(applied, moved, p * keep)",
+    ),
+    kernel(
+        "skipped momentum becomes zero",
+        "update.py",
+        "return torch.where(applied, advanced, m), applied",
+        "return torch.where(applied, advanced, 0.0), applied",
+    ),
+    kernel(
+        "infinity is let through", "update.py", "applied = torch.isfinite(advanced)", "applied = ~torch.isnan(advanced)"
+    ),
+    kernel(
+        "skipped elements count as aligned",
+        "update.py",
+        '(direction(m, g, hyper, "mask") != 0) & applied).sum()',
+        '(direction(m, g, hyper, "mask") != 0) | ~applied).sum()',
+    ),
+    # the formats
+    kernel(
+        "scale by the reciprocal of top",
+        "formats.py",
+        "absmax / torch.full_like(absmax, format.top))",
+        "absmax * (1 / torch.full_like(absmax, format.top)))",
+    ),
+    kernel(
+        "reciprocal that is an ulp short",
+        "formats.py",
+        "y = _per_element(m.abs(), inverse, format)",
+        "y = _per_element(m.abs(), inverse * (1 - 2.0**-24), format)",
+    ),
+    kernel(
+        "largest code not held",
+        "formats.py",
+        ".clamp_(max=format.largest_code)",
+        ".clamp_(max=format.largest_code - 1)",
+    ),
+    kernel(
+        "ties toward zero",
+        "formats.py",
+        "k = ((t + (lane << (format.shift - 16)))",
+        "k = ((t + ((lane << (format.shift - 16)) - 1).clamp(min=0) if isinstance(lane, torch.Tensor) else t + (lane << (format.shift - 16)) - 1)",
+    ),
+    kernel(
+        "dither one bit too low", "formats.py", "(lane << (format.shift - 16))", "(lane << (format.shift - 16) >> 1)"
+    ),
+    kernel(
+        "subnormal codes as normal ones",
+        "formats.py",
+        "value = torch.where(k < (1 << format.mantissa_bits), (normal - 1.0) * 2.0, normal)",
+        "value = torch.where(k == 0, 0.0, normal)",
+    ),
+    kernel("zero keeps its sign", "formats.py", "sign = ((m < 0) & (k > 0))", "sign = torch.signbit(m)"),
+    kernel("tiny blocks are kept", "formats.py", "TINY = 2.0**-100", "TINY = 0.0"),
+    kernel(
+        "nibbles in the other order",
+        "formats.py",
+        "packed = packed | (slots[..., j] << (j * bits))",
+        "packed = (packed << bits) | slots[..., j]",
+    ),
+    kernel(
+        "last short block filled with ones",
+        "formats.py",
+        "return (pad(x, (0, short)) if short else x)",
+        "return (pad(x, (0, short), value=1.0) if short else x)",
+    ),
+    kernel(
+        "scale of the neighbour block",
+        "formats.py",
+        "blocks = _in_blocks(x, format) * factor[..., None]",
+        "blocks = _in_blocks(x, format) * factor.roll(1, -1)[..., None]",
+    ),
+    kernel(
+        "absmax by the signed maximum",
+        "formats.py",
+        "return _in_blocks(m, format).abs().amax(dim=-1)",
+        "return _in_blocks(m, format).amax(dim=-1).abs()",
+    ),
+    kernel(
+        "NaN lost in the maximum",
+        "formats.py",
+        "return _in_blocks(m, format).abs().amax(dim=-1)",
+        "return _in_blocks(m, format).abs().nan_to_num(0.0, posinf=torch.inf).amax(dim=-1)",
+    ),
+    kernel(
+        "scale of the old momentum",
+        "backend.py",
+        "absmax = formats.block_absmax(m, format)",
+        "absmax = formats.block_absmax(_load_momentum(piece, format), format)",
+    ),
+    kernel(
+        "tensor-wise scale stored too early",
+        "backend.py",
+        "    if absmax is None:\n",
+        '    if absmax is not None:\n        piece.state["exp_avg_scale"].fill_(float(formats.block_scale(absmax, format)) * 2)\n    if absmax is None:\n',
+    ),
+    # the lanes
+    kernel("halves of the hash in the other order", "rounding.py", _GATHER, "both = torch.stack((h >> 16, h), dim=-1)"),
+    kernel("one lane for both of a pair", "rounding.py", _GATHER, "both = torch.stack((h, h), dim=-1)"),
+    kernel("lane without the step", "rounding.py", "phase = step * _GOLDEN_16", "phase = step * 0"),
+    kernel("lane of the step before", "rounding.py", "phase = step * _GOLDEN_16", "phase = (step - 1) * _GOLDEN_16"),
+    kernel(
+        "stochastic draws without the step",
+        "rounding.py",
+        "words = fmix32(salt ^ ((step * _GOLDEN_32) & _MASK))",
+        "words = salt",
+    ),
+    kernel(
+        "index within the shard",
+        "backend.py",
+        "return rounding.lanes(mode, salt, step, piece.start, piece.row_pitch,",
+        "return rounding.lanes(mode, salt, step, 0, piece.row_pitch,",
+    ),
+    kernel(
+        "pairs that straddle rows",
+        "backend.py",
+        "piece.start, piece.row_pitch, matrix_shape(piece.param.shape))",
+        "piece.start, matrix_shape(piece.param.shape)[1], matrix_shape(piece.param.shape))",
+    ),
+    kernel("index above 2^33 wraps", "rounding.py", "fmix32(high ^ words)", "fmix32((high & 0) ^ words)"),
+    kernel(
+        "parameter position ignored",
+        "backend.py",
+        "salt = rounding.salt(hyper.seed, piece.index, purpose)",
+        "salt = rounding.salt(hyper.seed, 0, purpose)",
+    ),
+    kernel(
+        "one salt for both purposes",
+        "backend.py",
+        "salt = rounding.salt(hyper.seed, piece.index, purpose)",
+        "salt = rounding.salt(hyper.seed, piece.index, 0)",
+    ),
+    kernel(
+        "upper half of the seed ignored",
+        "rounding.py",
+        "mixed = fmix32(fmix32(seed & _MASK) ^ (seed >> 32))",
+        "mixed = fmix32(fmix32(seed & _MASK))",
+    ),
+    # the parameter
+    kernel(
+        "bfloat16 truncated",
+        "backend.py",
+        "    stored = p\n",
+        "    stored = p if plan.param_dtype != torch.bfloat16 else (p.view(torch.int32) & ~0xFFFF).view(torch.float32)\n",
+    ),
+    kernel(
+        "decay rounded before the step",
+        "update.py",
+        "moved = p * keep - lr * u",
+        "moved = (p * keep).bfloat16().float() - lr * u",
+    ),
+    kernel(
+        "what bfloat16 drops is not read back", "rounding.py", "    if rest is None:\n", "    if rest is not None:\n"
+    ),
+    kernel(
+        "compensated parameter cut, not rounded",
+        "rounding.py",
+        "kept = (bits + 0x8000) >> 16",
+        "kept = (bits + 0x7FFF) >> 16",
+    ),
+    kernel("24 bits by truncation", "rounding.py", "bits = (bits + (lane >> 8)) & ~0xFF", "bits = bits & ~0xFF"),
+    # many tensors
+    kernel(
+        "numbers of slot 0 for all",
+        "backend.py",
+        "scalars.lr[j], scalars.keep[j], hyper",
+        "scalars.lr[0], scalars.keep[0], hyper",
+    ),
+    kernel(
+        "gradient scale of slot 0 for all",
+        "backend.py",
+        "    for j, piece in _pieces(plan.format, slots):\n        p = _load_param(piece, plan)\n        m, g = _load_momentum(piece, plan.format), _load_grad(piece, scalars.grad_scale[j])",
+        "    for j, piece in _pieces(plan.format, slots):\n        p = _load_param(piece, plan)\n        m, g = _load_momentum(piece, plan.format), _load_grad(piece, scalars.grad_scale[0])",
+    ),
+    kernel(
+        "strides of the gradient ignored",
+        "backend.py",
+        "return piece.grad.reshape(matrix_shape(piece.grad.shape))",
+        "return piece.grad.as_strided(piece.grad.shape, torch.empty(piece.grad.shape).stride()).reshape(matrix_shape(piece.grad.shape))",
+    ),
+    kernel(
+        "last column left out",
+        "backend.py",
+        "piece.param.copy_(stored.view(piece.param.shape))",
+        "piece.param[..., : max(piece.param.shape[-1] - (piece.param.shape[-1] > 200), 1)].copy_(stored.view(piece.param.shape)[..., : max(piece.param.shape[-1] - (piece.param.shape[-1] > 200), 1)]) if piece.param.dim() else piece.param.copy_(stored.view(()))",
+    ),
+)

@@ -1,0 +1,6 @@
+"""The oracle: Lion in exact numbers, standard library only, to judge every other Lion (``judge`` needs torch)."""
+
+from .lion import OracleLion
+from .records import Array, Grad, Param, Settings, State
+
+__all__ = ["Array", "Grad", "OracleLion", "Param", "Settings", "State"]

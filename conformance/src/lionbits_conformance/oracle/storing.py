@@ -1,0 +1,83 @@
+"""How p' is stored: rounded once to the parameter's type, or as a bfloat16 and what it drops.
+
+The bits of a binary32 number are taken as sign and magnitude, two integers: one unit more of magnitude is the next
+number away from zero, so adding to it and dropping its low half rounds by magnitude. Signs never change.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .floats import BFLOAT16, BINARY32, NAN, Number, is_nan
+from .lanes import PARAMETER, lane_of, position, salt_of
+from .records import TYPES, Settings
+
+_SIGN = 1 << 31
+
+
+class Stored(NamedTuple):
+    """A stored parameter element."""
+
+    bits: int  # pattern of the parameter's own type
+    rest: int  # of a compensated one, signed; else 0
+
+
+class Store:
+    """Storing for one parameter at one step: which rounding its type and settings ask for, and its lanes.
+
+    Attributes:
+        mode: ``param_rounding``, and "nearest" for float32, which loses nothing.
+        unit: how many units of the last place of binary32 one unit of ``rest`` is: 1, or 256 with ``master_bits=24``.
+    """
+
+    def __init__(self, dtype: str, settings: Settings, parameter: int, step: int, columns: int) -> None:
+        self.type = TYPES[dtype]
+        self.mode = settings.param_rounding if dtype == "bfloat16" else "nearest"
+        self.unit = 256 if settings.master_bits == 24 else 1
+        self.step, self.columns = step, columns
+        self.salt = salt_of(settings.seed, parameter, PARAMETER)
+
+    @property
+    def compensated(self) -> bool:
+        """Whether what bfloat16 drops is kept."""
+        return self.mode == "compensated"
+
+    def load(self, bits: int, rest: int) -> Number:
+        """p as binary32; of a compensated one, the number whose bits are the stored ones' and the rest's sum."""
+        if not self.compensated:
+            return self.type.from_bits(bits)
+        return BINARY32.from_bits((bits * 2**16 + rest * self.unit) % 2**32)
+
+    def lane(self, at: int) -> int:
+        """The lane of element ``at`` in row-major order; compensated parameters draw dithered ones."""
+        mode = "dithered" if self.compensated else self.mode
+        return lane_of(mode, self.salt, self.step, position(*divmod(at, self.columns), self.columns))
+
+    def store(self, p: Number, at: int) -> Stored:
+        """p' as element ``at`` keeps it; NaN stays NaN, and drops nothing."""
+        if self.mode == "nearest" or is_nan(p):
+            return Stored(self.type.to_bits(self.type.round(p)), 0)
+        if self.compensated:
+            return split(p, self.unit, self.lane(at) if self.unit > 1 else 0)
+        return Stored(unbiased(p, self.lane(at)), 0)
+
+
+def unbiased(p: Number, lane: int) -> int:
+    """Bits of the bfloat16 with magnitude floor((magnitude of p + lane) / 2^16), lane in 0..65535."""
+    if is_nan(p):
+        return BFLOAT16.to_bits(NAN)
+    sign, magnitude = divmod(BINARY32.to_bits(p), _SIGN)
+    return (sign << 15) + (magnitude + lane) // 2**16
+
+
+def split(p: Number, unit: int, lane: int) -> Stored:
+    """The nearest bfloat16, ties away from zero, and the rest = magnitude - 2^16 * its magnitude, in units.
+
+    With units of 256 the magnitude is first rounded to one: floor((magnitude + lane's upper byte) / 256) * 256.
+    """
+    if is_nan(p):
+        return Stored(BFLOAT16.to_bits(NAN), 0)
+    sign, magnitude = divmod(BINARY32.to_bits(p), _SIGN)
+    units = (magnitude + lane // 256) // 256 if unit == 256 else magnitude
+    kept = (units * unit + 2**15) // 2**16
+    return Stored((sign << 15) + kept, units - kept * 2**16 // unit)

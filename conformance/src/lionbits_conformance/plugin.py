@@ -1,0 +1,101 @@
+"""The pytest plugin: ``pytest --pyargs lionbits_conformance --backend NAME [--device D] [--profile dev|ci|night]``.
+
+From a checkout without installation: ``python -m lionbits_conformance --backend NAME``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+
+from lionbits import select
+from lionbits_reference.spec import Backend
+
+#: Examples per law. ``ci`` draws the same ones every time; ``night`` keeps what it finds in ``.hypothesis``.
+PROFILES: dict[str, dict[str, Any]] = {
+    "dev": {"max_examples": 25},
+    "ci": {"max_examples": 200, "derandomize": True, "database": None},
+    "night": {"max_examples": 5000, "print_blob": True},
+}
+
+_GAPS = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Say which backend is judged, where, and how thoroughly."""
+    group = parser.getgroup("lionbits conformance")
+    group.addoption("--backend", default="reference", help="backend to judge: x means the module lionbits_x")
+    group.addoption("--device", default="cpu", help="torch device to judge it on")
+    group.addoption("--profile", default="dev", choices=PROFILES, help="how many examples of each law")
+    group.addoption("--gaps", help="a file of known gaps: a test id, white space and the reason, per line")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the Hypothesis profile and the known gaps."""
+    for name, settings in PROFILES.items():
+        hypothesis.settings.register_profile(
+            f"lionbits-{name}",
+            deadline=None,
+            suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much],
+            **settings,
+        )
+    hypothesis.settings.load_profile(f"lionbits-{config.getoption('--profile')}")
+    config.stash[_GAPS] = _read_gaps(config.getoption("--gaps"))
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what is judged, and on what."""
+    name, device = config.getoption("--backend"), torch.device(config.getoption("--device"))
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    reason = select.diagnose(name, device)
+    return [
+        f"lionbits conformance: backend {name} on {where}, torch {torch.__version__}, "
+        f"profile {config.getoption('--profile')}" + (f"; it says: {reason}" if reason else ""),
+    ]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Expect the known gaps to fail; a gap that names no test is an error, one that passes is too (strict)."""
+    gaps = config.stash[_GAPS].copy()
+    for item in items:
+        reason = gaps.pop(item.name, None)
+        if reason is not None:
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+    if gaps:
+        raise pytest.UsageError(f"--gaps names tests that are not there: {', '.join(sorted(gaps))}")
+
+
+@pytest.fixture(scope="session")
+def backend_name(request: pytest.FixtureRequest) -> str:
+    """Name of the backend under judgement."""
+    return str(request.config.getoption("--backend"))
+
+
+@pytest.fixture(scope="session")
+def backend(backend_name: str) -> Backend:
+    """The backend under judgement."""
+    return select.load(backend_name)
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where it is judged."""
+    return torch.device(request.config.getoption("--device"))
+
+
+def _read_gaps(file: str | None) -> dict[str, str]:
+    if file is None:
+        return {}
+    gaps = {}
+    for line in Path(file).read_text().splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        test, _, reason = line.strip().partition(" ")
+        if not reason.strip():
+            raise pytest.UsageError(f"{file}: the gap {test!r} has no reason; write one behind it")
+        gaps[test] = reason.strip()
+    return gaps

@@ -1,0 +1,233 @@
+"""Laws of whole runs: what an optimizer must hold over several steps, whatever happens in between.
+
+Each takes the optimizer class, so that wrong front ends can be judged as well as wrong backends. Gradients are
+recorded from a run of the reference, as kinds such as ``"cancelling"`` lean on the momentum that there is; then all
+runs get the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lionbits
+from lionbits_reference.spec import Format
+
+from . import bits, values
+from .cases import TensorCase
+
+CPU = torch.device("cpu")
+
+_FORMAT = ("optim_bits", "state_format", "block_size", "block_wise")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A few parameters, an optimizer over them, and the gradients of some steps.
+
+    Attributes:
+        options: keyword arguments of the optimizer.
+        tensors: the parameters; ``kind`` is of their gradients, ``momentum_kind`` is not used.
+        groups: settings of a second parameter group with every other parameter, or None for one group.
+        dtype: of the parameters and so of their gradients.
+        steps: how many.
+        rates: learning rates, in turn.
+        absent: one gradient in this many is None; 0: none is.
+        quiet: the first gradients are zero, as that of LoRA's A while B is zero.
+    """
+
+    options: dict[str, Any]
+    tensors: tuple[TensorCase, ...]
+    groups: dict[str, Any] | None = None
+    dtype: torch.dtype = torch.float32
+    steps: int = 4
+    rates: tuple[float, ...] = (1e-2,)
+    absent: int = 0
+    quiet: bool = False
+
+
+Optimizer = Any  # a class with lionbits.Lion's constructor, or an instance of one
+Law = Callable[[Optimizer, str, Run, torch.device], None]
+
+
+class Player:
+    """An optimizer over parameters of its own, fed with given gradients."""
+
+    def __init__(self, lion: Optimizer, run: Run, device: torch.device = CPU, **extra: Any) -> None:
+        self.params = list(parameters(run, device))
+        self.optimizer = lion(grouped(run, self.params), **{**run.options, **extra})
+
+    def play(self, run: Run, grads: list[list[Tensor | None]], first: int = 0) -> Player:
+        """Take the steps that ``grads`` has gradients for; ``first`` is the number of steps before them."""
+        for i, step in enumerate(grads, first):
+            for group in self.optimizer.param_groups:
+                group["lr"] = run.rates[i % len(run.rates)]
+            for param, grad in zip(self.params, step, strict=True):
+                param.grad = None if grad is None else grad.to(param.device).clone()
+            self.optimizer.step()
+        return self
+
+    def results(self) -> dict[str, Tensor]:
+        """Parameters, state tensors and step counts, and the skip count."""
+        results = {"skipped": torch.tensor(self.optimizer.skipped_elements())}
+        for i, param in enumerate(self.params):
+            results[f"param[{i}]"] = param
+            for key, value in self.optimizer.state.get(param, {}).items():
+                results[f"{key}[{i}]"] = torch.as_tensor(value)
+        return results
+
+
+def parameters(run: Run, device: torch.device) -> Iterator[torch.nn.Parameter]:
+    """Fresh parameters of the run; the same bits each time. Layouts other than contiguous are kept."""
+    for tensor in run.tensors:
+        value = values.values("normal", 0, tensor.shape, tensor.seed + 2).to(run.dtype)
+        if tensor.layout == "transposed":
+            backwards = list(reversed(range(value.dim())))
+            value = value.permute(backwards).contiguous().permute(backwards)
+        elif tensor.layout == "channels_last" and value.dim() == 4:
+            value = value.to(memory_format=torch.channels_last)
+        yield torch.nn.Parameter(value.to(device))
+
+
+def grouped(run: Run, params: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
+    """The parameters as one group, or as two where the run has settings for a second."""
+    if run.groups is None or len(params) < 2:
+        return [{"params": params}]
+    return [{"params": params[::2]}, {"params": params[1::2], **run.groups}]
+
+
+def record(run: Run) -> list[list[Tensor | None]]:
+    """Gradients for each step and parameter, made along a run of the reference."""
+    player = Player(lionbits.Lion, run, backend="reference")
+    grads: list[list[Tensor | None]] = []
+    for i in range(run.steps):
+        step = [_gradient(run, player, i, j) for j in range(len(run.tensors))]
+        player.play(run, [step], first=i)
+        grads.append(step)
+    return grads
+
+
+def _gradient(run: Run, player: Player, i: int, j: int) -> Tensor | None:
+    if run.absent and (i + 2 * j) % run.absent == 0:
+        return None
+    tensor, param = run.tensors[j], player.params[j]
+    group = next(g for g in player.optimizer.param_groups if any(param is p for p in g["params"]))
+    momentum = player.optimizer.momentum(param)
+    return gradient(run, tensor, i, momentum, group["betas"], -1.0 if group["maximize"] else 1.0)
+
+
+def gradient(
+    run: Run, tensor: TensorCase, i: int, momentum: Tensor, betas: tuple[float, float], scale: float
+) -> Tensor:
+    """The gradient at step ``i`` of a parameter with this momentum, in the run's dtype; ``scale`` is -1 to maximize."""
+    if run.quiet and i == 0:
+        return torch.zeros(tensor.shape, dtype=run.dtype)
+    chosen = Format.of(**{key: run.options[key] for key in _FORMAT if key in run.options} or {"optim_bits": 32})
+    grad = values.gradient(tensor.kind, tensor.magnitude, momentum, betas, tensor.seed + 101 * i, chosen, scale)
+    return grad.to(run.dtype)
+
+
+def backend_equals_reference(lion: Optimizer, backend: str, run: Run, device: torch.device = CPU) -> None:
+    """A run on the backend gives the bits of a run of the reference."""
+    grads = record(run)
+    got = Player(lion, run, device, backend=backend).play(run, grads)
+    want = Player(lion, run, backend="reference").play(run, grads)
+    bits.require_equal(got.results(), want.results(), told("backend_equals_reference", backend, run))
+
+
+def paged_equals_resident(lion: Optimizer, backend: str, run: Run, device: torch.device = CPU) -> None:
+    """Paged state gives the bits of resident state, whatever the budget."""
+    grads = record(run)
+    want = Player(lion, run, device, backend=backend).play(run, grads)
+    for budget in (None, 0, 4096):
+        got = Player(lion, run, device, backend=backend, is_paged=True, page_budget=budget).play(run, grads)
+        bits.require_equal(got.results(), want.results(), told("paged_equals_resident", backend, run))
+
+
+def saving_changes_nothing(lion: Optimizer, backend: str, run: Run, device: torch.device = CPU) -> None:
+    """Save, load into a fresh optimizer, paged or not, and continue: the bits of never having stopped."""
+    grads = record(run)
+    half = run.steps // 2
+    want = Player(lion, run, device, backend=backend).play(run, grads)
+    first = Player(lion, run, device, backend=backend).play(run, grads[:half])
+    file = io.BytesIO()
+    torch.save(first.optimizer.state_dict(), file)
+    for is_paged in (False, True):
+        file.seek(0)
+        second = Player(lion, run, device, backend=backend, is_paged=is_paged)
+        _copy_params(second, first)
+        second.optimizer.load_state_dict(torch.load(file, weights_only=True))
+        second.play(run, grads[half:], first=half)
+        _forget_skips(second, want)
+        bits.require_equal(second.results(), want.results(), told("saving_changes_nothing", backend, run))
+
+
+def copies_continue(lion: Optimizer, backend: str, run: Run, device: torch.device = CPU) -> None:
+    """A deep copy or pickled twin continues as the original does, and the original does not notice."""
+    grads = record(run)
+    half = run.steps // 2
+    want = Player(lion, run, device, backend=backend).play(run, grads)
+    original = Player(lion, run, device, backend=backend).play(run, grads[:half])
+    for twin in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        twin.play(run, grads[half:], first=half)
+        bits.require_equal(twin.results(), want.results(), told("copies_continue", backend, run))
+    original.play(run, grads[half:], first=half)
+    bits.require_equal(original.results(), want.results(), told("copies_continue", backend, run))
+
+
+def switching_changes_nothing(lion: Optimizer, backend: str, run: Run, device: torch.device = CPU) -> None:
+    """Half the steps on the backend and half on the reference give the bits of one backend all along."""
+    grads = record(run)
+    half = run.steps // 2
+    want = Player(lion, run, backend="reference").play(run, grads)
+    for before, after in ((backend, "reference"), ("reference", backend)):
+        first = Player(lion, run, device, backend=before).play(run, grads[:half])
+        second = Player(lion, run, device, backend=after)
+        _copy_params(second, first)
+        second.optimizer.load_state_dict(first.optimizer.state_dict())
+        second.play(run, grads[half:], first=half)
+        _forget_skips(second, want)
+        bits.require_equal(second.results(), want.results(), told("switching_changes_nothing", backend, run))
+
+
+def _copy_params(to: Player, source: Player) -> None:
+    with torch.no_grad():
+        for mine, theirs in zip(to.params, source.params, strict=True):
+            mine.copy_(theirs)
+
+
+def _forget_skips(*players: Player) -> None:
+    """Skip counts belong to an optimizer object, not to a checkpoint."""
+    for player in players:
+        player.optimizer._skipped.clear()
+
+
+#: Laws of runs, by name.
+RUNS: dict[str, Law] = {
+    law.__name__: law
+    for law in (
+        backend_equals_reference,
+        paged_equals_resident,
+        saving_changes_nothing,
+        copies_continue,
+        switching_changes_nothing,
+    )
+}
+
+
+def told(law: str, backend: str, run: Run) -> str:
+    """What failed, and the code that runs it again."""
+    return (
+        f"law {law} is broken on backend {backend} for {run.options}\n"
+        f"  to run it again:\n"
+        f"    import torch, lionbits; from lionbits_conformance import runs\n"
+        f"    from lionbits_conformance.cases import TensorCase; from lionbits_conformance.runs import Run\n"
+        f"    runs.{law}(lionbits.Lion, {backend!r}, {run!r})"
+    )

@@ -1,0 +1,1 @@
+"""The tests that pytest collects with ``--pyargs lionbits_conformance``."""

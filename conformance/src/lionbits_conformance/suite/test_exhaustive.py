@@ -1,0 +1,87 @@
+"""Everything there is, where that can be counted."""
+
+import pytest
+import torch
+
+from lionbits_conformance import bits, strategies
+from lionbits_reference.spec import Backend, Format, Hyper, Plan, Scalars, Slot
+
+REFERENCE = pytest.importorskip("lionbits_reference")
+NARROW = [(4, name) for name in strategies.FORMATS[4]] + [(2, name) for name in strategies.FORMATS[2]]
+
+
+def _numbers(device: torch.device, grad_scale: float = 1.0) -> Scalars:
+    vector = {key: torch.tensor([value], device=device) for key, value in (("lr", 1e-3), ("keep", 0.999))}
+    return Scalars(
+        **vector,
+        grad_scale=torch.tensor([grad_scale], device=device),
+        step=torch.tensor([7], device=device),
+        skipped=torch.zeros(1, dtype=torch.int64, device=device),
+    )
+
+
+def _stepped(
+    backend: Backend,
+    plan: Plan,
+    hyper: Hyper,
+    param: torch.Tensor,
+    grad: torch.Tensor,
+    momentum: torch.Tensor,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    """What one step makes of copies of these tensors."""
+    state = {key: value.to(device) for key, value in REFERENCE.encode(plan.format, momentum).items()}
+    slot = Slot(param.clone().to(device), grad.clone().to(device), state, index=5)
+    numbers = _numbers(device)
+    backend.step(plan, [slot], hyper, numbers)
+    return {"param": slot.param, "skipped": numbers.skipped, **state}
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "propagate"])
+@pytest.mark.parametrize("bits_of_state", [32, 8, 4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_gradient(
+    dtype: torch.dtype, bits_of_state: int, nonfinite: str, backend: Backend, device: torch.device
+) -> None:
+    """All 65,536 patterns of a 16-bit gradient, beside momentum of four sizes, give the reference's bits."""
+    plan = Plan(torch.float32, dtype, Format.of(bits_of_state), nonfinite=nonfinite)
+    if reason := backend.supports(plan, device):
+        pytest.skip(reason)
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    grad = patterns.reshape(1, -1).repeat(4, 1)
+    momentum = torch.tensor([[0.0], [1.0], [-1e-30], [3e38]]).repeat(1, 65536)
+    param = torch.full((4, 65536), 0.7)
+    hyper = Hyper.of((0.9, 0.99))
+    got = _stepped(backend, plan, hyper, param, grad, momentum, device)
+    want = _stepped(REFERENCE, plan, hyper, param, grad, momentum, torch.device("cpu"))
+    bits.require_equal(got, want, f"every {dtype} gradient at {bits_of_state} bits, {nonfinite}")
+
+
+@pytest.mark.parametrize(("bits_of_state", "name"), NARROW)
+def test_every_interval_and_lane(bits_of_state: int, name: str, backend: Backend, device: torch.device) -> None:
+    """A momentum inside each interval between two codes, and at its ends, meets every one of the 65,536 lanes."""
+    format = Format.of(bits_of_state, name, block_size=4096)
+    plan = Plan(torch.float32, torch.float32, format)
+    if reason := backend.supports(plan, device):
+        pytest.skip(reason)
+    hyper = Hyper.of((0.9, 0.0))  # b2 = 0: the new momentum is the gradient
+    rounds = 2**20
+    for k in range(format.largest_code):
+        low, high = format.value(k), format.value(k + 1)
+        for value in (low, low + (high - low) * 0.3, (low + high) / 2):
+            grad = torch.full((1, rounds), -value)
+            grad[:, ::4096] = format.top
+            zeros = torch.zeros_like(grad)
+            got = _stepped(backend, plan, hyper, zeros, grad, zeros, device)
+            want = _stepped(REFERENCE, plan, hyper, zeros, grad, zeros, torch.device("cpu"))
+            bits.require_equal(got, want, f"{name}: {value} between codes {k} and {k + 1}")
+
+
+def test_lanes_are_all_met() -> None:
+    """2^20 elements do meet every lane: what the test above relies on."""
+    from lionbits_reference import rounding
+
+    salt = rounding.salt(0, 5, rounding.STATE)
+    lanes = rounding.lanes("dithered", salt, torch.tensor(7), 0, 2**20, (1, 2**20))
+    assert isinstance(lanes, torch.Tensor)
+    assert len(lanes.unique()) == 65536

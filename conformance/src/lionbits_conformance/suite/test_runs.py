@@ -1,0 +1,75 @@
+"""Laws of whole runs, and lives of optimizers."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import run_state_machine_as_test
+
+import lionbits
+from lionbits_conformance import judgement, runs, strategies
+from lionbits_conformance.machine import Life
+from lionbits_reference.spec import Backend
+
+pytestmark = pytest.mark.filterwarnings("ignore:optim_bits=2 is for research")
+
+
+# The profile's examples of a law are shared out evenly over strata of plans.
+PER_STRATUM = max(settings().max_examples // len(strategies.STRATA), 4)
+
+
+@pytest.mark.parametrize(("bits", "dtype"), strategies.STRATA, ids=strategies.stratum_name)
+@pytest.mark.parametrize("law", runs.RUNS)
+@settings(max_examples=PER_STRATUM)
+@given(data=st.data())
+def test_run(
+    law: str,
+    bits: int,
+    dtype: torch.dtype,
+    data: st.DataObject,
+    backend: Backend,
+    backend_name: str,
+    device: torch.device,
+) -> None:
+    """The law holds for any run."""
+    run = data.draw(strategies.runs(bits=bits, dtype=dtype))
+    assume(_supported(run, backend, device))
+    runs.RUNS[law](lionbits.Lion, backend_name, run, device)
+
+
+@pytest.mark.parametrize(("bits", "dtype"), strategies.STRATA, ids=strategies.stratum_name)
+@settings(max_examples=2 * PER_STRATUM)
+@given(data=st.data())
+def test_oracle(
+    bits: int, dtype: torch.dtype, data: st.DataObject, backend: Backend, backend_name: str, device: torch.device
+) -> None:
+    """Exact rational arithmetic comes to the same bits."""
+    run = data.draw(strategies.trials(bits=bits, dtype=dtype))
+    assume(_supported(run, backend, device))
+    judgement.oracle_agrees(lionbits.Lion, backend_name, run, device)
+
+
+def test_life(backend_name: str, device: torch.device) -> None:
+    """Whatever happens to an optimizer between its steps, it holds the bits of one that is left alone."""
+
+    class Judged(Life):
+        pass
+
+    Judged.backend, Judged.device = backend_name, device
+    current = settings()
+    examples = max(current.max_examples // 4, 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        run_state_machine_as_test(Judged, settings=settings(current, max_examples=examples, stateful_step_count=30))
+    print(f"{Judged.events} events")
+
+
+def _supported(run: runs.Run, backend: Backend, device: torch.device) -> bool:
+    """Whether the backend serves all plans of the run."""
+    try:
+        runs.Player(lionbits.Lion, run, device, backend=backend)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,142 @@
+"""Trying the mutants: ``python -m lionbits_conformance.trials`` prints which law rejects each, and how soon."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import lionbits
+
+from . import judgement, laws, mutants, runs, strategies
+from .universe import Universe, universe
+from .values import KINDS
+
+#: Examples of each law and stratum of plans that a mutant may survive.
+PATIENCE = 20
+
+
+class Verdict(NamedTuple):
+    """How a mutant fared: the law that rejected it and the examples that took, over all laws tried; or None."""
+
+    mutant: str
+    law: str | None
+    examples: int
+
+
+class Charge(NamedTuple):
+    """One law put to a mutant."""
+
+    law: str
+    strategy: st.SearchStrategy[Any]
+    check: Callable[[Any], None]
+
+
+def try_mutant(
+    mutant: mutants.Mutant, kinds: Sequence[str] = KINDS, oracle: bool = True, patience: int = PATIENCE
+) -> Verdict:
+    """Put every law that can see this mutant to it, until one rejects it.
+
+    Args:
+        mutant: whom.
+        kinds: of gradients; leave some out to see what they are good for.
+        oracle: whether the oracle may speak.
+        patience: examples of each law and stratum.
+    """
+    spent = 0
+    with universe([mutant.edit]) as wrong:
+        for charge in _charges(mutant, wrong, kinds, oracle):
+            examples, rejected = _examples_until_rejected(charge, patience)
+            spent += examples
+            if rejected:
+                return Verdict(mutant.name, charge.law, spent)
+    return Verdict(mutant.name, None, spent)
+
+
+def _charges(mutant: mutants.Mutant, wrong: Universe, kinds: Sequence[str], oracle: bool) -> Iterator[Charge]:
+    """The laws that can see this mutant, the likeliest first; each stratum of plans in turn."""
+    if mutant.where == "kernel":
+        for name, law in laws.CALLS.items():
+            for bits, dtype in strategies.STRATA:
+                yield Charge(name, strategies.cases(kinds, bits=bits, dtype=dtype), _call_law(law, wrong))
+    if oracle:
+        # A wrong kernel is judged under the right front end, a wrong front end over the right kernel.
+        lion = lionbits.Lion if mutant.where == "kernel" else wrong.lionbits.Lion
+        backend: Any = wrong.reference if mutant.where == "kernel" else "reference"
+        for bits, dtype in strategies.STRATA:
+            strategy = strategies.trials(kinds, bits, dtype)
+            yield Charge("oracle_agrees", strategy, lambda run: judgement.oracle_agrees(lion, backend, run))
+    if mutant.where == "front end":
+        for name, run_law in runs.RUNS.items():
+            for bits, dtype in strategies.STRATA:
+                yield Charge(name, strategies.runs(kinds, bits=bits, dtype=dtype), _run_law(run_law, wrong))
+
+
+def _call_law(law: laws.Law, wrong: Universe) -> Callable[[Any], None]:
+    return lambda case: law(wrong.reference, case, laws.CPU)
+
+
+def _run_law(law: runs.Law, wrong: Universe) -> Callable[[Any], None]:
+    return lambda run: law(wrong.lionbits.Lion, "reference", run, laws.CPU)
+
+
+def _examples_until_rejected(charge: Charge, patience: int) -> tuple[int, bool]:
+    """How many examples it took, and whether the law was broken. A mutant that crashes is rejected as well."""
+    seen = 0
+
+    @settings(
+        max_examples=patience,
+        phases=[Phase.generate],
+        derandomize=True,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(charge.strategy)
+    def examine(example: Any) -> None:
+        nonlocal seen
+        seen += not rejected
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                charge.check(example)
+        except Exception:
+            rejected.append(example)
+            raise
+
+    rejected: list[Any] = []
+    try:
+        examine()
+    except Exception:
+        if not rejected:
+            raise
+    return seen, bool(rejected)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print how every mutant fared; the exit code counts those that live."""
+    parser = argparse.ArgumentParser(prog="lionbits_conformance.trials", description=main.__doc__)
+    parser.add_argument("--without", action="append", default=[], help="a kind of gradients, or 'oracle'")
+    parser.add_argument("--only", help="mutants whose name contains this")
+    parser.add_argument("--patience", type=int, default=PATIENCE, help="examples of each law and stratum of plans")
+    asked = parser.parse_args(argv)
+    kinds = [kind for kind in KINDS if kind not in asked.without]
+    chosen = [mutant for mutant in mutants.ALL if asked.only is None or asked.only in mutant.name]
+    living = 0
+    for mutant in chosen:
+        verdict = try_mutant(mutant, kinds, "oracle" not in asked.without, asked.patience)
+        living += verdict.law is None
+        fate = f"rejected by {verdict.law}" if verdict.law else "LIVES"
+        print(f"{mutant.where:9}  {mutant.name:44}  {fate:40}  {verdict.examples:5} examples", flush=True)
+    print(f"{len(chosen) - living} of {len(chosen)} rejected")
+    return living
+
+
+if __name__ == "__main__":
+    sys.exit(main())

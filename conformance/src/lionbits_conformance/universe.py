@@ -1,0 +1,114 @@
+"""Wrong copies of lionbits: the installed sources with one text replaced, imported under another name.
+
+A mutant is a sentence's worth of diff. It lives in modules of its own, so the right ones stay right beside it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import lionbits
+import lionbits_reference
+
+_ROOTS = {
+    "lionbits_reference": Path(lionbits_reference.__path__[0]),
+    "lionbits": Path(lionbits.__path__[0]),
+}
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Replace ``old``, which must stand exactly once in ``file`` (as ``lionbits_reference/update.py``), by ``new``."""
+
+    file: str
+    old: str
+    new: str
+
+
+class DoesNotApply(LookupError):
+    """The text to replace is not there, or not there once: the mutant has to follow the source."""
+
+
+@dataclass(frozen=True)
+class Universe:
+    """A copy of both packages with some edits in it."""
+
+    reference: ModuleType
+    lionbits: ModuleType
+
+
+@contextmanager
+def universe(edits: Sequence[Edit]) -> Iterator[Universe]:
+    """Import a copy of both packages with these edits; it is forgotten on leaving.
+
+    Raises:
+        DoesNotApply: an edit's text does not stand exactly once where it says.
+    """
+    for edit in edits:
+        found = (_ROOTS[edit.file.split("/")[0]].parent / edit.file).read_text().count(edit.old)
+        if found != 1:
+            raise DoesNotApply(f"{edit.file} has {found} places that read {edit.old!r}; there must be one")
+    finder = _Finder(f"mutant{next(_numbers)}_", edits)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield Universe(
+            importlib.import_module(finder.prefix + "lionbits_reference"),
+            importlib.import_module(finder.prefix + "lionbits"),
+        )
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if name.startswith(finder.prefix)]:
+            del sys.modules[name]
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Finds ``<prefix>lionbits...`` in the files of ``lionbits...``, edited, with imports that stay in the copy."""
+
+    def __init__(self, prefix: str, edits: Sequence[Edit]) -> None:
+        self.prefix = prefix
+        self.edits = edits
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if not fullname.startswith(self.prefix):
+            return None
+        file = self._file(fullname)
+        if file is None:
+            return None
+        return importlib.util.spec_from_loader(fullname, self, origin=str(file), is_package=file.name == "__init__.py")
+
+    def get_source(self, fullname: str) -> str:
+        file = self._file(fullname)
+        assert file is not None
+        root = _ROOTS[fullname.removeprefix(self.prefix).split(".")[0]]
+        text = file.read_text()
+        for edit in self.edits:
+            if edit.file == file.relative_to(root.parent).as_posix():
+                text = text.replace(edit.old, edit.new)
+        return text.replace("from lionbits_reference", f"from {self.prefix}lionbits_reference")
+
+    def is_package(self, fullname: str) -> bool:
+        file = self._file(fullname)
+        return file is not None and file.name == "__init__.py"
+
+    def _file(self, fullname: str) -> Path | None:
+        package, *rest = fullname.removeprefix(self.prefix).split(".")
+        if package not in _ROOTS:
+            return None
+        base = _ROOTS[package].joinpath(*rest)
+        for file in (base / "__init__.py", base.with_suffix(".py")):
+            if file.is_file():
+                return file
+        return None

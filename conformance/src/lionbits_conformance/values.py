@@ -1,0 +1,90 @@
+"""Numbers that find faults, by kind. All come from a seed, on the CPU, as float32.
+
+Random gradients prove little: a wrong formula differs from the right one in the last bits, which hardly ever change a
+sign. ``"cancelling"`` gradients make c = m*b1 + g*(1-b1) come out next to zero, where the last bits are all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from lionbits_reference.spec import FLOAT32, Format, Hyper
+
+#: Kinds of gradients.
+KINDS = (
+    "normal",
+    "sparse",
+    "heavy",
+    "denormal",
+    "overflow",
+    "ties",
+    "zeros",
+    "nonfinite",
+    "cancelling",
+)
+
+#: Kinds that need no momentum to lean on, for momentum itself. (Momentum is always finite.)
+MOMENTUM_KINDS = ("normal", "sparse", "heavy", "denormal", "overflow", "ties", "zeros")
+
+_INFINITY = torch.tensor(torch.inf)
+_LARGEST = torch.finfo(torch.float32).max
+
+
+def values(kind: str, magnitude: int, shape: Sequence[int], seed: int, format: Format = FLOAT32) -> Tensor:
+    """float32 numbers of one kind, scaled by 2^magnitude where that has a meaning. ``"ties"`` are ``format``'s."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(tuple(shape), generator=generator)
+    uniform = torch.rand(tuple(shape), generator=generator)
+    if kind == "sparse":
+        normal = torch.where(uniform < 0.8, 0.0, normal)
+    elif kind == "heavy":
+        normal = normal * torch.exp2(torch.floor(uniform * 40 - 20))
+    elif kind == "denormal":
+        return normal * 2.0**-120 * 2.0**-20 * (1 + 7 * uniform)
+    elif kind == "overflow":
+        return torch.where(uniform < 0.3, torch.sign(normal) * _LARGEST, normal * (_LARGEST / 8))
+    elif kind == "ties":
+        normal = torch.sign(normal) * _codes_and_midpoints(format, uniform)
+    elif kind == "zeros":
+        normal = torch.where(uniform < 0.5, 0.0, -0.0)
+    elif kind == "nonfinite":
+        bad = torch.tensor([torch.nan, torch.inf, -torch.inf])[(uniform * 30).long().clamp(max=2)]
+        normal = torch.where(uniform < 0.1, bad, normal)
+    return normal * 2.0**magnitude
+
+
+def gradient(
+    kind: str,
+    magnitude: int,
+    momentum: Tensor,
+    betas: Sequence[float],
+    seed: int,
+    format: Format = FLOAT32,
+    scale: float = 1.0,
+) -> Tensor:
+    """A float32 gradient of one kind for a parameter whose decoded momentum is ``momentum``.
+
+    ``"cancelling"`` ones make the two products of c the same number or neighbours once the gradient has been
+    multiplied by ``scale``: what is left of c, a zero or an ulp, tells one formula from another.
+    """
+    if kind != "cancelling":
+        return values(kind, magnitude, momentum.shape, seed, format)
+    hyper = Hyper.of(betas)
+    generator = torch.Generator().manual_seed(seed)
+    wanted = -(momentum * hyper.b1)
+    nearest = (wanted.double() / hyper.one_minus_b1 / scale).to(torch.float32)
+    nudge = torch.randint(-1, 2, momentum.shape, generator=generator)
+    return torch.where(nudge == 0, nearest, torch.nextafter(nearest, torch.copysign(_INFINITY, nudge.float())))
+
+
+def _codes_and_midpoints(format: Format, uniform: Tensor) -> Tensor:
+    """Magnitudes picked from the format's values, the largest often, and what lies half-way between two."""
+    count = format.largest_code if format.quantised else 255
+    codes = [format.value(k) if format.quantised else float(k) for k in range(count + 1)]
+    middles = [(low + high) / 2 for low, high in pairwise(codes)]
+    choices = torch.tensor([*codes, *middles, *[codes[-1]] * (1 + count // 4)])
+    return choices[(uniform * len(choices)).long().clamp(max=len(choices) - 1)]

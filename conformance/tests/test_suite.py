@@ -1,0 +1,74 @@
+"""The suite as other people meet it: by the name of a backend, through pytest, from a checkout."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOY = '''
+"""A third party's backend. It borrows the reference's functions, which an honest one would not."""
+from lionbits_reference import absmax, aligned, decode, encode, step, supports
+name = "toy"
+'''
+
+
+def judge(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the suite with modules of ``folder`` importable."""
+    path = os.pathsep.join([str(folder), *sys.path])
+    command = [sys.executable, "-m", "lionbits_conformance", "-p", "no:cacheprovider", "-q", *arguments]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def toys(tmp_path: Path) -> Path:
+    """A folder with a toy backend, and with the same toy broken."""
+    (tmp_path / "lionbits_toy.py").write_text(TOY)
+    broken = TOY.replace('name = "toy"', 'name = "broken"') + (
+        "def step(plan, slots, hyper, scalars):\n"
+        "    import lionbits_reference\n"
+        "    lionbits_reference.step(plan, slots, hyper, scalars)\n"
+        "    for slot in slots:\n"
+        "        slot.param.mul_(1.5)\n"
+    )
+    (tmp_path / "lionbits_broken.py").write_text(broken)
+    return tmp_path
+
+
+def test_a_third_party_backend_is_found_by_name_and_passes(toys: Path) -> None:
+    """``lionbits_toy`` on the path is all it takes; the header says what is judged."""
+    done = judge(toys, "--backend", "toy", "-k", "step_equals_reference or backend_equals_reference", "-v")
+    assert done.returncode == 0, done.stdout
+    assert "lionbits conformance: backend toy on cpu" in done.stdout
+
+
+def test_a_broken_backend_fails_readably(toys: Path) -> None:
+    """The message has the law, the plan, the first difference in hexadecimal, and code that runs it again."""
+    done = judge(toys, "--backend", "broken", "-k", "step_equals_reference and 32-float32")
+    assert done.returncode == 1, done.stdout
+    for text in ("law step_equals_reference is broken for Plan(", "got 0x", "to run it again", "Case(plan=Plan("):
+        assert text in done.stdout
+
+
+def test_known_gaps_are_expected_and_checked(toys: Path) -> None:
+    """A listed gap does not fail the run; one that names no test, or passes, or has no reason, does."""
+    chosen = ("--backend", "broken", "-k", "step_equals_reference and 32-float32")
+    gaps = toys / "gaps.txt"
+    gaps.write_text("# known\ntest_call[step_equals_reference-32-float32]  the toy multiplies\n")
+    done = judge(toys, *chosen, "--gaps", str(gaps))
+    assert done.returncode == 0, done.stdout
+    assert "the toy multiplies" in judge(toys, *chosen, "--gaps", str(gaps), "-rx").stdout
+    assert judge(toys, *chosen, "--gaps", str(gaps), "--backend", "toy").returncode == 1
+    gaps.write_text("test_of_nothing  because\n")
+    assert "test_of_nothing" in judge(toys, *chosen, "--gaps", str(gaps)).stderr
+    gaps.write_text("test_call[step_equals_reference-32-float32]\n")
+    assert "has no reason" in judge(toys, *chosen, "--gaps", str(gaps)).stderr
+
+
+def test_a_missing_backend_is_named(toys: Path) -> None:
+    """A misspelt name says so."""
+    done = judge(toys, "--backend", "tow", "-k", "step_equals_reference and 32-float32")
+    assert done.returncode == 1
+    assert "there is no module lionbits_tow" in done.stdout
