@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,15 @@ def test_files_are_what_the_schema_says(kind: str) -> None:
     broken = json.loads(json.dumps(document["cases"][0]))
     broken["surplus"] = 1
     assert faults({**document, "cases": [broken]}, SCHEMA)
+
+
+def test_the_oracle_needs_nothing_but_python() -> None:
+    """Neither torch nor numpy, nor any code that it judges."""
+    program = "import sys; from lionbits_conformance import oracle, vectors; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    strangers = {"torch", "numpy", "lionbits", "lionbits_reference"}
+    assert "lionbits_conformance.oracle.lion" in loaded
+    assert not strangers & {name.partition(".")[0] for name in loaded}
 
 
 def test_files_are_small() -> None:

@@ -72,3 +72,13 @@ def test_a_missing_backend_is_named(toys: Path) -> None:
     done = judge(toys, "--backend", "tow", "-k", "step_equals_reference and 32-float32")
     assert done.returncode == 1
     assert "there is no module lionbits_tow" in done.stdout
+
+
+def test_the_backend_of_the_docs_passes(tmp_path: Path) -> None:
+    """What docs/writing-a-backend.md begins with is a whole backend for its plan."""
+    page = (Path(__file__).parents[2] / "docs" / "writing-a-backend.md").read_text()
+    code = next(block for block in page.split("```python\n") if "def supports(plan, device):\n    if" in block)
+    head = 'import torch\nfrom lionbits_reference import absmax, aligned, decode, encode\nname = "mine"\n'
+    (tmp_path / "lionbits_mine.py").write_text(head + code.split("```")[0])
+    done = judge(tmp_path, "--backend", "mine", "-k", "32-float32 or test_supports")
+    assert done.returncode == 0, done.stdout

@@ -52,10 +52,10 @@ FRONT_ENDS = (
     front_end(
         "position within the group",
         "lionbits/work.py",
-        "    for group in groups:\n        check_rate",
-        "    for group in groups:\n        position = 0\n        check_rate",
+        "    for group in groups:\n        options.check(group)",
+        "    for group in groups:\n        position = 0\n        options.check(group)",
     ),
-    front_end("step counted from zero", "lionbits/work.py", 'state["step"] = 0\n', 'state["step"] = -1\n'),
+    front_end("step counted from zero", "lionbits/work.py", 'missing = {"step": 0, ', 'missing = {"step": -1, '),
     front_end(
         "history off by one",
         "lionbits_reference/clipping.py",
@@ -65,8 +65,8 @@ FRONT_ENDS = (
     front_end(
         "history without the present",
         "lionbits/work.py",
-        '        clipping.remember(slot.state["grad_norms"], norm, slot.state["step"])\n        limit = torch.minimum(limit, clipping.percentile_limit(slot.state["grad_norms"], percentile))',
-        '        limit = torch.minimum(limit, clipping.percentile_limit(slot.state["grad_norms"], percentile))\n        clipping.remember(slot.state["grad_norms"], norm, slot.state["step"])',
+        '        clipping.remember(slot.state["grad_norms"], norm, slot.state["step"])\n        usual = clipping.percentile_limit(slot.state["grad_norms"], percentile)\n',
+        '        usual = clipping.percentile_limit(slot.state["grad_norms"], percentile)\n        clipping.remember(slot.state["grad_norms"], norm, slot.state["step"])\n',
     ),
     front_end(
         "a first norm of zero fills the history",
@@ -178,7 +178,10 @@ FRONT_ENDS = (
         "        states[key] = _examine_state(key, param, group, state)\n",
     ),
     front_end(
-        "loaded step forgotten", "lionbits/checkpoint.py", '    plain["step"] = int(step)\n', '    plain["step"] = 1\n'
+        "loaded step forgotten",
+        "lionbits/checkpoint.py",
+        'plain["step"] = _checked_step(key, plain)',
+        'plain["step"] = min(_checked_step(key, plain), 1)',
     ),
     front_end(
         "loaded state is the dict's own",
@@ -187,10 +190,10 @@ FRONT_ENDS = (
         "return tensor.detach().to(device)",
     ),
     front_end(
-        "copies share their state",
+        "copies lose their state",
         "lionbits/optimizer.py",
-        '            elif "_pager" in state:  # unpickled or copied, rather than loaded\n                self._adopt(param, held)\n',
-        '            elif "_pager" in state:\n                self.state[param] = {}\n',
+        "                self.state[param] = self._adopted(param, held)\n",
+        "                self.state[param] = {}\n",
     ),
     front_end(
         "page not written back",

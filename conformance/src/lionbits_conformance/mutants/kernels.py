@@ -107,8 +107,8 @@ KERNELS = (
     kernel(
         "scale by the reciprocal of top",
         "formats.py",
-        "absmax / torch.full_like(absmax, format.top))",
-        "absmax * (1 / torch.full_like(absmax, format.top)))",
+        "absmax.clamp(max=HUGE) / torch.full_like(absmax, format.top))",
+        "absmax.clamp(max=HUGE) * (1 / torch.full_like(absmax, format.top)))",
     ),
     kernel(
         "reciprocal that is an ulp short",
@@ -181,6 +181,7 @@ KERNELS = (
         "    if absmax is None:\n",
         '    if absmax is not None:\n        piece.state["exp_avg_scale"].fill_(float(formats.block_scale(absmax, format)) * 2)\n    if absmax is None:\n',
     ),
+    kernel("the largest momentum is not held", "formats.py", "HUGE = 2.0**127", "HUGE = 2.0**128 - 2.0**104"),
     # the lanes
     kernel("halves of the hash in the other order", "rounding.py", _GATHER, "both = torch.stack((h >> 16, h), dim=-1)"),
     kernel("one lane for both of a pair", "rounding.py", _GATHER, "both = torch.stack((h, h), dim=-1)"),

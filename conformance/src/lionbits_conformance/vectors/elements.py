@@ -72,7 +72,7 @@ def _rates() -> list[Case]:
     draws = Draws("rates")
     cases = []
     for number in range(60):
-        lr, decay, betas = draws.pick((*RATES, 1e39)), draws.pick((*DECAYS, 1e-30)), draws.pick(BETAS)
+        lr, decay, betas = draws.pick((*RATES, 3e38)), draws.pick((*DECAYS, 1e-30)), draws.pick(BETAS)
         if number >= 20:  # any doubles below 1, whose rounding matters
             lr, decay = _fraction(draws), _fraction(draws)
             betas = (_fraction(draws), _fraction(draws))

@@ -8,17 +8,21 @@ crosses its ``load_state_dict`` sealed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lionbits_reference import clipping
+from lionbits_reference.spec import checks
 
 from . import options, work
 
 VERSION = 1
 VERSION_KEY = "lionbits_version"
 
+_NO_NORMS = torch.zeros(clipping.HISTORY, dtype=torch.float32, device="cpu")
 _NOT_SETTINGS = ("params", "param_names")
 _FORMAT_KEYS = ("optim_bits", "state_format", "block_size", "block_wise")
 
@@ -30,11 +34,10 @@ class Sealed:
         self.state = state
 
 
-def stamp(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Write the version into every group of a fresh state dict."""
+def stamp(_: object, state_dict: dict[str, Any]) -> None:
+    """Write the version into every group of a fresh state dict; a hook of ``state_dict()``, the first to run."""
     for group in state_dict["param_groups"]:
         group[VERSION_KEY] = VERSION
-    return state_dict
 
 
 def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,10 +51,7 @@ def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
         TypeError, ValueError: version, structure, settings, formats, shapes or dtypes do not fit; the message
             says which.
     """
-    for key in ("state", "param_groups"):
-        if not isinstance(state_dict, Mapping) or key not in state_dict:
-            raise ValueError(f"state_dict lacks {key!r}: pass what lionbits' state_dict() returned.")
-    saved_groups = state_dict["param_groups"]
+    saved_groups = _checked_form(state_dict)
     ours = [len(group["params"]) for group in groups]
     theirs = [len(group["params"]) for group in saved_groups]
     if ours != theirs:
@@ -66,11 +66,41 @@ def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
     owner = dict(_owners(groups, completed))
     states: dict[Any, Any] = {}
     for key, state in state_dict["state"].items():
-        if key not in owner:
+        if key in owner:
+            param, group = owner[key]
+            states[key] = Sealed(_examine_state(key, param, group, state))
+        elif isinstance(key, int):
             raise ValueError(f"state_dict has state for parameter {key!r}, which none of its groups lists.")
-        param, group = owner[key]
-        states[key] = Sealed(_examine_state(key, param, group, state))
+        else:
+            states[key] = state  # a note under a key of its own, as torch lets pass
     return {**state_dict, "state": states, "param_groups": completed}
+
+
+def check_mapping(state_dict: object) -> None:
+    """Refuse what is no mapping at all.
+
+    Raises:
+        TypeError.
+    """
+    if not isinstance(state_dict, Mapping):
+        rule = "must be a dict as state_dict() returns it"
+        raise checks.refusal(TypeError, f"state_dict of type {type(state_dict).__name__}", state_dict, rule)
+
+
+def _checked_form(state_dict: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The groups of a state dict that has the form of one."""
+    for key, kind in (("state", Mapping), ("param_groups", Sequence)):
+        if key not in state_dict:
+            raise ValueError(f"state_dict lacks {key!r}: pass what lionbits' state_dict() returned.")
+        if not isinstance(state_dict[key], kind):
+            raise TypeError(f"state_dict[{key!r}] is a {type(state_dict[key]).__name__}; it must be a {kind.__name__}.")
+    groups: Sequence[Mapping[str, Any]] = state_dict["param_groups"]
+    for i, group in enumerate(groups):
+        if not isinstance(group, Mapping):
+            raise TypeError(f"param_groups[{i}] of the state dict is a {type(group).__name__}; it must be a dict.")
+        if "params" not in group:
+            raise ValueError(f"param_groups[{i}] of the state dict lacks 'params'.")
+    return groups
 
 
 def _complete(i: int, group: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,22 +139,35 @@ def _examine_state(key: Any, param: Tensor, group: dict[str, Any], state: Any) -
     plain = dict(state)
     if not plain:
         return plain
-    if "step" not in plain:
-        raise ValueError(
-            f"state of parameter {key!r} has no 'step', only {sorted(map(str, plain))}: not lionbits state."
-        )
-    step = plain["step"].item() if isinstance(plain["step"], Tensor) and plain["step"].numel() == 1 else plain["step"]
-    if isinstance(step, bool) or not isinstance(step, (int, float)) or step != int(step) or step < 0:
-        raise ValueError(f"state of parameter {key!r} has step={step!r}; it must be an int >= 0.")
-    plain["step"] = int(step)
+    plain["step"] = _checked_step(key, plain)
+    plan = options.plan(group, param, param.dtype)
     try:
-        work.check_state(options.plan(group, param, param.dtype), param, plain)
+        work.check_state(plan, param, plain)
     except ValueError as error:
         raise ValueError(f"parameter {key!r}: {error}") from None
-    norms = plain.get("grad_norms")
-    if norms is not None and (tuple(norms.shape) != (100,) or norms.dtype != torch.float32):
+    norms = plain.get("grad_norms", _NO_NORMS)
+    if not isinstance(norms, Tensor) or tuple(norms.shape) != _NO_NORMS.shape or norms.dtype != torch.float32:
         raise ValueError(
-            f"state of parameter {key!r} has grad_norms of {norms.dtype} and shape "
-            f"{tuple(norms.shape)}; float32 of shape (100,) is needed."
+            f"state of parameter {key!r} has grad_norms={norms!r}; a float32 tensor of shape (100,) is needed."
+            if not isinstance(norms, Tensor)
+            else f"state of parameter {key!r} has grad_norms of {norms.dtype} and shape {tuple(norms.shape)}; "
+            f"float32 of shape (100,) is needed."
         )
+    unknown = plain.keys() - plan.state_spec(param.shape).keys() - {"step", "grad_norms"}
+    if unknown:
+        raise ValueError(f"state of parameter {key!r} has {sorted(map(str, unknown))}, which lionbits does not keep.")
     return plain
+
+
+def _checked_step(key: Any, state: Mapping[str, Any]) -> int:
+    if "step" not in state:
+        raise ValueError(
+            f"state of parameter {key!r} has no 'step', only {sorted(map(str, state))}: not lionbits state."
+        )
+    step = state["step"]
+    if isinstance(step, Tensor) and step.numel() == 1:
+        step = step.item()
+    whole = isinstance(step, int) or (isinstance(step, float) and step.is_integer())
+    if isinstance(step, bool) or not whole or step < 0:
+        raise ValueError(f"state of parameter {key!r} has step={step!r}; it must be an int >= 0.")
+    return int(step)

@@ -6,6 +6,7 @@ Groups are the one way in which settings differ between parameters: there is no 
 from __future__ import annotations
 
 import fnmatch
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -23,17 +24,44 @@ Group = dict[str, Any]
 Overrides = dict[str, dict[str, Any]]
 
 
-def check_overrides(overrides: Mapping[str, Mapping[str, Any]] | None) -> Overrides:
-    """A plain copy of ``overrides=``: name pattern (as the shell's, case matters) -> settings.
+def checked_form(param_group: object) -> Group:
+    """A copy of what was given as a group, its parameters in a list.
 
     Raises:
-        TypeError: not a mapping of mappings.
+        TypeError: it is no dict with parameters.
+    """
+    if not isinstance(param_group, dict) or "params" not in param_group:
+        shown = list(param_group) if isinstance(param_group, dict) else param_group
+        raise checks.refusal(TypeError, "param_group", shown, "must be a dict with 'params'")
+    params = param_group["params"]
+    if isinstance(params, (torch.Tensor, set)):  # torch makes a list of the one and refuses the other
+        return dict(param_group)
+    if not isinstance(params, Iterable):
+        raise checks.refusal(TypeError, "params", params, "must be a tensor or an iterable of them")
+    return {**param_group, "params": list(params)}
+
+
+def check_overrides(overrides: Mapping[str, Mapping[str, Any]] | None, known: Mapping[str, Any]) -> Overrides:
+    """A plain copy of ``overrides=``: name pattern (as the shell's, case matters) -> settings.
+
+    Args:
+        overrides: as given.
+        known: settings that there are. A group may carry notes of other names; an override only changes settings.
+
+    Raises:
+        TypeError: not a mapping of names to mappings. ValueError: no such setting.
     """
     rule = 'must map name patterns to settings, such as {"*embed*": {"optim_bits": 32}}'
     if overrides is None:
         return {}
-    if not isinstance(overrides, Mapping) or not all(isinstance(v, Mapping) for v in overrides.values()):
+    if not isinstance(overrides, Mapping) or not all(
+        isinstance(pattern, str) and isinstance(settings, Mapping) for pattern, settings in overrides.items()
+    ):
         raise checks.refusal(TypeError, "overrides", overrides, rule)
+    for settings in overrides.values():
+        for key in settings.keys() - known.keys() - set(WHOLE):
+            hint = f"There are {', '.join(known)}."
+            raise checks.refusal(ValueError, "overrides", {key: settings[key]}, "has no such setting", hint)
     return {pattern: dict(settings) for pattern, settings in overrides.items()}
 
 
@@ -118,8 +146,16 @@ def check(group: Group, backend: Backend | None) -> None:
             "after 2,500 steps with beta2 = 0.99, and 13 % with 0.9; without momentum at all it was 19 %. "
             "Use optim_bits=4 to train.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level() -> int:
+    """``stacklevel`` of the first caller outside lionbits and torch: the line that a warning is about."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("lionbits", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def name_format(group: Group) -> None:

@@ -81,6 +81,9 @@ class Lion(Optimizer):
     #: Arguments that a variant's name decides.
     fixed: ClassVar[Mapping[str, Any]] = {}
 
+    #: Settings of groups that a subclass has beside Lion's, with their defaults; :meth:`translated` reads them.
+    own_settings: Mapping[str, Any] = {}
+
     #: GradScaler hands its scale and found_inf to ``step`` instead of unscaling ``p.grad`` itself.
     _step_supports_amp_scaling = True
 
@@ -132,11 +135,11 @@ class Lion(Optimizer):
             "seed": seed,
         }
         defaults |= options.from_args(args)
-        self._check_fixed(defaults | {"is_paged": is_paged})
         options.check(defaults)
-        self._backend = select.requested(backend)
         self._pager = paging.arrangement(is_paged, page_budget, page_dir)
-        self._overrides = groups.check_overrides(overrides)
+        self._check_fixed(defaults | {"is_paged": is_paged})
+        self._backend = select.requested(backend)
+        self._overrides = groups.check_overrides(overrides, {**defaults, **self.own_settings})
         self._skipped: dict[torch.device, Tensor] = {}
         super().__init__(cast(Any, params), defaults)
         groups.check_used(self._overrides, self.param_groups)
@@ -149,11 +152,8 @@ class Lion(Optimizer):
         """
         before = len(self.param_groups)
         try:
-            if not isinstance(param_group, dict) or "params" not in param_group:
-                raise checks.refusal(TypeError, "param_group", param_group, "must be a dict with 'params'")
-            if not isinstance(param_group["params"], (Tensor, set)):
-                param_group = {**param_group, "params": list(param_group["params"])}
-            for group in groups.split(dict(param_group), self._overrides):
+            for part in groups.split(groups.checked_form(param_group), self._overrides):
+                group = self.translated(part)
                 groups.inherit(group, self.defaults)
                 super().add_param_group(group)
                 groups.check(group, self._backend)
@@ -161,6 +161,10 @@ class Lion(Optimizer):
         except BaseException:
             del self.param_groups[before:]
             raise
+
+    def translated(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group in Lion's settings; for subclasses that have others."""
+        return group
 
     def _check_fixed(self, given: Mapping[str, Any]) -> None:
         for key, value in self.fixed.items():
@@ -193,8 +197,7 @@ class Lion(Optimizer):
             return
         works = work.collect(self.param_groups, self.state)
         backends = [select.serving(self._backend, w.launch.plan, w.launch.device) for w in works]
-        for w in works:
-            work.prepare(w, self.state.__getitem__, self._pager)
+        work.prepare(works, self.state, self._pager)
         raising = []
         for w, backend in zip(works, backends, strict=True):
             skipped = work.run(w, backend, self._pager, getattr(self, "grad_scale", None))
@@ -234,7 +237,11 @@ class Lion(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, not a copy; the same for every backend, paged or resident."""
-        return checkpoint.stamp(super().state_dict())
+        handle = self.register_state_dict_post_hook(checkpoint.stamp, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue bit for bit where ``state_dict`` was taken. Tensors are copied, never cast.
@@ -242,9 +249,17 @@ class Lion(Optimizer):
         Raises:
             TypeError, ValueError: the state dict does not fit this optimizer; nothing was changed.
         """
+        checkpoint.check_mapping(state_dict)
 
         def seal(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            return checkpoint.examine(self.param_groups, given)
+            examined = checkpoint.examine(self.param_groups, given)
+            params = [param for group in self.param_groups for param in group["params"]]
+            keys = [key for group in examined["param_groups"] for key in group["params"]]
+            for key, param in zip(keys, params, strict=True):
+                if key in examined["state"]:
+                    sealed = examined["state"][key]
+                    sealed.state = self._adopted(param, sealed.state)
+            return examined
 
         handle = self.register_load_state_dict_pre_hook(seal)  # after the user's hooks
         try:
@@ -267,12 +282,12 @@ class Lion(Optimizer):
             groups.inherit(group, self.defaults)
         for param, held in self.state.items():
             if isinstance(held, checkpoint.Sealed):
-                self._adopt(param, held.state)
-            elif "_pager" in state:  # unpickled or copied, rather than loaded
-                self._adopt(param, held)
+                self.state[param] = held.state
+            elif "_pager" in state and isinstance(param, Tensor):  # unpickled or copied, rather than loaded
+                self.state[param] = self._adopted(param, held)
 
-    def _adopt(self, param: Tensor, held: Mapping[str, Any]) -> None:
-        """Take over copies of state tensors, each to where this optimizer keeps it."""
+    def _adopted(self, param: Tensor, held: Mapping[str, Any]) -> dict[str, Any]:
+        """Copies of state tensors, each where this optimizer keeps it."""
 
         def placed(key: str, value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -281,4 +296,4 @@ class Lion(Optimizer):
                 return value.detach().to(param.device, copy=True)
             return self._pager.adopt(value, param.device)
 
-        self.state[param] = {key: placed(key, value) for key, value in held.items()}
+        return {key: placed(key, value) for key, value in held.items()}

@@ -50,18 +50,20 @@ class Paged:
     """
 
     page_budget: int | None = None
-    page_dir: str | None = None
+    page_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.page_budget is not None:
             checks.integer("page_budget", self.page_budget, 0, hint="It counts bytes; None sets no limit.")
+        if not isinstance(self.page_dir, (str, Path, type(None))):
+            raise checks.refusal(TypeError, "page_dir", self.page_dir, "must be a path, or None")
         if self.page_dir is not None and not Path(self.page_dir).is_dir():
             raise checks.refusal(ValueError, "page_dir", self.page_dir, "must be an existing folder, or None")
 
     def allocate(self, spec: TensorSpec, device: torch.device) -> Tensor:
         """A zeroed state tensor on the host."""
         if self.page_dir is None or 0 in spec.shape:
-            return torch.zeros(spec.shape, dtype=spec.dtype, pin_memory=device.type == "cuda")
+            return torch.zeros(spec.shape, dtype=spec.dtype, device=_HOST, pin_memory=device.type == "cuda")
         return _mapped(spec, self.page_dir)
 
     def adopt(self, tensor: Tensor, device: torch.device) -> Tensor:
@@ -83,7 +85,7 @@ class Paged:
 Pager = Resident | Paged
 
 
-def arrangement(is_paged: object, page_budget: int | None, page_dir: str | None) -> Pager:
+def arrangement(is_paged: object, page_budget: int | None, page_dir: str | Path | None) -> Pager:
     """The arrangement that optimizer arguments ask for.
 
     Raises:
@@ -98,13 +100,13 @@ def arrangement(is_paged: object, page_budget: int | None, page_dir: str | None)
     return Resident()
 
 
-def _mapped(spec: TensorSpec, folder: str) -> Tensor:
+def _mapped(spec: TensorSpec, folder: str | Path) -> Tensor:
     """A zeroed tensor in a private file that has lost its name already, and so dies with the tensor."""
     size = torch.Size(spec.shape).numel()
     handle, name = tempfile.mkstemp(prefix="lionbits-", suffix=".page", dir=folder)
     try:
         os.truncate(handle, size * spec.dtype.itemsize)
-        tensor = torch.from_file(name, shared=True, size=size, dtype=spec.dtype)
+        tensor = torch.from_file(name, shared=True, size=size, dtype=spec.dtype, device=_HOST)
     finally:
         os.close(handle)
         Path(name).unlink()

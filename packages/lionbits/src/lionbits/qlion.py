@@ -69,55 +69,58 @@ class QLion(Lion):
         momentum_first: bool = False,
         **options: Unpack[_Options],
     ) -> None:
-        own = {
+        if "args" in options:
+            raise TypeError("QLion has no args=; use_4bit and quant_threshold are its settings for that.")
+        self.own_settings = {
             "use_4bit": use_4bit,
             "cautious": cautious,
             "quant_threshold": quant_threshold,
             "momentum_first": momentum_first,
         }
-        # Groups are translated when they are added; the constructor's own values before that.
-        self._own = own
-        first = _translated({"betas": betas, **own})
+        lions = _translated({"betas": betas, **self.own_settings})
         super().__init__(
             params,
             lr,
             betas,
             weight_decay,
-            first["optim_bits"],
-            min_8bit_size=first["min_8bit_size"],
-            cautious=first["cautious"],
+            lions["optim_bits"],
+            min_8bit_size=lions["min_8bit_size"],
+            cautious=lions["cautious"],
             grad_clip=grad_clip,
             **options,
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in :class:`Lion`, with QLion's settings."""
-        if isinstance(param_group, dict):
-            param_group = _translated({"betas": self.defaults["betas"], **self._own, **param_group})
-        super().add_param_group(param_group)
+    def translated(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group in Lion's settings, with QLion's beside them."""
+        return _translated({"betas": self.defaults["betas"], **self.own_settings, **group})
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_own": self._own}
+        return super().__getstate__() | {"own_settings": self.own_settings}
 
     def __repr__(self) -> str:
-        return f"QLion(lr={self.defaults['lr']}, quant={self._own['use_4bit']})"
+        return f"QLion(lr={self.defaults['lr']}, quant={self.own_settings['use_4bit']})"
 
 
 def _translated(group: dict[str, Any]) -> dict[str, Any]:
     """A group with Lion's settings for QLion's; what belongs to QLion alone stays readable in it.
 
+    A group that has been translated already, taken from another QLion, stays as it is.
+
     Raises:
-        TypeError, ValueError.
+        TypeError, ValueError: also where a group asks for Lion's settings that contradict QLion's.
     """
-    for key in ("use_4bit", "cautious", "momentum_first"):
+    for key in ("use_4bit", "momentum_first"):
         checks.flag(key, group[key])
     threshold = checks.integer("quant_threshold", group["quant_threshold"], 0)
-    translated = {
-        **group,
-        "optim_bits": 4 if group["use_4bit"] else 32,
-        "min_8bit_size": threshold + 1,
-        "cautious": "gradient" if group["cautious"] else None,
-    }
+    lions = {"optim_bits": 4 if group["use_4bit"] else 32, "min_8bit_size": threshold + 1}
+    for key, qlions in (("optim_bits", "use_4bit"), ("min_8bit_size", "quant_threshold")):
+        if group.get(key, lions[key]) != lions[key]:
+            rule = f"contradicts {qlions}={group[qlions]!r}"
+            raise checks.refusal(ValueError, key, group[key], rule, f"Set {qlions}, or use lionbits.Lion.")
+    if lions.keys() <= group.keys():
+        return group
+    checks.flag("cautious", group["cautious"])
+    translated = {**group, **lions, "cautious": "gradient" if group["cautious"] else None}
     if group["momentum_first"]:
         Hyper.of(group["betas"])
         b1, b2 = group["betas"]
@@ -140,14 +143,19 @@ class SymmetricQuantizer:
     def __init__(self, bits: int = 4, min_scale: float = 1e-8) -> None:
         self.bits = checks.integer("bits", bits, 2, 8)
         self.min_scale = checks.number("min_scale", min_scale)
+        if self.min_scale == 0:
+            raise checks.refusal(ValueError, "min_scale", min_scale, "must be > 0")
         self.max_val = 2 ** (bits - 1) - 1
 
     def quantize(self, tensor: Tensor) -> tuple[Tensor, float]:
         """int8 codes in [-(2^(bits-1)-1), 2^(bits-1)-1], of the tensor's shape, and their scale.
 
         Raises:
+            TypeError: not a tensor.
             ValueError: the tensor holds a NaN or infinity, for which there is no scale.
         """
+        if not isinstance(tensor, Tensor):
+            raise checks.refusal(TypeError, "tensor", tensor, "must be a torch.Tensor")
         largest = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
         if not largest < float("inf"):
             raise ValueError(

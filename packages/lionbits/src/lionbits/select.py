@@ -46,14 +46,14 @@ def load(name: str) -> Backend:
         TypeError: it lacks a name that the protocol asks for.
     """
     module_name = PREFIX + name
-    if importlib.util.find_spec(module_name) is None:
+    if not name.isidentifier() or importlib.util.find_spec(module_name) is None:
         near = difflib.get_close_matches(name, known(), 1)
-        guess = f"Did you mean {near[0]!r}?" if near and near[0] != name else f"Install it: pip install lionbits-{name}."
+        guess = f"Did you mean {near[0]!r}?" if near and near[0] != name else f"Is lionbits-{name} installed?"
         choices = ", ".join(known())
         raise BackendUnavailable(f"backend={name!r}: there is no module {module_name}. {guess} Known are {choices}.")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:
         raise BackendUnavailable(f"backend={name!r}: importing {module_name} failed: {error}") from error
     return _checked(module)
 
@@ -66,12 +66,19 @@ def requested(backend: str | ModuleType | None) -> Backend | None:
         BackendUnavailable: the name cannot be imported.
     """
     if backend is None:
-        backend = os.environ.get(ENVIRONMENT) or AUTO
+        return _from_environment(os.environ.get(ENVIRONMENT) or AUTO)
     if isinstance(backend, ModuleType):
         return _checked(backend)
     if not isinstance(backend, str):
         raise checks.refusal(TypeError, "backend", backend, "must be a name, a backend module, or None")
     return None if backend == AUTO else load(backend)
+
+
+def _from_environment(name: str) -> Backend | None:
+    try:
+        return requested(name)
+    except BackendUnavailable as error:
+        raise BackendUnavailable(f"{ENVIRONMENT}={name!r}: {error}") from error
 
 
 def serving(backend: Backend | None, plan: Plan, device: torch.device) -> Backend:

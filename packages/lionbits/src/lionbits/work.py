@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lionbits_reference import caution, clipping, formats
-from lionbits_reference.spec import Backend, Hyper, Plan, Scalars, Slot, check_rate, decay_factor, float32
+from lionbits_reference.spec import Backend, Hyper, Plan, Scalars, Slot, decay_factor, float32
 
 from . import options
 from .paging import Pager
@@ -60,7 +60,7 @@ def collect(groups: Sequence[Group], states: Mapping[Tensor, State]) -> list[Wor
     works: dict[Launch, Work] = {}
     position = 0
     for group in groups:
-        check_rate(group["lr"], group["weight_decay"])
+        options.check(group)
         hyper = Hyper.of(group["betas"], group["seed"], group["rounding"])
         for param in group["params"]:
             if param.grad is not None and param.requires_grad:
@@ -73,19 +73,28 @@ def collect(groups: Sequence[Group], states: Mapping[Tensor, State]) -> list[Wor
     return list(works.values())
 
 
-def prepare(work: Work, states: Callable[[Tensor], State], pager: Pager) -> None:
-    """Create state that is not there yet, count the step, and fill ``work.slots``."""
-    for param, grad, group, position in work.members:
-        state = states(param)
-        if "step" not in state:
-            state["step"] = 0
-            for key, spec in work.launch.plan.state_spec(param.shape).items():
-                state[key] = pager.allocate(spec, param.device)
-        if group["percentile_clipping"] < 100 and "grad_norms" not in state:
-            state["grad_norms"] = torch.zeros(clipping.HISTORY, dtype=torch.float32, device=param.device)
-        state["step"] += 1
-        work.steps.append(state["step"])
-        work.slots.append(Slot(param.detach(), grad.detach(), state, position))
+def prepare(works: Sequence[Work], states: MutableMapping[Tensor, State], pager: Pager) -> None:
+    """Create state that is not there yet, count the step, and fill in slots. Where memory fails nothing has changed."""
+    fresh = [(m.param, _missing_state(w.launch.plan, m, states.get(m.param), pager)) for w in works for m in w.members]
+    for param, missing in fresh:
+        states[param] = {**states.get(param, {}), **missing}
+    for w in works:
+        for param, grad, _, position in w.members:
+            state = states[param]
+            state["step"] += 1
+            w.steps.append(state["step"])
+            w.slots.append(Slot(param.detach(), grad.detach(), state, position))
+
+
+def _missing_state(plan: Plan, member: Member, state: State | None, pager: Pager) -> State:
+    param, group = member.param, member.group
+    missing: State = {}
+    if not state:
+        specs = plan.state_spec(param.shape).items()
+        missing = {"step": 0, **{key: pager.allocate(spec, param.device) for key, spec in specs}}
+    if group["percentile_clipping"] < 100 and "grad_norms" not in (state or {}):
+        missing["grad_norms"] = torch.zeros(clipping.HISTORY, dtype=torch.float32, device=param.device)
+    return missing
 
 
 def run(work: Work, backend: Backend, pager: Pager, loss_scale: Tensor | None) -> Tensor:

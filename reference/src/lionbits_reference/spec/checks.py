@@ -9,16 +9,16 @@ from typing import Any
 
 
 def choice(name: str, value: object, allowed: Sequence[Any], hint: str = "") -> None:
-    """Refuse a ``value`` that is not one of ``allowed`` (compared with its type: ``True`` is not 1).
+    """Refuse a ``value`` that is not one of ``allowed`` (compared with its type: neither ``True`` nor 1.0 is 1).
 
     Raises:
         TypeError: no allowed value has this type.
         ValueError: the type is right and the value is not.
     """
-    if any(value == option and isinstance(value, bool) == isinstance(option, bool) for option in allowed):
+    kinds = {type(option) for option in allowed}
+    if type(value) in kinds and value in allowed:
         return
     rule = f"must be one of {', '.join(map(repr, allowed))}"
-    kinds = {type(option) for option in allowed}
     raise refusal(ValueError if type(value) in kinds else TypeError, name, value, rule, hint)
 
 
@@ -51,4 +51,6 @@ def flag(name: str, value: object) -> None:
 
 def refusal(kind: type[Exception], name: str, value: object, rule: str, hint: str = "") -> Exception:
     """The exception to raise for argument ``name``; ``hint`` says the way out where the rule does not."""
-    return kind(f"{name}={value!r} is not accepted: it {rule}" + (f". {hint}" if hint else ""))
+    shown = repr(value)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+    return kind(f"{name}={shown} is not accepted: it {rule}" + (f". {hint}" if hint else ""))

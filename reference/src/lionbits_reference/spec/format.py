@@ -72,9 +72,9 @@ class Format:
         checks.flag("block_wise", block_wise)
         default_name, default_block = DEFAULTS[optim_bits]
         exponent, mantissa = _parse(default_name if state_format is None else state_format, optim_bits)
+        if block_size is not None:
+            _check_block_size(block_size)
         if optim_bits == 32:
-            if block_size is not None:
-                _check_block_size(block_size)
             return FLOAT32
         if not block_wise:
             if block_size is not None:

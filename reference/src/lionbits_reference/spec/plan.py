@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -118,9 +119,10 @@ def decay_factor(lr: float | torch.Tensor, weight_decay: float) -> float | torch
 
 
 def check_rate(lr: Any, weight_decay: Any) -> None:
-    """Refuse a learning rate or weight decay that is not a finite number >= 0.
+    """Refuse a learning rate or weight decay that is not a finite float32 >= 0.
 
-    A learning rate may be a tensor of one element; its value is checked where that costs no host sync.
+    A learning rate may be a tensor of one element; its value is checked where that costs no host sync. What is left of
+    zero at the end of a schedule, by rounding (LinearLR comes to -2e-18), passes for zero.
 
     Raises:
         TypeError, ValueError: naming the argument and the rule.
@@ -129,10 +131,17 @@ def check_rate(lr: Any, weight_decay: Any) -> None:
         if lr.numel() != 1:
             raise ValueError(f"Tensor lr must be 1-element: it has shape {tuple(lr.shape)}")
         if lr.device.type == "cpu":
-            checks.number("lr", lr.item())
+            _check_rate("lr", lr.item())
     else:
-        checks.number("lr", lr, "0 is allowed, so that warm-up can start there.")
-    checks.number("weight_decay", weight_decay)
+        _check_rate("lr", lr)
+    _check_rate("weight_decay", weight_decay)
+
+
+def _check_rate(name: str, value: Any) -> None:
+    if isinstance(value, float) and -1e-12 < value < 0:
+        return
+    if not math.isfinite(float32(checks.number(name, value))):
+        raise checks.refusal(ValueError, name, value, "must be finite as a float32")
 
 
 def _is_real(value: object) -> bool:

@@ -1,0 +1,249 @@
+"""Checkpoints: what they say, what is refused on loading, and that paging and backends leave no trace in them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lionbits
+from lionbits import Lion, Lion4bit, Lion8bit, Lion32bit, PagedLion8bit
+
+from .family import assert_same, snapshot, train, weights
+
+State = dict[str, Any]
+
+
+def trained(cls: Callable[..., Lion] = Lion8bit, dtype: torch.dtype = torch.float32, **settings: Any) -> State:
+    """A state dict after two steps over family.weights()."""
+    params = weights(dtype)
+    optimizer = cls(params, percentile_clipping=80, **settings)
+    train(optimizer, params, [1, 2])
+    return copy.deepcopy(optimizer.state_dict())
+
+
+def _foreign(optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer], steps: int = 1) -> State:
+    params = weights()
+    made = optimizer(params)
+    train(made, params, range(steps))
+    return made.state_dict()
+
+
+def _bitsandbytes(name: str) -> State:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bitsandbytes = pytest.importorskip("bitsandbytes", reason="the peer whose state dict is to be refused")
+    return _foreign(getattr(bitsandbytes.optim, name))
+
+
+def _edit(*path: Any, to: Any) -> Callable[[State], State]:
+    """Set the value at a path of the state dict, or delete it where ``to`` is ..."""
+
+    def edit(given: State) -> State:
+        here: Any = given
+        for key in path[:-1]:
+            here = here[key]
+        if to is ...:
+            del here[path[-1]]
+        else:
+            here[path[-1]] = to
+        return given
+
+    return edit
+
+
+FIRST = ("state", 0)
+GROUP = ("param_groups", 0)
+
+#: (what is wrong with Lion8bit's dict, exception, words of the message)
+BAD: dict[str, tuple[Callable[[State], Any], type[Exception], tuple[str, ...]]] = {
+    "none": (lambda given: None, TypeError, ("state_dict", "None")),
+    "a list": (lambda given: [], TypeError, ("state_dict", "list")),
+    "a text": (lambda given: "checkpoint.pt", TypeError, ("state_dict", "str")),
+    "empty": (lambda given: {}, ValueError, ("state_dict", "'state'")),
+    "no state": (_edit("state", to=...), ValueError, ("'state'",)),
+    "no groups": (_edit("param_groups", to=...), ValueError, ("'param_groups'",)),
+    "state is a list": (_edit("state", to=[]), TypeError, ("state", "list")),
+    "groups are none": (_edit("param_groups", to=None), TypeError, ("param_groups",)),
+    "a group is a number": (_edit(*GROUP, to=5), TypeError, ("param_groups[0]",)),
+    "a group without params": (_edit(*GROUP, "params", to=...), ValueError, ("param_groups[0]", "'params'")),
+    "too many groups": (lambda given: {**given, "param_groups": given["param_groups"] * 2}, ValueError, ("groups",)),
+    "too few parameters": (_edit(*GROUP, "params", to=[0, 1, 2]), ValueError, ("[4]", "[3]")),
+    "version too new": (_edit(*GROUP, "lionbits_version", to=99), ValueError, ("lionbits_version", "99")),
+    "version zero": (_edit(*GROUP, "lionbits_version", to=0), ValueError, ("lionbits_version", "0")),
+    "version a text": (_edit(*GROUP, "lionbits_version", to="1"), ValueError, ("lionbits_version", "'1'")),
+    "lr negative": (_edit(*GROUP, "lr", to=-1.0), ValueError, ("lr=-1.0",)),
+    "betas": (_edit(*GROUP, "betas", to=(0.9,)), ValueError, ("betas=(0.9,)",)),
+    "rounding": (_edit(*GROUP, "rounding", to="up"), ValueError, ("rounding='up'",)),
+    "seed": (_edit(*GROUP, "seed", to=-4), ValueError, ("seed=-4",)),
+    "optim_bits": (_edit(*GROUP, "optim_bits", to=16), ValueError, ("optim_bits=16",)),
+    "block size": (_edit(*GROUP, "block_size", to=128), ValueError, ("256", "128")),
+    "format": (_edit(*GROUP, "state_format", to="e4m3"), ValueError, ("e3m4", "e4m3")),
+    "one scale": (lambda given: trained(block_wise=False), ValueError, ("block_wise", "False")),
+    "4 bits": (lambda given: trained(Lion4bit), ValueError, ("e3m0", "e3m4", "'optim_bits': 4")),
+    "32 bits": (lambda given: trained(Lion32bit), ValueError, ("float32", "e3m4")),
+    "unknown parameter": (_edit("state", 17, to={}), ValueError, ("17",)),
+    "state a list": (_edit(*FIRST, to=[1]), TypeError, ("parameter 0", "list")),
+    "no step": (_edit(*FIRST, "step", to=...), ValueError, ("parameter 0", "'step'")),
+    "step negative": (_edit(*FIRST, "step", to=-1), ValueError, ("parameter 0", "step=-1")),
+    "step a fraction": (_edit(*FIRST, "step", to=1.5), ValueError, ("parameter 0", "step=1.5")),
+    "step nan": (_edit(*FIRST, "step", to=float("nan")), ValueError, ("parameter 0", "step=nan")),
+    "step infinite": (_edit(*FIRST, "step", to=float("inf")), ValueError, ("parameter 0", "step=inf")),
+    "step a text": (_edit(*FIRST, "step", to="2"), ValueError, ("parameter 0", "step='2'")),
+    "step a bool": (_edit(*FIRST, "step", to=True), ValueError, ("parameter 0", "step=True")),
+    "no codes": (_edit(*FIRST, "exp_avg_codes", to=...), ValueError, ("parameter 0", "exp_avg_codes")),
+    "no scale": (_edit(*FIRST, "exp_avg_scale", to=...), ValueError, ("parameter 0", "exp_avg_scale")),
+    "codes a number": (_edit(*FIRST, "exp_avg_codes", to=3), ValueError, ("parameter 0", "exp_avg_codes")),
+    "codes cast": (_edit(*FIRST, "exp_avg_codes", to=torch.zeros(64, 64)), ValueError, ("torch.uint8", "float32")),
+    "codes of another shape": (
+        _edit(*FIRST, "exp_avg_codes", to=torch.zeros(64, 32, dtype=torch.uint8)),
+        ValueError,
+        ("(64, 64)", "(64, 32)"),
+    ),
+    "scale cast": (_edit(*FIRST, "exp_avg_scale", to=torch.ones(64, 1).bfloat16()), ValueError, ("torch.bfloat16",)),
+    "scale flat": (_edit(*FIRST, "exp_avg_scale", to=torch.ones(64)), ValueError, ("(64, 1)", "(64,)")),
+    "norms a number": (_edit(*FIRST, "grad_norms", to=3.0), ValueError, ("parameter 0", "grad_norms")),
+    "norms too few": (_edit(*FIRST, "grad_norms", to=torch.ones(99)), ValueError, ("grad_norms", "(99,)")),
+    "norms cast": (_edit(*FIRST, "grad_norms", to=torch.ones(100).double()), ValueError, ("grad_norms", "float64")),
+    "state that is not Lion's": (
+        _edit(*FIRST, "exp_avg_sq", to=torch.zeros(64, 64)),
+        ValueError,
+        ("parameter 0", "exp_avg_sq"),
+    ),
+}  # fmt: skip
+
+#: State dicts of other optimizers, and who has to refuse them.
+FOREIGN: dict[str, tuple[Callable[[], State], type[Lion]]] = {
+    "AdamW": (lambda: _foreign(torch.optim.AdamW), Lion32bit),
+    "AdamW into 8 bits": (lambda: _foreign(torch.optim.AdamW), Lion8bit),
+    "SGD": (lambda: _foreign(lambda params: torch.optim.SGD(params, momentum=0.9)), Lion32bit),
+    "RMSprop": (lambda: _foreign(torch.optim.RMSprop), Lion32bit),
+    "Adagrad": (lambda: _foreign(torch.optim.Adagrad), Lion32bit),
+    "bitsandbytes Lion32bit": (lambda: _bitsandbytes("Lion32bit"), Lion32bit),
+    "bitsandbytes Lion8bit": (lambda: _bitsandbytes("Lion8bit"), Lion8bit),
+}
+
+
+def _refused(target: Lion, given: Any, kind: type[Exception], words: tuple[str, ...]) -> None:
+    before, held = snapshot(target), copy.deepcopy(given)
+    with pytest.raises(kind) as caught:
+        target.load_state_dict(given)
+    assert caught.type is kind
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert len(str(caught.value)) < 700
+    assert_same(snapshot(target), before)
+    assert_same(given, held)
+
+
+@pytest.mark.parametrize("key", BAD)
+def test_a_bad_state_dict_is_refused_whole(key: str) -> None:
+    """Exact type, the place and the value; the running optimizer and the dict stay as they were."""
+    change, kind, words = BAD[key]
+    params = weights()
+    target = Lion8bit(params, percentile_clipping=80)
+    train(target, params, [5])
+    _refused(target, change(trained()), kind, words)
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+def test_state_of_another_optimizer_is_refused(key: str) -> None:
+    """What another optimizer saved is not taken for Lion's, though Adam too calls something exp_avg."""
+    make, cls = FOREIGN[key]
+    params = weights()
+    target = cls(params)
+    train(target, params, [5])
+    _refused(target, make(), ValueError, ("parameter 0",))
+
+
+@pytest.mark.parametrize("saved", ["compensated", "nearest"])
+def test_parameter_rest_must_be_there_and_not_be_there(saved: str) -> None:
+    """Settings travel with the state: a group that turns compensation on or off by loading keeps its state whole."""
+    given = trained(Lion8bit, torch.bfloat16, param_rounding=saved)
+    params = weights(torch.bfloat16)
+    target = Lion8bit(params, param_rounding="nearest" if saved == "compensated" else "compensated")
+    target.load_state_dict(given)
+    assert target.param_groups[0]["param_rounding"] == saved
+    assert ("param_rest" in target.state[params[0]]) == (saved == "compensated")
+    broken = copy.deepcopy(given)
+    broken["param_groups"][0]["param_rounding"] = "compensated"
+    if saved == "nearest":
+        _refused(target, broken, ValueError, ("parameter 0", "param_rest"))
+
+
+def test_a_checkpoint_says_version_format_block_and_seed() -> None:
+    """Every group of a state dict names what is needed to read it; a live group has no version to keep in step."""
+    given = trained(Lion4bit, seed=9)
+    group = given["param_groups"][0]
+    said = {key: group[key] for key in ("lionbits_version", "optim_bits", "state_format", "block_size", "seed")}
+    assert said == {"lionbits_version": 1, "optim_bits": 4, "state_format": "e3m0", "block_size": 128, "seed": 9}
+    target = Lion4bit(weights())
+    target.load_state_dict(given)
+    assert "lionbits_version" not in target.param_groups[0]
+
+
+def test_the_seed_comes_from_the_checkpoint() -> None:
+    """Bit-equal continuation does not depend on repeating seed=: the checkpoint's replaces the constructor's."""
+    params = weights()
+    optimizer = Lion4bit(params, seed=9)
+    train(optimizer, params, [1, 2])
+    resumed_params, stranger_params = copy.deepcopy((params, params))
+    resumed, stranger = Lion4bit(resumed_params, seed=1), Lion4bit(stranger_params, seed=1)
+    given = copy.deepcopy(optimizer.state_dict())
+    resumed.load_state_dict(given)
+    stranger.load_state_dict({**given, "param_groups": [{**given["param_groups"][0], "seed": 1}]})
+    for one, some in ((optimizer, params), (resumed, resumed_params), (stranger, stranger_params)):
+        train(one, some, [3, 4])
+    assert_same(snapshot(resumed)["state"], snapshot(optimizer)["state"])
+    assert resumed.param_groups[0]["seed"] == 9
+    assert not torch.equal(
+        stranger.state[stranger_params[0]]["exp_avg_codes"], optimizer.state[params[0]]["exp_avg_codes"]
+    )
+
+
+def test_seeds_that_differ_between_groups_are_refused() -> None:
+    """An optimizer has one seed, so a state dict with two was put together from two."""
+    params = weights()
+    target = Lion8bit([{"params": params[:1]}, {"params": params[1:]}])
+    train(target, params, [1])
+    given = copy.deepcopy(target.state_dict())
+    given["param_groups"][1]["seed"] = 5
+    _refused(target, given, ValueError, ("seed",))
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_paged_and_resident_checkpoints_are_one(bits: int) -> None:
+    """The same dict, key by key and bit by bit, and each loads the other's."""
+    resident, paged = getattr(lionbits, f"Lion{bits}bit"), getattr(lionbits, f"PagedLion{bits}bit")
+    one, other = trained(resident), trained(paged)
+    assert_same(one, other)
+    for cls, given in ((paged, one), (resident, other)):
+        target = cls(weights())
+        target.load_state_dict(given)
+        assert_same(target.state_dict(), one)
+
+
+def test_a_step_in_a_tensor_is_read() -> None:
+    """Tools that turn every number into a tensor do no harm: the step becomes an int again."""
+    given = trained()
+    for state in given["state"].values():
+        state["step"] = torch.tensor(float(state["step"]))
+    target = PagedLion8bit(weights())
+    target.load_state_dict(given)
+    assert_same(target.state_dict(), trained())
+
+
+def test_percentile_clipping_may_be_turned_on_later() -> None:
+    """A state without norms is complete where clipping was off; turning it on starts the history then."""
+    params = weights()
+    optimizer = Lion8bit(params)
+    train(optimizer, params, [1])
+    target = Lion8bit(params)
+    target.load_state_dict(optimizer.state_dict())
+    target.param_groups[0]["percentile_clipping"] = 50
+    train(target, params, [2])
+    assert target.state[params[0]]["grad_norms"].shape == (100,)
