@@ -179,14 +179,6 @@ def test_beyond_2_to_127_momentum_is_held_at_2_to_127(x: int, y: int, absmax: fl
 
 
 @each_format
-@pytest.mark.parametrize("absmax", BEYOND)
-@pytest.mark.xfail(strict=True, reason="the design knows no limit at 2^127; formats.py does, see the test above")
-def test_beyond_2_to_127_as_the_design_says(x: int, y: int, absmax: float) -> None:
-    """The design: r and scale are formed from absmax itself; of FLT_MAX alone some formats make an infinity."""
-    check_large_block(x, y, absmax, absmax)
-
-
-@each_format
 def test_tensor_wise_is_one_block_over_the_whole_tensor(x: int, y: int) -> None:
     """block_wise=False: one scale, shape (1, 1), from the largest magnitude of all rows."""
     m = torch.randn(3, 40, generator=torch.Generator().manual_seed(2))

@@ -102,6 +102,23 @@ def test_nearest_is_brute_force_nearest_whatever_the_maximum(x: int, y: int) -> 
 
 
 @each_format
+def test_the_last_bit_of_t_counts(x: int, y: int) -> None:
+    """With any absmax, the least lane that rounds up and the one below it tell y and t apart from their neighbours."""
+    rng = np.random.default_rng(200 + x * 10 + y)
+    m = (rng.standard_normal((200, 64)) * 2.0 ** rng.integers(-90, 120, (200, 1))).astype(np.float32)
+    absmax = np.abs(m).max(axis=1, keepdims=True)
+    t = exact_t((np.abs(m) * (np.float32(top_of(x, y)) / absmax)).view(np.int32).astype(np.int64))
+    least = (-(t >> (7 - y))) % 65536
+    wide = Format(1 + x + y, x, y, 64)
+    for lanes in (least, np.maximum(least - 1, 0)):
+        k = encode_magnitudes(x, y, t, lanes)
+        codes = k + np.where((m < 0) & (k > 0), 2 ** (x + y), 0)
+        packed = formats.encode(tensor(m), tensor(absmax), tensor(lanes.astype(np.int32)), wide)
+        weights = 2 ** (wide.bits * np.arange(8 // wide.bits))
+        assert packed.tolist() == (codes.reshape(200, -1, len(weights)) * weights).sum(axis=2).tolist()
+
+
+@each_format
 def test_codes_survive_a_round_trip(x: int, y: int) -> None:
     """decode(encode(decode(code))) is decode(code) bit for bit, for every code beside a maximum, and any scale."""
     format = Format(1 + x + y, x, y, 512)

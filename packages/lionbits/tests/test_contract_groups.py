@@ -142,6 +142,8 @@ def test_groups_of_one_optimizer_may_be_given_to_another(variant: Variant) -> No
     optimizer = variant([{"params": params[:2], "lr": 0.5}, {"params": params[2:], "betas": (0.5, 0.75)}], seed=3)
     again = variant(optimizer.param_groups, seed=3)
     assert_same(snapshot(again)["groups"], snapshot(optimizer)["groups"])
+    again.add_param_group({**again.param_groups[1], "params": weights(shapes=[(3, 3)])})
+    assert_same(snapshot(again)["groups"][2], snapshot(optimizer)["groups"][1])
 
 
 def test_unknown_group_keys_are_kept(variant: Variant) -> None:

@@ -137,10 +137,11 @@ def test_lambda_per_group(variant: Variant) -> None:
 
 
 @pytest.mark.parametrize("name", ["LinearLR", "CosineAnnealingLR", "PolynomialLR", "OneCycleLR"])
-def test_a_schedule_may_end_at_zero(variant: Variant, name: str) -> None:
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
+def test_a_schedule_may_end_at_zero(variant: Variant, name: str, lr: float | torch.Tensor) -> None:
     """Schedules that end at 0 train to their end, though LinearLR gets there as -2e-18, by rounding."""
     params = weights(shapes=[(64, 64)])
-    optimizer = variant(params, lr=0.1)
+    optimizer = variant(params, lr=copy.deepcopy(lr))
     ends: dict[str, Factory] = {
         "LinearLR": lambda opt: lr_scheduler.LinearLR(opt, 0.3, end_factor=0.0, total_iters=3),
         "CosineAnnealingLR": lambda opt: lr_scheduler.CosineAnnealingLR(opt, 3),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
+from lionbits import Lion
 
 from .family import Variant, assert_same, gradient, snapshot, train, weights
 
@@ -244,3 +248,23 @@ def test_an_element_that_is_not_finite_is_skipped_and_counted(variant: Variant) 
     assert [tuple(index) for index in (params[0] == before).nonzero().tolist()] == [(3, 5)]
     optimizer.step()
     assert optimizer.skipped_elements() == 2
+
+
+def test_frozen_integers_are_left_alone() -> None:
+    """Quantised weights that a model holds beside its trainable ones do not keep it from being optimized."""
+    (param,) = weights(shapes=[(64, 64)])
+    packed = nn.Parameter(torch.arange(6, dtype=torch.uint8), requires_grad=False)
+    optimizer = Lion([packed, param])
+    train(optimizer, [param], [1])
+    assert torch.equal(packed, torch.arange(6, dtype=torch.uint8))
+    assert packed not in optimizer.state
+
+
+def test_numbers_of_numpy_become_pythons() -> None:
+    """Settings that came from numpy do not stop a checkpoint from loading with weights_only=True."""
+    (param,) = weights(shapes=[(64, 64)])
+    optimizer = Lion([param], lr=np.float64(0.5), seed=np.int64(3), betas=(np.float32(0.5), 0.75))
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["param_groups"][0]["seed"] == 3

@@ -112,6 +112,15 @@ def test_qlion_is_lion_with_its_settings_translated(scope: str, own: dict[str, A
     assert_same(snapshot(optimizer)["state"], snapshot(lion)["state"])
 
 
+def test_translated_groups_are_not_translated_twice() -> None:
+    """A group that one QLion shows means the same to another, in which betas of momentum_first stay as they are."""
+    first = QLion(weights(), use_4bit=True, cautious=True, momentum_first=True)
+    second = QLion(first.param_groups)
+    second.add_param_group({**second.param_groups[0], "params": weights()})
+    assert_same(snapshot(second)["groups"], [*snapshot(first)["groups"]] * 2)
+    assert second.param_groups[1]["betas"] == (0.9 * 0.99, 0.99)
+
+
 def test_groups_differ() -> None:
     """use_4bit, cautious, quant_threshold and grad_clip hold for their group alone."""
     shapes = [(64, 64)] * 3

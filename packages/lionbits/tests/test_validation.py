@@ -110,7 +110,6 @@ PARAMETERS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]
     "half named": (lambda: Lion([("a", weights()[0]), weights()[1]]), ValueError, ("names",)),
     "float64": (lambda: Lion(weights(torch.float64)), ValueError, ("torch.float64", "torch.float32")),
     "complex": (lambda: Lion(weights(torch.complex64)), ValueError, ("torch.complex64",)),
-    "integers": (lambda: Lion([torch.zeros(3, dtype=torch.int32)]), ValueError, ("torch.int32",)),
     "sparse": (lambda: Lion([nn.Parameter(torch.eye(3).to_sparse())]), TypeError, ("torch.sparse_coo", "(3, 3)")),
     "float16 dithered": (
         lambda: Lion(weights(torch.float16), param_rounding="dithered"),

@@ -156,13 +156,13 @@ FRONT_ENDS = (
     front_end(
         "non-finite policy asked for is not used",
         "lionbits/options.py",
-        '"propagate" if group["nonfinite"] == "propagate" else "skip"',
+        '"propagate" if nonfinite == "propagate" else "skip"',
         '"skip"',
     ),
     front_end(
         "24-bit masters kept as 32",
         "lionbits/options.py",
-        'master_bits=group["master_bits"] if rounding == "compensated" else 32',
+        'master_bits=master_bits if rounding == "compensated" else 32',
         "master_bits=32",
     ),
     front_end(

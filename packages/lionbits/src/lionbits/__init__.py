@@ -2,6 +2,7 @@
 
 from .optimizer import Lion
 from .qlion import QLion, SymmetricQuantizer
+from .select import BackendUnavailable
 from .variants import (
     Lion4bit,
     Lion8bit,
@@ -15,6 +16,7 @@ from .variants import (
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "BackendUnavailable",
     "Lion",
     "Lion4bit",
     "Lion8bit",

@@ -118,8 +118,8 @@ def _complete(i: int, group: dict[str, Any], saved: Mapping[str, Any]) -> dict[s
     if here != there:
         asked = {key: complete[key] for key in _FORMAT_KEYS}
         raise ValueError(
-            f"param_groups[{i}] of the state dict holds {there.name} momentum in blocks of {there.block_size}, "
-            f"the optimizer's {here.name} in blocks of {here.block_size}. Build the optimizer with {asked}."
+            f"param_groups[{i}] of the state dict holds momentum in {there}, "
+            f"the optimizer in {here}. Build the optimizer with {asked}."
         )
     return complete
 

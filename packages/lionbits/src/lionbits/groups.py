@@ -86,7 +86,7 @@ def split(group: Group, overrides: Overrides) -> Iterator[Group]:
     Raises:
         ValueError: there are overrides and the parameters have no names.
     """
-    if not overrides:
+    if not overrides or not group["params"]:
         yield group
         return
     parts: list[tuple[dict[str, Any], list[Any]]] = []
@@ -111,7 +111,8 @@ def split(group: Group, overrides: Overrides) -> Iterator[Group]:
 def inherit(group: Group, defaults: Mapping[str, Any]) -> None:
     """Fill in what the group leaves open, in place.
 
-    A group with bits of its own does not inherit a format or block size that were meant for other bits.
+    A group with bits of its own does not inherit a format or block size that were meant for other bits. Numbers become
+    Python's own, as ``torch.load(weights_only=True)`` reads no others back.
 
     Raises:
         ValueError: the group has a setting that is the optimizer's.
@@ -125,8 +126,10 @@ def inherit(group: Group, defaults: Mapping[str, Any]) -> None:
     if group.get("optim_bits", defaults["optim_bits"]) != defaults["optim_bits"]:
         group.setdefault("state_format", None)
         group.setdefault("block_size", None)
+    if "block_wise" in group:
+        group.setdefault("block_size", None)
     for key, value in defaults.items():
-        group.setdefault(key, value)
+        group[key] = options.plain(group.get(key, value))
 
 
 def check(group: Group, backend: Backend | None) -> None:
@@ -137,9 +140,15 @@ def check(group: Group, backend: Backend | None) -> None:
     """
     options.check(group)
     for param in group["params"]:
+        if not param.requires_grad and not (param.is_floating_point() or param.is_complex()):
+            continue  # frozen integers, such as quantised weights, are left alone
         if param.layout != torch.strided:
             raise TypeError(f"a parameter of shape {tuple(param.shape)} has layout {param.layout}; it must be strided.")
-        select.serving(backend, options.plan(group, param, param.dtype), param.device)
+        try:
+            plan = options.plan(group, param, param.dtype)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"a parameter of shape {tuple(param.shape)}: {error}") from None
+        select.serving(backend, plan, param.device)
     if group["optim_bits"] == 2:
         warnings.warn(
             "optim_bits=2 is for research: on a small language model its held-out loss was 20 % above that of 32 bits "

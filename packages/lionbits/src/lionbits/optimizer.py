@@ -135,6 +135,7 @@ class Lion(Optimizer):
             "seed": seed,
         }
         defaults |= options.from_args(args)
+        defaults = {key: options.plain(value) for key, value in defaults.items()}
         options.check(defaults)
         self._pager = paging.arrangement(is_paged, page_budget, page_dir)
         self._check_fixed(defaults | {"is_paged": is_paged})
@@ -218,6 +219,8 @@ class Lion(Optimizer):
         Raises:
             ValueError: the optimizer does not hold ``param``.
         """
+        if not isinstance(param, Tensor):
+            raise checks.refusal(TypeError, "param", param, "must be one of this optimizer's parameters")
         for group in self.param_groups:
             if any(param is held for held in group["params"]):
                 break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import numbers
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
@@ -53,6 +55,15 @@ def from_args(args: object) -> dict[str, Any]:
     return {key: found[key] for key in ARGS if key in found}
 
 
+def plain(value: Any) -> Any:
+    """numpy's numbers as Python's; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(plain(item) for item in value)
+    if isinstance(value, (bool, torch.Tensor)) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
 def check(group: Mapping[str, Any]) -> None:
     """Refuse a group whose settings break a rule, one message naming argument, value and rule.
 
@@ -86,13 +97,38 @@ def plan(group: Mapping[str, Any], param: Tensor, grad_dtype: torch.dtype) -> Pl
     Raises:
         TypeError, ValueError: the parameter's or gradient's dtype is not served with these settings.
     """
-    rounding = "nearest" if param.dtype == torch.float32 else group["param_rounding"]
+    return _plan(param.dtype, grad_dtype, tuple(param.shape), *(group[key] for key in _PLANNED))
+
+
+#: What a plan depends on, in the order of :func:`_plan`'s arguments.
+_PLANNED = (
+    *("optim_bits", "state_format", "block_size", "block_wise", "min_8bit_size"),
+    *("cautious", "param_rounding", "master_bits", "nonfinite"),
+)
+
+
+@functools.lru_cache(maxsize=8192)
+def _plan(
+    dtype: torch.dtype,
+    grad_dtype: torch.dtype,
+    shape: tuple[int, ...],
+    optim_bits: int,
+    name: str | None,
+    block_size: int | None,
+    block_wise: bool,
+    min_8bit_size: int,
+    cautious: str | None,
+    param_rounding: str,
+    master_bits: int,
+    nonfinite: str,
+) -> Plan:
+    rounding = "nearest" if dtype == torch.float32 else param_rounding
     return Plan(
-        param_dtype=param.dtype,
+        param_dtype=dtype,
         grad_dtype=grad_dtype,
-        format=state_format(group).for_parameter(param.shape, group["min_8bit_size"]),
-        caution=caution.PLAN_CAUTION[group["cautious"]],
+        format=Format.of(optim_bits, name, block_size, block_wise).for_parameter(shape, min_8bit_size),
+        caution=caution.PLAN_CAUTION[cautious],
         param_rounding=rounding,
-        master_bits=group["master_bits"] if rounding == "compensated" else 32,
-        nonfinite="propagate" if group["nonfinite"] == "propagate" else "skip",
+        master_bits=master_bits if rounding == "compensated" else 32,
+        nonfinite="propagate" if nonfinite == "propagate" else "skip",
     )

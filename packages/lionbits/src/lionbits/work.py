@@ -77,7 +77,7 @@ def prepare(works: Sequence[Work], states: MutableMapping[Tensor, State], pager:
     """Create state that is not there yet, count the step, and fill in slots. Where memory fails nothing has changed."""
     fresh = [(m.param, _missing_state(w.launch.plan, m, states.get(m.param), pager)) for w in works for m in w.members]
     for param, missing in fresh:
-        states[param] = {**states.get(param, {}), **missing}
+        states.setdefault(param, {}).update(missing)
     for w in works:
         for param, grad, _, position in w.members:
             state = states[param]

@@ -98,6 +98,15 @@ class Format:
         """``"e3m4"`` and the like, or ``"float32"``."""
         return "float32" if self.bits == 32 else f"e{self.exponent_bits}m{self.mantissa_bits}"
 
+    def __str__(self) -> str:
+        if not self.quantised:
+            return self.name
+        return (
+            f"{self.name} in blocks of {self.block_size}"
+            if self.block_size
+            else f"{self.name} with one scale per tensor"
+        )
+
     @property
     def quantised(self) -> bool:
         """Whether momentum is held as codes and scales."""

@@ -122,7 +122,7 @@ def check_rate(lr: Any, weight_decay: Any) -> None:
     """Refuse a learning rate or weight decay that is not a finite float32 >= 0.
 
     A learning rate may be a tensor of one element; its value is checked where that costs no host sync. What is left of
-    zero at the end of a schedule, by rounding (LinearLR comes to -2e-18), passes for zero.
+    zero at the end of a schedule, by rounding (LinearLR comes to -2e-18), is accepted, and used as it is.
 
     Raises:
         TypeError, ValueError: naming the argument and the rule.
