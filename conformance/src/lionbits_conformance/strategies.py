@@ -129,6 +129,11 @@ def cases(
         # Whole blocks below what a scale is kept for.
         tiny = tuple(replace(t, kind="denormal", momentum_kind="zeros") for t in chosen)
         return replace(case, tensors=tiny, plan=replace(plan, grad_dtype=torch.float32))
+    if place == 4 and "overflow" in kinds:
+        # The largest numbers there are, as momentum.
+        huge = tuple(replace(t, kind="overflow", momentum_kind="zeros", magnitude=0) for t in chosen)
+        plan = replace(plan, grad_dtype=torch.float32)
+        return replace(case, tensors=huge, plan=plan, betas=(case.betas[0], 0.0), grad_scale=1.0)
     return case
 
 
@@ -196,9 +201,15 @@ def runs(
         {"weight_decay": st.sampled_from((0.0, 0.3)), "maximize": st.booleans()},
         optional={"betas": st.just((0.8, 0.95))},
     )
+    chosen = draw(options(dtype, bits))
+    members = draw(st.lists(tensors(kinds, sizes), min_size=1, max_size=most))
+    if draw(st.integers(0, 7)) == 7 and "lonely" in kinds:
+        # One element in thousands moves: where cautious factors differ most.
+        members[0] = replace(members[0], shape=(2003,), kind="lonely", layout="contiguous")
+        chosen["cautious"] = draw(st.sampled_from(("timm", "mask", "c-optim")))
     return Run(
-        options=draw(options(dtype, bits)),
-        tensors=tuple(draw(st.lists(tensors(kinds, sizes), min_size=1, max_size=most))),
+        options=chosen,
+        tensors=tuple(members),
         groups=draw(st.none() | second),
         dtype=dtype,
         steps=draw(st.integers(2, 6)),

@@ -20,7 +20,8 @@ LIMIT = 1 << 18
 def cut(slot: Slot, format: Format, limit: int = LIMIT) -> Iterator[Slot]:
     """The slot in order, in pieces of whole rows, or of whole blocks where a row is longer than ``limit``.
 
-    Every piece is a slot like any other, its tensors views of the slot's. A long row of a tensor that cannot
+    ``limit`` is a multiple of the block size, and even, so that neither blocks nor pairs of lanes are torn. Every piece
+    is a slot like any other, its tensors views of the slot's. A long row of a tensor that cannot
     be seen as a matrix without a copy (channels_last, say) is not cut.
     """
     rows, columns = matrix_shape(slot.param.shape)

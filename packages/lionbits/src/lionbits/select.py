@@ -49,8 +49,8 @@ def load(name: str) -> Backend:
     if not name.isidentifier() or importlib.util.find_spec(module_name) is None:
         near = difflib.get_close_matches(name, known(), 1)
         guess = f"Did you mean {near[0]!r}?" if near and near[0] != name else f"Is lionbits-{name} installed?"
-        choices = ", ".join(known())
-        raise BackendUnavailable(f"backend={name!r}: there is no module {module_name}. {guess} Known are {choices}.")
+        choices = "" if name in PREFERENCE else f" Known are {', '.join(known())}."
+        raise BackendUnavailable(f"backend={name!r}: there is no module {module_name}. {guess}{choices}")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
