@@ -129,6 +129,10 @@ def cases(
         # Whole blocks below what a scale is kept for.
         tiny = tuple(replace(t, kind="denormal", momentum_kind="zeros") for t in chosen)
         return replace(case, tensors=tiny, plan=replace(plan, grad_dtype=torch.float32))
+    if place == 3 and "cancelling" in kinds:
+        # c next to zero, where the last bits are all there is: no dtype or scale may blur them.
+        close = tuple(replace(t, kind="cancelling", momentum_kind="normal") for t in chosen)
+        return replace(case, tensors=close, plan=replace(plan, grad_dtype=torch.float32), grad_scale=1.0)
     if place == 4 and "overflow" in kinds:
         # The largest numbers there are, as momentum.
         huge = tuple(replace(t, kind="overflow", momentum_kind="zeros", magnitude=0) for t in chosen)

@@ -97,6 +97,8 @@ def plan(group: Mapping[str, Any], param: Tensor, grad_dtype: torch.dtype) -> Pl
     Raises:
         TypeError, ValueError: the parameter's or gradient's dtype is not served with these settings.
     """
+    if hasattr(param, "placements"):  # a DTensor, without importing torch.distributed to ask
+        raise TypeError("sharded parameters (DTensor) are not served yet; lionbits would take a shard for the whole.")
     return _plan(param.dtype, grad_dtype, tuple(param.shape), *(group[key] for key in _PLANNED))
 
 
