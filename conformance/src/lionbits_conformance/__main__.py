@@ -1,9 +1,14 @@
 """``python -m lionbits_conformance --backend NAME``: the suite, from a checkout or an installation."""
 
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 
+PLUGIN = "lionbits_conformance.plugin"
+
 if __name__ == "__main__":
-    plugin = ["-p", "lionbits_conformance.plugin"] if "--installed" not in sys.argv else []
-    sys.exit(pytest.main([*plugin, "--pyargs", "lionbits_conformance.suite", *sys.argv[1:]]))
+    # Installed, the plugin is there already, and pytest takes no plugin twice.
+    installed = any(point.value == PLUGIN for point in entry_points(group="pytest11"))
+    named = () if installed else ("-p", PLUGIN)
+    sys.exit(pytest.main([*named, "--pyargs", "lionbits_conformance.suite", *sys.argv[1:]]))

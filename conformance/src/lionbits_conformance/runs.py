@@ -11,7 +11,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -152,16 +152,18 @@ def paged_equals_resident(lion: Optimizer, backend: str, run: Run, device: torch
 
 
 def saving_changes_nothing(lion: Optimizer, backend: str, run: Run, device: torch.device = CPU) -> None:
-    """Save, load into a fresh optimizer, paged or not, and continue: the bits of never having stopped."""
+    """Save, load into an optimizer built with other settings, paged or not, continue: as if one had never stopped."""
     grads = record(run)
     half = run.steps // 2
     want = Player(lion, run, device, backend=backend).play(run, grads)
     first = Player(lion, run, device, backend=backend).play(run, grads[:half])
     file = io.BytesIO()
     torch.save(first.optimizer.state_dict(), file)
+    unlike = {**run.options, "weight_decay": 0.7, "betas": (0.1, 0.2), "seed": 99, "grad_clip": 7.0}
+    other = replace(run, options=unlike, groups=None if run.groups is None else {})
     for is_paged in (False, True):
         file.seek(0)
-        second = Player(lion, run, device, backend=backend, is_paged=is_paged)
+        second = Player(lion, other, device, backend=backend, is_paged=is_paged)
         _copy_params(second, first)
         second.optimizer.load_state_dict(torch.load(file, weights_only=True))
         second.play(run, grads[half:], first=half)
@@ -183,16 +185,18 @@ def copies_continue(lion: Optimizer, backend: str, run: Run, device: torch.devic
 
 
 def switching_changes_nothing(lion: Optimizer, backend: str, run: Run, device: torch.device = CPU) -> None:
-    """Half the steps on the backend and half on the reference give the bits of one backend all along."""
+    """Half the steps on the backend and half on the reference give the bits of one all along, and leave it alone."""
     grads = record(run)
     half = run.steps // 2
     want = Player(lion, run, backend="reference").play(run, grads)
     for before, after in ((backend, "reference"), ("reference", backend)):
         first = Player(lion, run, device, backend=before).play(run, grads[:half])
         second = Player(lion, run, device, backend=after)
+        held = {key: tensor.clone() for key, tensor in first.results().items()}
         _copy_params(second, first)
         second.optimizer.load_state_dict(first.optimizer.state_dict())
         second.play(run, grads[half:], first=half)
+        bits.require_equal(first.results(), held, told("switching_changes_nothing", backend, run))
         _forget_skips(second, want)
         bits.require_equal(second.results(), want.results(), told("switching_changes_nothing", backend, run))
 

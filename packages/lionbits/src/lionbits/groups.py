@@ -34,7 +34,9 @@ def checked_form(param_group: object) -> Group:
         shown = list(param_group) if isinstance(param_group, dict) else param_group
         raise checks.refusal(TypeError, "param_group", shown, "must be a dict with 'params'")
     params = param_group["params"]
-    if isinstance(params, (torch.Tensor, set)):  # torch makes a list of the one and refuses the other
+    if isinstance(params, torch.Tensor):
+        return {**param_group, "params": [params]}
+    if isinstance(params, set):  # torch refuses it, as its order would change between runs
         return dict(param_group)
     if not isinstance(params, Iterable):
         raise checks.refusal(TypeError, "params", params, "must be a tensor or an iterable of them")
@@ -73,7 +75,7 @@ def check_used(overrides: Overrides, groups: Iterable[Group]) -> None:
     """
     names = [name for group in groups for name in group.get("param_names", ())]
     for pattern in overrides:
-        if not fnmatch.filter(names, pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             hint = f"There are {', '.join(names[:5])}, ..."
             raise checks.refusal(ValueError, "overrides", pattern, "matches no parameter name", hint)
 
