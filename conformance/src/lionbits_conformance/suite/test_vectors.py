@@ -1,0 +1,24 @@
+"""The test vectors, replayed through the optimizer on the backend."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import lionbits
+from lionbits_conformance import vectors
+from lionbits_conformance.vectors import replays
+
+
+@pytest.mark.parametrize("case", vectors.cases("steps"), ids=lambda case: case["name"])
+def test_steps(case: dict[str, Any], backend_name: str, device: torch.device) -> None:
+    """Everything that is held after each step is what the oracle wrote down."""
+    if device.type != "cpu":
+        pytest.skip("vectors are replayed on the CPU; elsewhere test_oracle draws such runs")
+    try:
+        difference = replays.replay(case, lionbits.Lion, backend=backend_name)
+    except ValueError as error:
+        if "cannot serve" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert difference is None, difference
