@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+import lionbits_reference as reference
 from lionbits_conformance import bits, strategies
+from lionbits_reference import rounding
 from lionbits_reference.spec import Backend, Format, Hyper, Plan, Scalars, Slot
 
-REFERENCE = pytest.importorskip("lionbits_reference")
 NARROW = [(4, name) for name in strategies.FORMATS[4]] + [(2, name) for name in strategies.FORMATS[2]]
 
 
@@ -30,7 +31,7 @@ def _stepped(
     device: torch.device,
 ) -> dict[str, torch.Tensor]:
     """What one step makes of copies of these tensors."""
-    state = {key: value.to(device) for key, value in REFERENCE.encode(plan.format, momentum).items()}
+    state = {key: value.to(device) for key, value in reference.encode(plan.format, momentum).items()}
     slot = Slot(param.clone().to(device), grad.clone().to(device), state, index=5)
     numbers = _numbers(device)
     backend.step(plan, [slot], hyper, numbers)
@@ -53,7 +54,7 @@ def test_every_gradient(
     param = torch.full((4, 65536), 0.7)
     hyper = Hyper.of((0.9, 0.99))
     got = _stepped(backend, plan, hyper, param, grad, momentum, device)
-    want = _stepped(REFERENCE, plan, hyper, param, grad, momentum, torch.device("cpu"))
+    want = _stepped(reference, plan, hyper, param, grad, momentum, torch.device("cpu"))
     bits.require_equal(got, want, f"every {dtype} gradient at {bits_of_state} bits, {nonfinite}")
 
 
@@ -73,14 +74,12 @@ def test_every_interval_and_lane(bits_of_state: int, name: str, backend: Backend
             grad[:, ::4096] = format.top
             zeros = torch.zeros_like(grad)
             got = _stepped(backend, plan, hyper, zeros, grad, zeros, device)
-            want = _stepped(REFERENCE, plan, hyper, zeros, grad, zeros, torch.device("cpu"))
+            want = _stepped(reference, plan, hyper, zeros, grad, zeros, torch.device("cpu"))
             bits.require_equal(got, want, f"{name}: {value} between codes {k} and {k + 1}")
 
 
 def test_lanes_are_all_met() -> None:
     """2^20 elements do meet every lane: what the test above relies on."""
-    from lionbits_reference import rounding
-
     salt = rounding.salt(0, 5, rounding.STATE)
     lanes = rounding.lanes("dithered", salt, torch.tensor(7), 0, 2**20, (1, 2**20))
     assert isinstance(lanes, torch.Tensor)

@@ -34,7 +34,7 @@ def test_a_run_leaves_its_four_files(train: Train, read_metrics: Callable[..., A
         "tokens_per_second", "history",
     }  # fmt: skip
     assert (metrics["variant"], metrics["class"]) == ("lion8", "Lion8bit")
-    assert metrics["validation"]["bits_per_byte"] == pytest.approx(metrics["validation"]["loss"] / math.log(2))
+    assert metrics["validation"]["bits_per_byte"] == metrics["validation"]["loss"] / math.log(2)
     assert len(metrics["history"]["train"]) == 6
     assert [step for step, _ in metrics["history"]["validation"]] == [2, 4, 6]
     assert 0 < metrics["optimizer"]["step_share"] < 1
@@ -122,9 +122,9 @@ def test_a_missing_extra_is_named(
 def test_the_schedule_warms_up_and_ends_at_a_tenth() -> None:
     config = TrainConfig(steps=400, lr=1.0)
     rates = [config.learning_rate(step) for step in range(1, 401)]
-    assert rates[0] == pytest.approx(1 / 20)
+    assert rates[0] == 1 / 20
     assert max(rates) == rates[19] == 1.0
-    assert rates[-1] == pytest.approx(0.1)
+    assert rates[-1] == 0.1
     assert rates[19:] == sorted(rates[19:], reverse=True)
     assert TrainConfig(steps=1).learning_rate(1) > 0
 
@@ -135,8 +135,8 @@ def test_the_model_is_causal_and_a_function_of_its_seed() -> None:
     changed = text.clone()
     changed[0, 10:] = 0
     assert torch.equal(first(text), second(text))
-    assert torch.allclose(first(text)[:, :10], first(changed)[:, :10], atol=1e-6)
-    assert not torch.allclose(first(text)[:, 10:], first(changed)[:, 10:], atol=1e-6)
+    assert torch.equal(first(text)[:, :10], first(changed)[:, :10])
+    assert (first(text)[:, 10:] != first(changed)[:, 10:]).any(dim=-1).all()
 
 
 def test_without_quiet_progress_and_sample_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
