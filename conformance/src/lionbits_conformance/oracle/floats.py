@@ -23,7 +23,6 @@ Number: TypeAlias = tuple[int, int, int]
 INFINITE, NOT_A_NUMBER = -1, -2  # in place of a significand
 
 ZERO: Number = (0, 0, 0)
-MINUS_ZERO: Number = (1, 0, 0)
 ONE: Number = (0, 1, 0)
 MINUS_ONE: Number = (1, 1, 0)
 INFINITY: Number = (0, INFINITE, 0)
