@@ -1,6 +1,6 @@
 """The nouns that optimizers and backends share: all that a backend may import of the reference."""
 
-from .call import Backend, Scalars, Slot
+from .call import Backend, Batch, Scalars, Slot
 from .format import DEFAULTS, FLOAT32, MIN_COLUMNS, Format, TensorSpec, matrix_shape
 from .plan import (
     CAUTIONS,
@@ -27,6 +27,7 @@ __all__ = [
     "PARAM_ROUNDINGS",
     "ROUNDINGS",
     "Backend",
+    "Batch",
     "Format",
     "Hyper",
     "Plan",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,9 +12,11 @@ from .format import Format, matrix_shape
 from .plan import Hyper, Plan
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Slot:
     """One tensor of a call: a whole parameter, or a rectangle of it (a shard, a page, a slice).
+
+    Only ``grad`` may be set anew; where anything else changes, so does the slot.
 
     Attributes:
         param: written in place, strides kept. Any rank; seen as (rows, columns) in logical row-major order.
@@ -40,6 +42,18 @@ class Slot:
             return self.pitch
         columns = matrix_shape(self.param.shape)[1]
         return columns + columns % 2
+
+
+class Batch(list[Slot]):
+    """Slots that come again, call after call, with nothing new in them but gradients.
+
+    Attributes:
+        memo: what a backend made of the slots (a table of addresses, say), under its name; gone when they are.
+    """
+
+    def __init__(self, slots: Iterable[Slot] = ()) -> None:
+        super().__init__(slots)
+        self.memo: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)

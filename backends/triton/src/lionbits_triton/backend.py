@@ -1,0 +1,104 @@
+"""The backend ``triton``: one launch for all slots of a call, equal to the reference bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lionbits_reference.spec import Batch, Format, Hyper, Plan, Scalars, Slot
+
+from . import kernels
+from .launch import cut, launch
+from .lion import INTERPRETED
+from .table import Table
+
+name = "triton"
+
+
+def supports(plan: Plan, device: torch.device) -> str:
+    """Empty, or the reason why not: all plans are served, on CUDA devices, or on the CPU by Triton's interpreter."""
+    del plan
+    if INTERPRETED.value:
+        return "" if device.type == "cpu" else "TRITON_INTERPRET=1 is set: Triton's interpreter serves CPU tensors only"
+    if device.type != "cuda":
+        return f"Triton kernels run on CUDA devices, not on {device.type} (its interpreter does: set TRITON_INTERPRET=1)"
+    return ""
+
+
+def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> None:
+    """See :meth:`lionbits_reference.spec.Backend.step`."""
+    if not slots:
+        return
+    table = _table(plan, slots)
+    launch(
+        kernels.step_kernel,
+        table,
+        scalars.lr,
+        scalars.keep,
+        scalars.grad_scale,
+        scalars.step,
+        scalars.lr if scalars.absmax is None else scalars.absmax,
+        scalars.skipped,
+        *_betas(hyper),
+        hyper.seed & 0xFFFFFFFF,
+        hyper.seed >> 32,
+        int(hyper.rounding == "stochastic"),
+        int(hyper.rounding == "nearest"),
+    )
+    table.release(slots)
+
+
+def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+    """See :meth:`lionbits_reference.spec.Backend.aligned`."""
+    counts = torch.zeros(len(slots), dtype=torch.int64, device=scalars.lr.device)
+    if slots:
+        launch(kernels.count_kernel, _table(plan, slots), scalars.grad_scale, counts, *_betas(hyper), ALIGNED=True)
+    return counts
+
+
+def absmax(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+    """See :meth:`lionbits_reference.spec.Backend.absmax`."""
+    bits = torch.zeros(len(slots), dtype=torch.int32, device=scalars.lr.device)
+    if slots:
+        launch(kernels.count_kernel, _table(plan, slots), scalars.grad_scale, bits, *_betas(hyper), ALIGNED=False)
+    return bits.view(torch.float32)
+
+
+def encode(format: Format, momentum: Tensor) -> dict[str, Tensor]:
+    """State tensors of ``format`` for a float32 ``momentum`` of any shape, rounded to nearest."""
+    if not format.quantised:
+        return {"exp_avg": momentum.to(torch.float32, copy=True)}
+    spec = format.momentum_spec(momentum.shape)
+    state = {key: torch.zeros(s.shape, dtype=s.dtype, device=momentum.device) for key, s in spec.items()}
+    slot = Slot(torch.empty_like(momentum, memory_format=torch.contiguous_format), momentum.contiguous(), state, 0)
+    largest = momentum.abs().amax() if momentum.numel() else momentum.new_zeros(())
+    launch(kernels.encode_kernel, _table(Plan(torch.float32, torch.float32, format), [slot]), largest)
+    return state
+
+
+def decode(format: Format, state: Mapping[str, Any], shape: Sequence[int]) -> Tensor:
+    """float32 momentum of ``shape``, contiguous."""
+    if not format.quantised:
+        exp_avg: Tensor = state["exp_avg"]
+        return exp_avg.reshape(tuple(shape)).clone(memory_format=torch.contiguous_format)
+    momentum = torch.empty(tuple(shape), dtype=torch.float32, device=state["exp_avg_codes"].device)
+    slot = Slot(momentum, momentum, state, 0)
+    launch(kernels.decode_kernel, _table(Plan(torch.float32, torch.float32, format), [slot]))
+    return momentum
+
+
+def _table(plan: Plan, slots: Sequence[Slot]) -> Table:
+    """The table of these slots with the gradients that they have now; a batch keeps the one that was made for it."""
+    kept = slots.memo if isinstance(slots, Batch) else {}
+    table: Table | None = kept.get(name)
+    if table is None:
+        table = kept[name] = Table(plan, slots, cut(plan, slots))
+    table.bind(slots)
+    return table
+
+
+def _betas(hyper: Hyper) -> tuple[float, float, float, float]:
+    return hyper.b1, hyper.one_minus_b1, hyper.b2, hyper.one_minus_b2

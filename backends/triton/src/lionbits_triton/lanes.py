@@ -1,0 +1,59 @@
+"""Rounding lanes of a tile: one code path for three roundings, which differ in numbers."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton.language as tl
+
+from .lion import PARAMETER, STATE, device_function, fmix32, salt
+
+
+class Lanes(NamedTuple):
+    """What the lanes of a slot are made of. All uint32."""
+
+    salt: Any
+    phase: Any  # how far the golden-ratio sequence of "dithered" has come
+    drawn: Any  # 0xFFFF; 0 for "nearest"
+    fixed: Any  # 0; half of what is dropped for "nearest"
+
+
+@device_function
+def state_lanes(index, step, seed_low, seed_high, stochastic, nearest):
+    """Lanes of the momentum; how it is rounded is a number, not a kernel of its own."""
+    salted = salt(seed_low, seed_high, index, STATE)
+    return Lanes(
+        salt=tl.where(stochastic != 0, fmix32(salted ^ (step * 0x9E3779B9)), salted),
+        phase=tl.where(stochastic != 0, 0, step * 40503),
+        drawn=tl.where(nearest != 0, 0, 0xFFFF).to(tl.uint32),
+        fixed=tl.where(nearest != 0, 0x8000, 0).to(tl.uint32),
+    )
+
+
+@device_function
+def param_lanes(index, step, seed_low, seed_high, PLAN: tl.constexpr):
+    """Lanes of the parameter."""
+    salted = salt(seed_low, seed_high, index, PARAMETER)
+    moved = step * 40503
+    if PLAN.param_rounding == "stochastic":
+        salted = fmix32(salted ^ (step * 0x9E3779B9))
+        moved = moved * 0
+    return Lanes(salt=salted, phase=moved, drawn=moved * 0 + 0xFFFF, fixed=moved * 0)
+
+
+@device_function
+def draw(lanes, slot, tile, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
+    """uint32 (ROWS, BLOCK) in 0..65535; elements 2i and 2i + 1 of a row share a hash."""
+    first = (slot.start + tile.row * slot.pitch + tile.begin) >> 1
+    j = tl.arange(0, BLOCK // 2)[None, :]
+    if IS_EVEN:
+        low = first.to(tl.uint32)[:, None] + j.to(tl.uint32)
+        high = (slot.start >> 33).to(tl.uint32)  # of every element; the table sees to that
+    else:
+        pair = first[:, None] + j
+        low = pair.to(tl.uint32)
+        high = (pair >> 32).to(tl.uint32)
+    h = fmix32(low ^ fmix32(high ^ lanes.salt))
+    even = ((h + lanes.phase) & lanes.drawn) | lanes.fixed
+    odd = (((h >> 16) + lanes.phase) & lanes.drawn) | lanes.fixed
+    return tl.interleave(even, odd)

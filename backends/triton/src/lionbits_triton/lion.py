@@ -1,0 +1,200 @@
+"""Lion's arithmetic on elements, for Triton: rule, codes, rounding lanes, 16-bit floats. No addresses here.
+
+Every written operation rounds once: these functions are compiled without contraction (``enable_fp_fusion=False``), and
+division is ``div_rn``. Numbers come ready-made from the host, as binary32: what is formed from them in a kernel
+(``1 - beta``, say) has other bits in the interpreter. Bits are uint32, so that shifts are logical and sums wrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton import knobs
+
+#: Whether kernels run in Triton's interpreter: ``TRITON_INTERPRET=1`` when this module was imported.
+INTERPRETED: tl.constexpr = tl.constexpr(bool(knobs.runtime.interpret))
+
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """A function for kernels to call. The interpreter, which enters a jit function slowly, gets it as it is."""
+    return function if INTERPRETED.value else triton.jit(function)
+
+
+STATE: tl.constexpr = tl.constexpr(0)  # purposes of a salt
+PARAMETER: tl.constexpr = tl.constexpr(1)
+
+#: Bits of |x| from here on are those of infinity or a NaN.
+INFINITE: tl.constexpr = tl.constexpr(0x7F800000)
+_MAGNITUDE: tl.constexpr = tl.constexpr(0x7FFFFFFF)
+_SIGN: tl.constexpr = tl.constexpr(0x80000000)
+_NAN: tl.constexpr = tl.constexpr(0x7FC00000)
+_TINY: tl.constexpr = tl.constexpr(2.0**-100)
+_HUGE: tl.constexpr = tl.constexpr(2.0**127)
+_UP: tl.constexpr = tl.constexpr(2.0**127)
+_DOWN: tl.constexpr = tl.constexpr(2.0**-127)
+
+
+@device_function
+def bits_of(x):
+    """The bits of a float32, as uint32."""
+    return x.to(tl.uint32, bitcast=True)
+
+
+@device_function
+def float_of(bits):
+    """The float32 that has these bits."""
+    return bits.to(tl.float32, bitcast=True)
+
+
+
+# --- the rule -------------------------------------------------------------------------------------------
+
+
+@device_function
+def blend(m, g, b, one_minus_b):
+    """m*b + g*(1-b), three roundings."""
+    return m * b + g * one_minus_b
+
+
+@device_function
+def sign(x):
+    """-1, 0 or 1, float32; 0 for a NaN."""
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
+
+
+@device_function
+def direction(m, g, b1, one_minus_b1, PLAN: tl.constexpr):
+    """u in {-1, 0, 1} after caution. Signs are compared, not products, which can underflow."""
+    u = sign(blend(m, g, b1, one_minus_b1))
+    if PLAN.caution == "mask":
+        u = tl.where(u == sign(g), u, 0.0)
+    if PLAN.caution == "gradient":
+        u = tl.where(u == -sign(g), sign(g), u)
+    return u
+
+
+@device_function
+def magnitude(x):
+    """The bits of |x|: ordered like the numbers, infinity next to last, NaN last."""
+    return bits_of(x) & _MAGNITUDE
+
+
+# --- codes ----------------------------------------------------------------------------------------------
+
+
+@device_function
+def decode(code, scale, FORMAT: tl.constexpr):
+    """m of uint32 codes: the float with bits k << w, times 2^127, times the block's scale."""
+    k = code & FORMAT.largest_code
+    negative = (code >> (FORMAT.bits - 1)) << 31
+    return float_of((k << FORMAT.shift) | negative) * _UP * scale
+
+
+@device_function
+def held(absmax):
+    """The largest magnitude that codes are scaled for: min(absmax, 2^127), NaN where that is NaN."""
+    return tl.where(absmax > _HUGE, _HUGE, absmax)
+
+
+@device_function
+def block_scale(absmax, FORMAT: tl.constexpr):
+    """absmax / top; 0 where a block holds nothing, NaN where it is not finite."""
+    top = tl.full(absmax.shape, FORMAT.top, tl.float32)
+    scale = tl.where(absmax > _TINY, tl.math.div_rn(held(absmax), top), 0.0)
+    return tl.where(magnitude(absmax) < INFINITE, scale, float("nan"))
+
+
+@device_function
+def block_inverse(absmax, FORMAT: tl.constexpr):
+    """r = top / absmax; 0 where a block holds nothing or is not finite."""
+    usable = (absmax > _TINY) & (magnitude(absmax) < INFINITE)
+    top = tl.full(absmax.shape, FORMAT.top, tl.float32)
+    return tl.where(usable, tl.math.div_rn(top, tl.where(usable, held(absmax), 1.0)), 0.0)
+
+
+@device_function
+def encode(m, inverse, lane, FORMAT: tl.constexpr):
+    """uint32 codes: t = bits(|m| * r * 2^-127), k = min((t + dither) >> w, largest k); sign kept unless k = 0."""
+    t = magnitude(float_of(magnitude(m)) * inverse * _DOWN)
+    largest = tl.where(inverse > 0, FORMAT.largest_code, 0).to(tl.uint32)
+    k = tl.minimum((t + (lane << (FORMAT.shift - 16))) >> FORMAT.shift, largest)
+    negative = (bits_of(m) >> 31) << (FORMAT.bits - 1)
+    return tl.where(k > 0, k | negative, 0)
+
+
+# --- rounding lanes -------------------------------------------------------------------------------------
+
+
+@device_function
+def fmix32(h):
+    """MurmurHash3's 32-bit finalizer."""
+    h = h ^ (h >> 16)
+    h = h * 0x85EBCA6B
+    h = h ^ (h >> 13)
+    h = h * 0xC2B2AE35
+    return h ^ (h >> 16)
+
+
+@device_function
+def salt(seed_low, seed_high, index, purpose: tl.constexpr):
+    """What tells the lanes of one parameter and purpose from all others; uint32."""
+    mixed = fmix32(fmix32(seed_low) ^ seed_high)
+    return fmix32(fmix32(mixed ^ index) ^ purpose)
+
+
+# --- 16-bit floats --------------------------------------------------------------------------------------
+
+
+@device_function
+def widen(stored, DTYPE: tl.constexpr):
+    """float32 of what is stored: a float32, or the uint16 bits of a bfloat16 or float16."""
+    if DTYPE == torch.float32:
+        return stored
+    elif DTYPE == torch.float16:
+        return stored.to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        return float_of(stored.to(tl.uint32) << 16)
+
+
+@device_function
+def narrow(x, DTYPE: tl.constexpr):
+    """The inverse of :func:`widen`, rounded once to nearest even."""
+    if DTYPE == torch.float32:
+        return x
+    elif DTYPE == torch.float16:
+        return x.to(tl.float16).to(tl.uint16, bitcast=True)
+    elif INTERPRETED:  # whose own conversion to bfloat16 truncates
+        bits = bits_of(x)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(magnitude(x) > INFINITE, _NAN >> 16, rounded).to(tl.uint16)
+    else:
+        return x.to(tl.bfloat16).to(tl.uint16, bitcast=True)
+
+
+@device_function
+def narrow_unbiased(x, lane):
+    """float32 to the bits of a bfloat16: (bits + lane) >> 16; NaN stays NaN."""
+    return tl.where(magnitude(x) > INFINITE, _NAN >> 16, (bits_of(x) + lane) >> 16).to(tl.uint16)
+
+
+@device_function
+def join_master(stored, rest, PLAN: tl.constexpr):
+    """p of a compensated bfloat16 parameter, from its bits (uint16) and the rest (int16 or int8)."""
+    dropped = rest.to(tl.int32).to(tl.uint32, bitcast=True) << (32 - PLAN.master_bits)
+    return float_of((stored.to(tl.uint32) << 16) + dropped)
+
+
+@device_function
+def split_master(x, lane, PLAN: tl.constexpr):
+    """The nearest bfloat16 (ties away from zero) as uint16 bits, and what it drops as int32."""
+    bits = bits_of(x)
+    if PLAN.master_bits == 24:
+        bits = (bits + (lane >> 8)) & 0xFFFFFF00
+    bits = tl.where(magnitude(x) > INFINITE, _NAN, bits)
+    kept = (bits + 0x8000) >> 16
+    rest = (bits - (kept << 16)).to(tl.int32, bitcast=True) >> (32 - PLAN.master_bits)
+    return kept.to(tl.uint16), rest

@@ -1,0 +1,142 @@
+"""The device table: all that kernels have to know of the slots of a call, and how those are cut into work items.
+
+A table is made once for a batch of slots. From call to call only gradients move; then two numbers per slot are
+uploaded, or none. Uploads are asynchronous, from pinned memory, and may be captured in a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lionbits_reference.spec import Plan, Slot
+
+from . import tiles
+from .layout import EVEN, along, even_blocks, walk
+
+
+class Cut(NamedTuple):
+    """How slots are cut: tiles of ``rows`` blocks of ``block`` elements; at most ``item`` blocks for one program."""
+
+    rows: int
+    block: int
+    item: int
+
+
+class Table:
+    """The slots of a plan as its kernels see them. It holds no gradient, and no slot.
+
+    Attributes:
+        slots: int64[k, fields of :class:`tiles.Slot`], on the device.
+        calls: int64[k, 2], on the device: the gradient's address, and whether it is aligned.
+        items: int64[n, 3], on the device: slot, first block and end of what each program does.
+    """
+
+    def __init__(self, plan: Plan, slots: Sequence[Slot], cut: Cut) -> None:
+        self.plan, self.cut = plan, cut
+        self._captured: list[Tensor] = []
+        self._make(slots)
+
+    def bind(self, slots: Sequence[Slot]) -> None:
+        """Take the gradients that the slots have now."""
+        grads = [slot.grad for slot in slots]
+        if [grad.stride() for grad in grads] != self._strides:
+            self._make(slots)
+        for j, detour in self._detours.items():
+            _copy(slots[j], detour, self.plan)
+            detour.grad.copy_(grads[j])
+            grads[j] = detour.grad
+        addresses = [grad.data_ptr() for grad in grads]
+        if addresses != self._addresses:
+            at = np.array(addresses, dtype=np.int64)
+            self._upload(np.stack((at, at % EVEN == 0), axis=1), self.calls)
+            self._addresses = addresses
+
+    def release(self, slots: Sequence[Slot]) -> None:
+        """Bring home what kernels wrote in place of tensors that they cannot walk."""
+        for j, detour in self._detours.items():
+            _copy(detour, slots[j], self.plan)
+
+    def _make(self, slots: Sequence[Slot]) -> None:
+        device = slots[0].param.device
+        self._strides = [slot.grad.stride() for slot in slots]
+        self._detours = {j: _straight(self.plan, slot) for j, slot in enumerate(slots) if not _walkable(self.plan, slot)}
+        records, items = [], []
+        for j, slot in enumerate(slots):
+            record, blocks = _record(self.plan, self._detours.get(j, slot), self.cut.block)
+            records.append(record)
+            items += _items(j, blocks, record.even_blocks, self.cut.item)
+        self.slots = torch.empty(len(records), len(tiles.Slot._fields), dtype=torch.int64, device=device)
+        self.items = torch.empty(len(items), 3, dtype=torch.int64, device=device)
+        self.calls = torch.empty(len(records), 2, dtype=torch.int64, device=device)
+        self._upload(np.array(records, dtype=np.int64), self.slots)
+        self._upload(np.array(items, dtype=np.int64).reshape(-1, 3), self.items)
+        self._addresses: list[int] = []
+
+    def _upload(self, values: np.ndarray, to: Tensor) -> None:
+        host = torch.from_numpy(values)
+        if to.device.type != "cpu":
+            host = host.pin_memory()
+            if torch.cuda.is_current_stream_capturing():
+                self._captured.append(host)  # every replay reads it again
+        to.copy_(host, non_blocking=True)
+
+
+def _walkable(plan: Plan, slot: Slot) -> bool:
+    """Whether kernels can walk all tensors of the slot where they are."""
+    return walk(plan, slot) is not None and all(t.is_contiguous() for t in _state(plan, slot).values())
+
+
+def _straight(plan: Plan, slot: Slot) -> Slot:
+    """A slot of contiguous copies; nothing of it is shared with the original."""
+    state = {key: torch.empty_like(t, memory_format=torch.contiguous_format) for key, t in _state(plan, slot).items()}
+    param, grad = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (slot.param, slot.grad))
+    return replace(slot, param=param, grad=grad, state=state, pitch=slot.row_pitch)
+
+
+def _copy(source: Slot, to: Slot, plan: Plan) -> None:
+    to.param.copy_(source.param)
+    for key, tensor in _state(plan, to).items():
+        tensor.copy_(source.state[key])
+
+
+def _state(plan: Plan, slot: Slot) -> dict[str, Tensor]:
+    return {key: slot.state[key] for key in plan.state_spec(slot.param.shape)}
+
+
+def _record(plan: Plan, slot: Slot, block: int) -> tuple[tiles.Slot, int]:
+    """The slot's row of the table, and how many blocks it has."""
+    found = walk(plan, slot)
+    assert found is not None
+    state = _state(plan, slot)
+    row_blocks = -(-found.columns // block)
+    momentum = state["exp_avg_codes" if plan.format.quantised else "exp_avg"]
+    record = tiles.Slot(
+        slot.param.data_ptr(),
+        momentum.data_ptr(),
+        state["exp_avg_scale"].data_ptr() if plan.format.quantised else 0,
+        state["param_rest"].data_ptr() if "param_rest" in state else 0,
+        found.columns,
+        max(row_blocks, 1),
+        even_blocks(plan, slot, found, block),
+        slot.index,
+        slot.start,
+        slot.row_pitch,
+        *found.param,
+        *found.grad,
+        found.middle,
+        found.inner,
+    )
+    return record, found.rows * row_blocks
+
+
+def _items(j: int, blocks: int, even: int, size: int) -> Iterable[tuple[int, int, int]]:
+    """Runs of at most ``size`` blocks of slot ``j``; none is half even."""
+    for begin, end in ((0, even), (even, blocks)):
+        for first in range(begin, end, size):
+            yield j, first, min(first + size, end)
