@@ -47,6 +47,7 @@ def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> N
         hyper.seed >> 32,
         int(hyper.rounding == "stochastic"),
         int(hyper.rounding == "nearest"),
+        ROWS=table.cut.rows,
     )
     table.release(slots)
 
@@ -54,16 +55,14 @@ def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> N
 def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
     """See :meth:`lionbits_reference.spec.Backend.aligned`."""
     counts = torch.zeros(len(slots), dtype=torch.int64, device=scalars.lr.device)
-    if slots:
-        launch(kernels.count_kernel, _table(plan, slots), scalars.grad_scale, counts, *_betas(hyper), ALIGNED=True)
+    _count(plan, slots, hyper, scalars, counts, ALIGNED=True)
     return counts
 
 
 def absmax(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
     """See :meth:`lionbits_reference.spec.Backend.absmax`."""
     bits = torch.zeros(len(slots), dtype=torch.int32, device=scalars.lr.device)
-    if slots:
-        launch(kernels.count_kernel, _table(plan, slots), scalars.grad_scale, bits, *_betas(hyper), ALIGNED=False)
+    _count(plan, slots, hyper, scalars, bits, ALIGNED=False)
     return bits.view(torch.float32)
 
 
@@ -98,6 +97,17 @@ def _table(plan: Plan, slots: Sequence[Slot]) -> Table:
         table = kept[name] = Table(plan, slots, cut(plan, slots))
     table.bind(slots)
     return table
+
+
+def _count(
+    plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars, found: Tensor, **constants: bool
+) -> None:
+    if not slots:
+        return
+    table = _table(plan, slots)
+    launch(
+        kernels.count_kernel, table, scalars.grad_scale, found, *_betas(hyper), **constants, ROWS=table.cut.rows
+    )
 
 
 def _betas(hyper: Hyper) -> tuple[float, float, float, float]:

@@ -6,6 +6,8 @@ changes from step to step (learning rates, decay, betas, the seed, how momentum 
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import triton
@@ -13,6 +15,12 @@ import triton.language as tl
 
 from . import access, lanes, lion, tiles
 from .lion import INFINITE, device_function
+
+
+def _kernel(function: Callable[..., Any]) -> Any:
+    """A kernel that is compiled once per plan and cut: no number or address of a call has a variant of its own."""
+    parameters = inspect.signature(function).parameters.values()
+    return triton.jit(do_not_specialize=[p.name for p in parameters if "constexpr" not in str(p.annotation)])(function)
 
 
 class Numbers(NamedTuple):
@@ -33,24 +41,24 @@ def step_tile(
     PLAN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr,
 ):  # fmt: skip
     """Update one tile; how many of its elements were skipped comes back."""
-    p = access.load_param(slot, tile, PLAN, BLOCK, IS_EVEN)
-    g = access.load_grad(slot, grad, tile, PLAN, BLOCK, IS_EVEN) * n.grad_scale
+    p = access.load_param(slot, tile, PLAN, ROWS, BLOCK, IS_EVEN)
+    g = access.load_grad(slot, grad, tile, PLAN, ROWS, BLOCK, IS_EVEN) * n.grad_scale
     m = access.load_momentum(slot, tile, PLAN, BLOCK, IS_EVEN)
-    moved = p * n.keep - n.lr * lion.direction(m, g, n.b1, n.one_minus_b1, PLAN)
+    moved = p * n.keep - lion.move(m, g, n.lr, n.b1, n.one_minus_b1, PLAN)
     advanced = lion.blend(m, g, n.b2, n.one_minus_b2)
     skips = 0
     if PLAN.nonfinite == "skip":
         largest = tl.max(lion.magnitude(advanced), 1)
         if tl.max(largest, 0) >= INFINITE:  # rare: what was read is read again, so that nobody has to keep it
             applied = lion.magnitude(advanced) < INFINITE
-            moved = tl.where(applied, moved, access.load_param(slot, tile, PLAN, BLOCK, IS_EVEN))
+            moved = tl.where(applied, moved, access.load_param(slot, tile, PLAN, ROWS, BLOCK, IS_EVEN))
             advanced = tl.where(applied, advanced, access.load_momentum(slot, tile, PLAN, BLOCK, IS_EVEN))
             largest = tl.max(lion.magnitude(advanced), 1)
             skips = tl.sum(tl.sum((~applied & tiles.mask_of(tile, BLOCK, IS_EVEN)).to(tl.int32), 1), 0)
     else:  # a factor that is not finite makes a NaN of what is not there
         mask = tiles.mask_of(tile, BLOCK, IS_EVEN)
         largest = tl.max(tl.where(mask, lion.magnitude(advanced), 0), 1)
-    access.store_param(moved, param, slot, tile, PLAN, BLOCK, IS_EVEN)
+    access.store_param(moved, param, slot, tile, PLAN, ROWS, BLOCK, IS_EVEN)
     lane = lion.bits_of(advanced)
     if PLAN.format.quantised:
         lane = lanes.draw(state, slot, tile, BLOCK, IS_EVEN)
@@ -74,11 +82,11 @@ def step_item(
     return skips
 
 
-@triton.jit
+@_kernel
 def step_kernel(
     table, calls, items, lr, keep, grad_scale, step, absmax, skipped,
     b1, one_minus_b1, b2, one_minus_b2, seed_low: tl.uint32, seed_high: tl.uint32, stochastic, nearest,
-    PLAN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    PLAN: tl.constexpr, ROWS: tl.constexpr, UNEVEN_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Update every element of every slot, once."""
     item = items + tl.program_id(0) * 3
@@ -102,7 +110,7 @@ def step_kernel(
     if (is_even != 0) & (last <= slot.even_blocks):
         skips = step_item(slot, grad, first, last, n, state, param, largest, PLAN, ROWS, BLOCK, True)
     else:
-        skips = step_item(slot, grad, first, last, n, state, param, largest, PLAN, ROWS, BLOCK, False)
+        skips = step_item(slot, grad, first, last, n, state, param, largest, PLAN, UNEVEN_ROWS, BLOCK, False)
     if PLAN.nonfinite == "skip":
         tl.atomic_add(skipped, skips.to(tl.int64), mask=skips > 0, sem="relaxed")
 
@@ -119,13 +127,12 @@ def count_item(
     found = tl.zeros([ROWS], tl.int32)
     while first < last:
         tile = tiles.tile_at(slot, first, last, ROWS, BLOCK)
-        g = access.load_grad(slot, grad, tile, PLAN, BLOCK, IS_EVEN) * n.grad_scale
+        g = access.load_grad(slot, grad, tile, PLAN, ROWS, BLOCK, IS_EVEN) * n.grad_scale
         m = access.load_momentum(slot, tile, PLAN, BLOCK, IS_EVEN)
         advanced = lion.magnitude(lion.blend(m, g, n.b2, n.one_minus_b2))
         counted = tiles.mask_of(tile, BLOCK, IS_EVEN)
         if ALIGNED:
-            u = lion.sign(lion.blend(m, g, n.b1, n.one_minus_b1))
-            counted = counted & (u == lion.sign(g)) & (u != 0)
+            counted = counted & lion.agree(lion.blend(m, g, n.b1, n.one_minus_b1), g)
             if PLAN.nonfinite == "skip":
                 counted = counted & (advanced < INFINITE)
             found += tl.sum(counted.to(tl.int32), 1)
@@ -134,13 +141,16 @@ def count_item(
                 advanced = tl.where(advanced < INFINITE, advanced, lion.magnitude(m))
             found = tl.maximum(found, tl.max(tl.where(counted, advanced, 0).to(tl.int32), 1))
         first += ROWS
-    return found
+    if ALIGNED:
+        return tl.sum(found, 0)
+    else:
+        return tl.max(found, 0)
 
 
-@triton.jit
+@_kernel
 def count_kernel(
     table, calls, items, grad_scale, found, b1, one_minus_b1, b2, one_minus_b2,
-    PLAN: tl.constexpr, ALIGNED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    PLAN: tl.constexpr, ALIGNED: tl.constexpr, ROWS: tl.constexpr, UNEVEN_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Per slot: how many elements are aligned (int64), or the bits of the largest |m'| (int32)."""
     item = items + tl.program_id(0) * 3
@@ -152,47 +162,47 @@ def count_kernel(
         lr=scale, keep=scale, grad_scale=scale, b1=b1, one_minus_b1=one_minus_b1, b2=b2, one_minus_b2=one_minus_b2
     )
     if (is_even != 0) & (last <= slot.even_blocks):
-        per_row = count_item(slot, grad, first, last, n, PLAN, ALIGNED, ROWS, BLOCK, True)
+        count = count_item(slot, grad, first, last, n, PLAN, ALIGNED, ROWS, BLOCK, True)
     else:
-        per_row = count_item(slot, grad, first, last, n, PLAN, ALIGNED, ROWS, BLOCK, False)
+        count = count_item(slot, grad, first, last, n, PLAN, ALIGNED, UNEVEN_ROWS, BLOCK, False)
     if ALIGNED:
-        tl.atomic_add(found + j, tl.sum(per_row, 0).to(tl.int64), sem="relaxed")
+        tl.atomic_add(found + j, count.to(tl.int64), sem="relaxed")
     else:
-        tl.atomic_max(found + j, tl.max(per_row, 0), sem="relaxed")
+        tl.atomic_max(found + j, count, sem="relaxed")
 
 
 # --- the codec ------------------------------------------------------------------------------------------
 
 
-@triton.jit
-def encode_kernel(table, calls, items, absmax, PLAN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+@_kernel
+def encode_kernel(table, calls, items, absmax, PLAN: tl.constexpr, UNEVEN_ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Codes and scales, to nearest, of a float32 momentum that stands where gradients do."""
     item = items + tl.program_id(0) * 3
     j, first, last = tl.load(item), tl.load(item + 1).to(tl.int32), tl.load(item + 2).to(tl.int32)
     slot = tiles.load_slot(table, j)
     grad = tl.load(calls + 2 * j)
     while first < last:
-        tile = tiles.tile_at(slot, first, last, ROWS, BLOCK)
-        m = access.load_grad(slot, grad, tile, PLAN, BLOCK, False)
+        tile = tiles.tile_at(slot, first, last, UNEVEN_ROWS, BLOCK)
+        m = access.load_grad(slot, grad, tile, PLAN, UNEVEN_ROWS, BLOCK, False)
         largest = tl.max(lion.magnitude(m), 1)
         if PLAN.format.tensor_wise:
-            largest = tl.zeros([ROWS], tl.uint32) + lion.bits_of(tl.load(absmax))
+            largest = tl.zeros([UNEVEN_ROWS], tl.uint32) + lion.bits_of(tl.load(absmax))
             at = tiles.pointer(slot.scale, tl.float32, False) + tile.block * 0
             tl.store(at, lion.block_scale(lion.float_of(largest), PLAN.format), mask=tile.block == 0)
-        lane = tl.full([ROWS, BLOCK], 0x8000, tl.uint32)
-        access.store_momentum(m, lion.float_of(largest), lane, slot, tile, PLAN, ROWS, BLOCK, False)
-        first += ROWS
+        lane = tl.full([UNEVEN_ROWS, BLOCK], 0x8000, tl.uint32)
+        access.store_momentum(m, lion.float_of(largest), lane, slot, tile, PLAN, UNEVEN_ROWS, BLOCK, False)
+        first += UNEVEN_ROWS
 
 
-@triton.jit
-def decode_kernel(table, calls, items, PLAN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+@_kernel
+def decode_kernel(table, calls, items, PLAN: tl.constexpr, UNEVEN_ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """float32 momentum, into where parameters stand."""
     item = items + tl.program_id(0) * 3
     j, first, last = tl.load(item), tl.load(item + 1).to(tl.int32), tl.load(item + 2).to(tl.int32)
     slot = tiles.load_slot(table, j)
     while first < last:
-        tile = tiles.tile_at(slot, first, last, ROWS, BLOCK)
+        tile = tiles.tile_at(slot, first, last, UNEVEN_ROWS, BLOCK)
         m = access.load_momentum(slot, tile, PLAN, BLOCK, False)
-        at = tiles.pointer(slot.param, tl.float32, False) + tiles.param_offsets(slot, tile, BLOCK, False)
+        at = tiles.param_pointers(slot, tile, tl.float32, UNEVEN_ROWS, BLOCK, False)
         tl.store(at, m, mask=tiles.mask_of(tile, BLOCK, False))
-        first += ROWS
+        first += UNEVEN_ROWS

@@ -46,13 +46,12 @@ def draw(lanes, slot, tile, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
     """uint32 (ROWS, BLOCK) in 0..65535; elements 2i and 2i + 1 of a row share a hash."""
     first = (slot.start + tile.row * slot.pitch + tile.begin) >> 1
     j = tl.arange(0, BLOCK // 2)[None, :]
+    low = first.to(tl.uint32)[:, None] + j.to(tl.uint32)
     if IS_EVEN:
-        low = first.to(tl.uint32)[:, None] + j.to(tl.uint32)
         high = (slot.start >> 33).to(tl.uint32)  # of every element; the table sees to that
     else:
-        pair = first[:, None] + j
-        low = pair.to(tl.uint32)
-        high = (pair >> 32).to(tl.uint32)
+        carried = low < first.to(tl.uint32)[:, None]
+        high = (first >> 32).to(tl.uint32)[:, None] + carried.to(tl.uint32)
     h = fmix32(low ^ fmix32(high ^ lanes.salt))
     even = ((h + lanes.phase) & lanes.drawn) | lanes.fixed
     odd = (((h >> 16) + lanes.phase) & lanes.drawn) | lanes.fixed

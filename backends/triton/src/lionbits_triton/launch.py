@@ -14,26 +14,29 @@ from lionbits_reference.spec import Plan, Slot, matrix_shape
 from .lion import INTERPRETED
 from .table import Cut, Table
 
-#: Elements of a tile, where its blocks are smaller than that.
-TILE = 4096
-
 #: Elements of a row that make a block where the format has none.
 PLAIN_BLOCK = 256
 
+#: Elements of a tile for one warp, on the fast path (16 for a thread: 16 bytes of 8-bit codes) and off it.
+WARP_TILE, UNEVEN_WARP_TILE = 512, 256
+
 #: Tiles that one program does at most, and how many programs there should be before it does more than one.
-TILES_PER_ITEM, ENOUGH_PROGRAMS = 16, 2048
+TILES_PER_ITEM, ENOUGH_PROGRAMS = 32, 8192
 
 #: Elements of the largest tile in the interpreter, which takes as long for one tile as for another.
 INTERPRETED_TILE = 1 << 16
 
 
 def cut(plan: Plan, slots: Sequence[Slot]) -> Cut:
-    """How to cut these slots."""
+    """How to cut these slots: programs of one warp, which wait for nobody, unless a block is too large for one."""
     block = plan.format.block_size or PLAIN_BLOCK
-    sizes = [slot.param.numel() for slot in slots]
-    rows = max((TILE if not INTERPRETED.value else _interpreted_tile(slots, block)) // block, 1)
-    tiles = sum(sizes) // (rows * block)
-    return Cut(rows, block, rows * min(max(tiles // ENOUGH_PROGRAMS, 1), TILES_PER_ITEM))
+    if INTERPRETED.value:
+        rows = uneven_rows = _interpreted_tile(slots, block) // block
+    else:
+        rows, uneven_rows = max(WARP_TILE // block, 1), max(UNEVEN_WARP_TILE // block, 1)
+    tiles = sum(slot.param.numel() for slot in slots) // (rows * block)
+    item = rows * min(max(tiles // ENOUGH_PROGRAMS, 1), TILES_PER_ITEM)
+    return Cut(rows, uneven_rows, block, item, warps=max(block // UNEVEN_WARP_TILE, 1))
 
 
 def _interpreted_tile(slots: Sequence[Slot], block: int) -> int:
@@ -53,9 +56,9 @@ def launch(kernel: Any, table: Table, *arguments: Any, **constants: Any) -> None
         kernel[(programs,)](
             *(table.slots, table.calls, table.items, *arguments),
             **constants,
+            UNEVEN_ROWS=table.cut.uneven_rows,
             PLAN=table.plan,
-            ROWS=table.cut.rows,
             BLOCK=table.cut.block,
-            num_warps=8,
+            num_warps=table.cut.warps,
             enable_fp_fusion=False,
         )

@@ -39,7 +39,8 @@ def walk(plan: Plan, slot: Slot) -> Walk | None:
         if (rows == 1 or row == (columns, columns)) and _one_row_will_do(plan, slot, columns):
             return Walk(1, rows * columns, (0, 0, 0, 1), (0, 0, 0, 1))
         return Walk(rows, columns, (row[0], 0, 0, 1), (row[1], 0, 0, 1))
-    if len(dimensions) > _DIMENSIONS or columns >= 2**31:
+    reach = [sum((size - 1) * strides[i] for size, *strides in dimensions) for i in (0, 1)]
+    if len(dimensions) > _DIMENSIONS or max(*reach, columns) >= 2**31:
         return None
     (_, *outer), (middle, *between), (inner, *within) = [(1, 0, 0)] * (_DIMENSIONS - len(dimensions)) + dimensions
     param, grad = zip(row, outer, between, within, strict=True)

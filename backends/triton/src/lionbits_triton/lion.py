@@ -61,20 +61,28 @@ def blend(m, g, b, one_minus_b):
 
 
 @device_function
-def sign(x):
-    """-1, 0 or 1, float32; 0 for a NaN."""
-    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
+def towards(rate, x):
+    """rate * sign(x): the rate with x's sign, and rate * 0 for a zero and for a NaN."""
+    signed = float_of(bits_of(rate) ^ (bits_of(x) & _SIGN))
+    return tl.where(tl.abs(x) > 0, signed, rate * 0.0)
 
 
 @device_function
-def direction(m, g, b1, one_minus_b1, PLAN: tl.constexpr):
-    """u in {-1, 0, 1} after caution. Signs are compared, not products, which can underflow."""
-    u = sign(blend(m, g, b1, one_minus_b1))
+def move(m, g, lr, b1, one_minus_b1, PLAN: tl.constexpr):
+    """lr * u, u being the sign of c after caution. Signs are compared, not products, which can underflow."""
+    c = blend(m, g, b1, one_minus_b1)
     if PLAN.caution == "mask":
-        u = tl.where(u == sign(g), u, 0.0)
-    if PLAN.caution == "gradient":
-        u = tl.where(u == -sign(g), sign(g), u)
-    return u
+        return tl.where(agree(c, g), towards(lr, c), lr * 0.0)
+    elif PLAN.caution == "gradient":
+        return towards(lr, tl.where(agree(c, -g), g, c))
+    else:
+        return towards(lr, c)
+
+
+@device_function
+def agree(x, y):
+    """Whether both have the same sign, and that is not zero."""
+    return ((x > 0) & (y > 0)) | ((x < 0) & (y < 0))
 
 
 @device_function
@@ -89,9 +97,9 @@ def magnitude(x):
 @device_function
 def decode(code, scale, FORMAT: tl.constexpr):
     """m of uint32 codes: the float with bits k << w, times 2^127, times the block's scale."""
-    k = code & FORMAT.largest_code
-    negative = (code >> (FORMAT.bits - 1)) << 31
-    return float_of((k << FORMAT.shift) | negative) * _UP * scale
+    top = (code << (32 - FORMAT.bits)).to(tl.int32, bitcast=True)  # the sign stands where a float has it
+    bits = (top >> (32 - FORMAT.bits - FORMAT.shift)).to(tl.uint32, bitcast=True)
+    return float_of(bits & (_SIGN | (FORMAT.largest_code << FORMAT.shift))) * _UP * scale
 
 
 @device_function
@@ -119,7 +127,7 @@ def block_inverse(absmax, FORMAT: tl.constexpr):
 @device_function
 def encode(m, inverse, lane, FORMAT: tl.constexpr):
     """uint32 codes: t = bits(|m| * r * 2^-127), k = min((t + dither) >> w, largest k); sign kept unless k = 0."""
-    t = magnitude(float_of(magnitude(m)) * inverse * _DOWN)
+    t = magnitude(m * inverse * _DOWN)
     largest = tl.where(inverse > 0, FORMAT.largest_code, 0).to(tl.uint32)
     k = tl.minimum((t + (lane << (FORMAT.shift - 16))) >> FORMAT.shift, largest)
     negative = (bits_of(m) >> 31) << (FORMAT.bits - 1)

@@ -24,8 +24,10 @@ class Cut(NamedTuple):
     """How slots are cut: tiles of ``rows`` blocks of ``block`` elements; at most ``item`` blocks for one program."""
 
     rows: int
+    uneven_rows: int  # of tiles off the fast path
     block: int
     item: int
+    warps: int  # of a program
 
 
 class Table:

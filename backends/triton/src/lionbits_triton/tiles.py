@@ -19,7 +19,7 @@ EVEN: tl.constexpr = tl.constexpr(16)  # what the elements of EVEN rows come in 
 
 
 class Slot(NamedTuple):
-    """A row of the device table, all int64. The strides are in elements; see :func:`offsets`."""
+    """A row of the device table, all int64. The strides are in elements; see :func:`element_pointers`."""
 
     param: Any  # addresses
     momentum: Any  # exp_avg, or its codes
@@ -84,7 +84,9 @@ class Tile(NamedTuple):
 def tile_at(slot, first, last, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """The blocks from ``first`` on; those from ``last`` on have no elements."""
     block = first + tl.arange(0, ROWS)
-    row = block // slot.row_blocks
+    row = block * 0
+    if slot.row_blocks < last:  # a division is dear, and large tensors are mostly one row
+        row = block // slot.row_blocks
     begin = (block - row * slot.row_blocks).to(tl.int64) * BLOCK
     length = tl.where(block < last, tl.minimum(slot.columns - begin, BLOCK), 0).to(tl.int32)
     return Tile(block=block, row=row.to(tl.int64), begin=begin, length=length)
@@ -100,74 +102,82 @@ def mask_of(tile, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
 
 
 @device_function
-def offsets(slot, tile, row, outer, middle, inner, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
-    """(ROWS, BLOCK): offsets in a tensor with strides (row, outer, middle, inner)."""
-    base = tile.row * row
-    j = tl.arange(0, BLOCK)[None, :]
-    if IS_EVEN:
-        place = tl.multiple_of(base + tile.begin, [EVEN])[:, None] + j
-    else:
-        column = tile.begin[:, None] + j
-        within = column
-        if slot.inner > 0:
-            short = column.to(tl.int32)
-            rest = short // slot.inner
-            within = (rest // slot.middle) * outer + (rest % slot.middle) * middle + (short % slot.inner) * inner
-        place = base[:, None] + within
-    return place
-
-
-@device_function
-def param_offsets(slot, tile, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
-    """Offsets in the parameter."""
-    return offsets(
-        slot, tile, slot.param_row, slot.param_outer, slot.param_middle, slot.param_inner, BLOCK, IS_EVEN
-    )
-
-
-@device_function
-def grad_offsets(slot, tile, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
-    """Offsets in the gradient."""
-    return offsets(slot, tile, slot.grad_row, slot.grad_outer, slot.grad_middle, slot.grad_inner, BLOCK, IS_EVEN)
-
-
-@device_function
-def state_offsets(slot, tile, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
-    """Offsets in state of the parameter's shape, which is contiguous."""
-    base = tile.row * slot.columns + tile.begin
-    if IS_EVEN:
-        base = tl.multiple_of(base, [EVEN])
-    return base[:, None] + tl.arange(0, BLOCK)[None, :]
-
-
-@device_function
-def code_offsets(slot, tile, BITS: tl.constexpr, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
-    """(ROWS, BLOCK*BITS/8): offsets of a tile's bytes, and which there are. Rows begin at whole bytes."""
-    base = tile.row * ((slot.columns * BITS + 7) // 8) + tile.begin * BITS // 8
-    j = tl.arange(0, BLOCK * BITS // 8)[None, :]
-    mask = j < ((tile.length * BITS + 7) // 8)[:, None]
-    if IS_EVEN:
-        base = tl.multiple_of(base, [EVEN * BITS // 8])
-        mask = tl.max_constancy(mask, [1, EVEN * BITS // 8])
-    return base[:, None] + j, mask
-
-
-@device_function
 def pointer(address, TYPE: tl.constexpr, IS_EVEN: tl.constexpr):
     """A pointer to elements of a Triton type."""
     at = address.to(tl.pointer_type(TYPE))
     if IS_EVEN:
-        at = tl.multiple_of(at, 16)
+        at = tl.multiple_of(at, 16)  # bytes
     return at
 
 
 @device_function
-def float_pointer(address, DTYPE: tl.constexpr, IS_EVEN: tl.constexpr):
-    """A pointer to float32, or to the bits of 16-bit floats (which the interpreter cannot compute with)."""
-    if DTYPE == torch.float32:
-        return pointer(address, tl.float32, IS_EVEN)
+def element_pointers(
+    at, slot, tile, row, outer, middle, inner, ROWS: tl.constexpr, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr
+):
+    """(ROWS, BLOCK): pointers into a tensor that begins ``at`` and has strides (row, outer, middle, inner)."""
+    base = tile.row * row + tile.begin
+    j = tl.arange(0, BLOCK)[None, :]
+    if IS_EVEN:
+        base = tl.multiple_of(base, [EVEN])
+        pointers = (at + base)[:, None] + j
     else:
-        return pointer(address, tl.uint16, IS_EVEN)
+        within = tl.zeros([ROWS, BLOCK], tl.int32) + j  # 32 bits are enough inside a row; the table sees to that
+        if slot.inner > 0:
+            base = tile.row * row
+            column = tile.begin.to(tl.int32)[:, None] + j
+            rest = column // slot.inner
+            within = (rest // slot.middle) * outer.to(tl.int32) + (rest % slot.middle) * middle.to(tl.int32)
+            within += (column % slot.inner) * inner.to(tl.int32)
+        pointers = (at + base)[:, None] + within
+    return pointers
+
+
+@device_function
+def param_pointers(slot, tile, TYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
+    """Where the parameter's elements are."""
+    at, s = pointer(slot.param, TYPE, IS_EVEN), slot
+    return element_pointers(
+        at, s, tile, s.param_row, s.param_outer, s.param_middle, s.param_inner, ROWS, BLOCK, IS_EVEN
+    )
+
+
+@device_function
+def grad_pointers(
+    slot, grad, tile, TYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr
+):
+    """Where the gradient's elements are."""
+    at, s = pointer(grad, TYPE, IS_EVEN), slot
+    return element_pointers(at, s, tile, s.grad_row, s.grad_outer, s.grad_middle, s.grad_inner, ROWS, BLOCK, IS_EVEN)
+
+
+@device_function
+def state_pointers(slot, address, tile, TYPE: tl.constexpr, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
+    """Where the elements of state of the parameter's shape are; it is contiguous."""
+    base = tile.row * slot.columns + tile.begin
+    if IS_EVEN:
+        base = tl.multiple_of(base, [EVEN])
+    return (pointer(address, TYPE, IS_EVEN) + base)[:, None] + tl.arange(0, BLOCK)[None, :]
+
+
+@device_function
+def code_pointers(slot, tile, PLAN: tl.constexpr, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
+    """(ROWS, BLOCK*BITS/8): where a tile's bytes are, and which there are. Rows begin at whole bytes.
+
+    A thread takes as many codes at a time as it takes elements of other tensors, lest they have to be exchanged: 8 beside
+    16-bit floats, but for 8-bit codes, of which 16 are 16 bytes (measured: 64 instructions per element, not 71).
+    """
+    DTYPE: tl.constexpr = PLAN.param_dtype
+    GRAD_DTYPE: tl.constexpr = PLAN.grad_dtype
+    BITS: tl.constexpr = PLAN.format.bits
+    WIDE: tl.constexpr = BITS == 8 or (DTYPE == torch.float32 and GRAD_DTYPE == torch.float32)
+    AT_A_TIME: tl.constexpr = EVEN if WIDE else EVEN // 2
+    base = tile.row * ((slot.columns * BITS + 7) // 8) + tile.begin * BITS // 8
+    j = tl.arange(0, BLOCK * BITS // 8)[None, :]
+    mask = j < ((tile.length * BITS + 7) // 8)[:, None]
+    if IS_EVEN:
+        base = tl.multiple_of(base, [AT_A_TIME * BITS // 8])
+        mask = tl.max_constancy(mask, [1, AT_A_TIME * BITS // 8])
+    return (pointer(slot.momentum, tl.uint8, IS_EVEN) + base)[:, None] + j, mask
 
 
 @device_function
