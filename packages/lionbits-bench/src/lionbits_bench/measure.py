@@ -1,0 +1,191 @@
+"""Heats: contestants that take turns on the same tensors, A B C A B C, with a copy measured between any two.
+
+A device that warms up, or a neighbour that begins to use it, then slows all of them and the copy beside them, not
+whoever came last. In each round an optimizer is built anew, so only one state is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import traffic, workloads
+from .contestants import DTYPES, Contestant
+from .results import Findings, Row, in_a_line
+from .timing import Clock, CopyMeter, Deadline, host_time
+from .workloads import Family
+
+Say = Callable[[str], None]
+
+NOT_REACHED = "not reached"
+
+
+class Heat(NamedTuple):
+    """A workload and who is measured on it; all have the same dtype."""
+
+    family: Family
+    contestants: Sequence[Contestant]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often, and how long, an optimizer is measured in a round.
+
+    Attributes:
+        rounds: turns that each contestant has.
+        warm: steps before measuring.
+        steps: timed steps, at most.
+        host_steps: steps whose call alone is timed, at most.
+        seconds: after which a slow contestant is content with fewer, down to one.
+    """
+
+    rounds: int
+    warm: int
+    steps: int
+    host_steps: int
+    seconds: float
+
+
+@dataclass
+class Bench:
+    """What all measurements share."""
+
+    clock: Clock
+    meter: CopyMeter
+    say: Say
+
+
+def time_heat(
+    heat: Heat, bench: Bench, effort: Effort, share: float, deadline: Deadline, rows: list[Row]
+) -> list[float]:
+    """Time all contestants; the bandwidths of the copies come back.
+
+    ``rows`` has all of them from the beginning, as not reached. Time that compiling takes is not this heat's fault, so
+    the first round may go on until the deadline, and later ones until the heat has had its ``share``.
+    """
+    workload, fresh = _rows(heat, bench.clock)
+    rows += fresh
+    before = bench.clock.allocated() or 0
+    tensors = workloads.tensors(workload, DTYPES[fresh[0].dtype], bench.clock.device)
+    beside = []
+    later_rounds = deadline.share(share)
+    for turn in range(effort.rounds):
+        for contestant, row in zip(heat.contestants, fresh, strict=True):
+            if deadline.expired or (turn and (row.problem or later_rounds.expired)):
+                continue
+            beside.append(bench.meter.bandwidth())
+            _attempt(contestant, tensors, bench.clock, row, partial(_time, row, bench.clock, effort, before))
+            if row.problem or turn == 0:
+                bench.say(f"{row.workload}: {row.title}: {row.problem or _glance(row, median(beside))}")
+    beside.append(bench.meter.bandwidth())
+    for row in fresh:
+        row.copy_bandwidth = median(beside)
+    return beside
+
+
+def count_heat(heat: Heat, bench: Bench, deadline: Deadline, rows: Sequence[Row], findings: Findings) -> None:
+    """Fill in how much each contestant launches, and how often it waits, in rows that were timed before."""
+    workload, fresh = _rows(heat, bench.clock)
+    timed = {(row.workload, row.title): row for row in rows}
+    tensors = workloads.tensors(workload, DTYPES[fresh[0].dtype], bench.clock.device)
+    missing = []
+    for contestant, trial in zip(heat.contestants, fresh, strict=True):
+        row = timed.get((trial.workload, trial.title))
+        if row is None or row.problem:
+            continue
+        if deadline.expired:
+            missing.append(row)
+            continue
+        _attempt(contestant, tensors, bench.clock, trial, partial(_count, row, bench.clock))
+        if trial.problem:
+            kind = findings.failed if row.ours else findings.unfinished
+            kind.append(f"{row.title} on {row.workload}: {trial.problem}")
+    _not_reached(missing, findings)
+
+
+def judge(rows: Sequence[Row], findings: Findings) -> None:
+    """Say which rows have no numbers. A peer's failure is in its row, and no failure of this run."""
+    for row in rows:
+        if row.problem and row.problem != NOT_REACHED and row.ours:
+            findings.failed.append(f"{row.title} on {row.workload}: {row.problem}")
+    _not_reached([row for row in rows if row.problem == NOT_REACHED], findings)
+
+
+def _not_reached(rows: Sequence[Row], findings: Findings) -> None:
+    """One sentence per heat; the rows themselves say who it was."""
+    for (name, dtype), count in Counter((row.workload, row.dtype) for row in rows).items():
+        findings.unfinished.append(f"{name}, {dtype}: {count} not measured")
+
+
+def _rows(heat: Heat, clock: Clock) -> tuple[workloads.Workload, list[Row]]:
+    most = max(contestant.bytes_per_element for contestant in heat.contestants)
+    workload = workloads.fitting(heat.family, clock.free_bytes(), most)
+    size = len(workload.shapes), workload.elements
+    return workload, [
+        Row(workload.name, workload.remark, *size, c.dtype, c.name, c.variant, c.ours, problem=NOT_REACHED)
+        for c in heat.contestants
+    ]
+
+
+def _attempt(
+    contestant: Contestant, tensors: list[Tensor], clock: Clock, row: Row, use: Callable[[Optimizer], None]
+) -> None:
+    """Build an optimizer for as long as it is used; what goes wrong with it goes into its row, and nowhere else."""
+    row.problem = ""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        use(contestant.build(tensors))
+    except Exception as error:  # noqa: BLE001 - the row reports whatever goes wrong
+        row.problem = in_a_line(error)
+    finally:
+        if collecting:
+            gc.enable()
+    gc.collect()  # state in a reference cycle would be counted as the next one's
+    clock.release()
+
+
+def _time(row: Row, clock: Clock, effort: Effort, before: int, optimizer: Optimizer) -> None:
+    begin = time.perf_counter()
+    peak = clock.peak(optimizer.step)  # the first step makes the state, and kernels, and may take seconds
+    clock.wait()
+    each = time.perf_counter() - begin
+    row.first_step_seconds = row.first_step_seconds or each
+    for _ in range(effort.warm):
+        begin = time.perf_counter()
+        peak = max(peak or 0, clock.peak(optimizer.step) or 0) or None
+        clock.wait()
+        each = time.perf_counter() - begin
+
+    def often(most: int) -> range:
+        return range(max(1, min(most, math.floor(effort.seconds / max(each, 1e-9)))))
+
+    host = [host_time(clock, optimizer.step) for _ in often(effort.host_steps)]
+    row.host_seconds += host
+    row.seconds += [clock.time(optimizer.step, median(host)) for _ in often(effort.steps)]
+    row.floor_bytes, row.held_bytes = traffic.floor_bytes(optimizer), traffic.held_bytes(optimizer)
+    row.peak_bytes = None if peak is None else max(peak - before, row.peak_bytes or 0)
+
+
+def _count(row: Row, clock: Clock, optimizer: Optimizer) -> None:
+    optimizer.step()
+    row.waits = clock.waits(optimizer.step)
+    counted = clock.launches(optimizer.step)
+    row.kernels, row.transfers = counted or (None, None)
+
+
+def _glance(row: Row, copy: float) -> str:
+    step, bandwidth = row.step_seconds, row.bandwidth
+    assert step is not None
+    assert bandwidth is not None
+    return f"{1e3 * step:.3f} ms, {100 * bandwidth / copy:.0f} % of a copy"

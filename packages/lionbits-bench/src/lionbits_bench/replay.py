@@ -1,0 +1,68 @@
+"""A recorded step, replayed: whether it does what a step does, bit for bit, and how long it takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import workloads
+from .contestants import DTYPES, Contestant
+from .results import Findings, Replay, in_a_line
+from .timing import Clock
+from .workloads import Workload
+
+WARM, REPLAYS, TIMED = 3, 10, 20
+
+
+def try_replay(contestant: Contestant, workload: Workload, clock: Clock, findings: Findings) -> Replay:
+    """Record after warming up, replay ten times, and compare with a twin that made as many steps.
+
+    The step number is what recordings get wrong: rounding depends on it, so one that stands still shows in the bits
+    of parameters or of state after the first replay.
+    """
+    result = Replay(contestant.name, contestant.variant, contestant.dtype, len(workload.shapes))
+    try:
+        _try(result, contestant, workload, clock)
+    except Exception as error:  # noqa: BLE001 - reported, and the next one is tried
+        result.problem = in_a_line(error)
+    if result.problem or not result.equal:
+        what = result.problem or f"{REPLAYS} replays differ from {REPLAYS} steps: {result.difference}"
+        findings.failed.append(f"{result.name} {result.variant}: {what}")
+    return result
+
+
+def _try(result: Replay, contestant: Contestant, workload: Workload, clock: Clock) -> None:
+    dtype = DTYPES[contestant.dtype]
+    recorded_tensors, twin_tensors = (workloads.tensors(workload, dtype, clock.device) for _ in range(2))
+    recorded, twin = contestant.build(recorded_tensors), contestant.build(twin_tensors)
+    replay = clock.capture(recorded.step, WARM)
+    for _ in range(REPLAYS):
+        replay()
+    for _ in range(WARM + REPLAYS):
+        twin.step()
+    clock.wait()
+    result.replays = REPLAYS
+    result.difference = difference(recorded, twin)
+    result.equal = not result.difference
+    result.seconds = [clock.time(replay) for _ in range(TIMED)]
+
+
+def difference(one: Optimizer, other: Optimizer) -> str:
+    """Where parameters or state of two optimizers differ first; empty where they have the same bits."""
+    pairs = zip(_parameters(one), _parameters(other), strict=True)
+    for position, (p, q) in enumerate(pairs):
+        state = [(key, value, other.state[q][key]) for key, value in one.state[p].items() if isinstance(value, Tensor)]
+        for key, mine, its in [("parameter", p, q), *state]:
+            unequal = int((_bytes(mine) != _bytes(its)).sum())
+            if unequal:
+                return f"{key} of tensor {position} in {unequal} of {mine.nbytes} bytes"
+    return ""
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)

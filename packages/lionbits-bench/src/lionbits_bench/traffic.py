@@ -1,0 +1,61 @@
+"""How many bytes a step has to move at least: the floor that bandwidth is measured against.
+
+A parameter is read and written, its gradient read, its state read and written, scales included::
+
+    fp32 parameters and gradients, 32 bits   4+4 + 4 + 4+4           = 20
+    bf16 parameters and gradients, 32 bits   2+2 + 2 + 4+4           = 14
+                                    8 bits   2+2 + 2 + 2*(1+4/256)   =  8.03
+                                    4 bits   2+2 + 2 + 2*(1/2+4/128) =  7.06
+
+Everything beyond that (temporaries, a second pass) is what an implementation adds, so it counts against it. The one
+second pass that no implementation can avoid is counting before writing: ``cautious="mask"`` and one scale per tensor
+need a number of the whole tensor first, so gradient and momentum are read twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lionbits import Lion, options
+from lionbits_reference.spec import Plan, TensorSpec
+
+
+def plan_bytes(plan: Plan, shape: Sequence[int]) -> int:
+    """The floor of one parameter under ``plan``, exactly: short blocks and packed rows are what they are."""
+    elements = math.prod(shape)
+    parameter, gradient = elements * plan.param_dtype.itemsize, elements * plan.grad_dtype.itemsize
+    counting = 0
+    if plan.caution == "mask" or plan.format.tensor_wise:
+        counting = gradient + _spec_bytes(plan.format.momentum_spec(shape).values())
+    return 2 * parameter + gradient + 2 * _spec_bytes(plan.state_spec(shape).values()) + counting
+
+
+def floor_bytes(optimizer: Optimizer) -> int:
+    """The floor of one step of any optimizer that has made one; another's is in the tensors of its state."""
+    total = 0
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if isinstance(optimizer, Lion):
+                total += plan_bytes(options.plan(group, parameter, parameter.grad.dtype), parameter.shape)
+            else:
+                total += 2 * parameter.nbytes + parameter.grad.nbytes + 2 * state_bytes(optimizer, parameter)
+    return total
+
+
+def state_bytes(optimizer: Optimizer, parameter: Tensor) -> int:
+    """Bytes of the tensors in a parameter's state."""
+    return sum(value.nbytes for value in optimizer.state[parameter].values() if isinstance(value, Tensor))
+
+
+def held_bytes(optimizer: Optimizer) -> int:
+    """Parameters, gradients and state: what training has to hold."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return sum(p.nbytes + p.grad.nbytes + state_bytes(optimizer, p) for p in parameters)
+
+
+def _spec_bytes(specs: Iterable[TensorSpec]) -> int:
+    return sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)

@@ -1,0 +1,148 @@
+"""What is updated: lists of parameter shapes, as data. No model is built, and nothing is downloaded.
+
+A family is one list at falling sizes, the wanted one first; :func:`fitting` takes the first that the memory holds,
+and its ``remark`` says what was left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The parameters of one model, or of none.
+
+    Attributes:
+        name: what people call it.
+        shapes: one per parameter, in the model's order.
+        channels_last: four-dimensional parameters and gradients are laid out channels last.
+        remark: how this differs from what the name says, where memory is short.
+    """
+
+    name: str
+    shapes: tuple[Shape, ...]
+    channels_last: bool = False
+    remark: str = ""
+
+    @property
+    def elements(self) -> int:
+        """Parameters, counted singly."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+
+Family = tuple[Workload, ...]
+
+
+def fitting(family: Family, bytes_free: int, bytes_per_element: float) -> Workload:
+    """The largest of the family that fits; the smallest where none does, which then runs out of memory, and says so."""
+    return next((w for w in family if w.elements * bytes_per_element <= bytes_free), family[-1])
+
+
+def tensors(workload: Workload, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Parameters with gradients. Both are random: zeros compress, and draw less power than numbers do."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(shape: Shape, size: float) -> Tensor:
+        drawn = torch.randn(shape, generator=generator, dtype=dtype, device=device).mul_(size)
+        last = workload.channels_last and len(shape) == 4
+        return drawn.contiguous(memory_format=torch.channels_last) if last else drawn
+
+    made = []
+    for shape in workload.shapes:
+        parameter = draw(shape, 0.02).requires_grad_()
+        parameter.grad = draw(shape, 1e-3)
+        made.append(parameter)
+    return made
+
+
+def one_tensor(log2: int) -> Workload:
+    """A single matrix of 2^log2 elements: bandwidth and nothing else."""
+    rows = log2 // 2
+    return Workload(f"one tensor, 2^{log2}", ((1 << rows, 1 << (log2 - rows)),))
+
+
+def one_tensor_family(log2: int) -> Family:
+    """Halved until it fits."""
+    return (
+        one_tensor(log2),
+        *(
+            replace(one_tensor(k), name=f"one tensor, 2^{log2}", remark=f"2^{k} elements")
+            for k in range(log2 - 1, 9, -1)
+        ),
+    )
+
+
+def uniform(count: int, shape: Shape) -> Workload:
+    """Many tensors of one shape."""
+    return Workload(f"{count:,} tensors of {'x'.join(map(str, shape))}", (shape,) * count)
+
+
+def llama(
+    layers: int = 32, *, of: int = 32, width: int = 4096, hidden: int = 11008, vocabulary: int = 32000
+) -> Workload:
+    """Llama-2 7B, or its first layers: 291 matrices and norms, nearly everything in matrices."""
+    layer = (
+        *((width, width),) * 4,  # q, k, v, o
+        *((hidden, width),) * 2,  # gate, up
+        (width, hidden),  # down
+        *((width,),) * 2,  # the norms
+    )
+    shapes = ((vocabulary, width), *layer * layers, (width,), (vocabulary, width))
+    return Workload("Llama-2 7B", shapes, remark="" if layers == of else f"the first {layers} of {of} layers")
+
+
+def falling(make: Callable[[int], Workload], layers: int) -> Family:
+    """A model layer by layer smaller."""
+    return tuple(make(n) for n in range(layers, 0, -1))
+
+
+def resnet50(
+    *,
+    stem: int = 64,
+    blocks: tuple[int, ...] = (3, 4, 6, 3),
+    classes: int = 1000,
+    channels_last: bool = False,
+) -> Workload:
+    """ResNet-50 as torchvision has it: 161 tensors, a third of them batch norms too small to quantise."""
+    name = "ResNet-50, channels last" if channels_last else "ResNet-50"
+    return Workload(name, tuple(_resnet_shapes(stem, blocks, classes)), channels_last)
+
+
+def _resnet_shapes(stem: int, blocks: tuple[int, ...], classes: int) -> Iterator[Shape]:
+    def convolution(outputs: int, inputs: int, size: int) -> tuple[Shape, ...]:
+        return (outputs, inputs, size, size), (outputs,), (outputs,)  # and the batch norm behind it
+
+    yield from convolution(stem, 3, 7)
+    inputs = stem
+    for stage, count in enumerate(blocks):
+        width = stem << stage
+        for block in range(count):
+            yield from convolution(width, inputs, 1)
+            yield from convolution(width, width, 3)
+            yield from convolution(4 * width, width, 1)
+            if block == 0:
+                yield from convolution(4 * width, inputs, 1)  # the shortcut changes width too
+            inputs = 4 * width
+    yield from ((classes, inputs), (classes,))
+
+
+def gpt2(*, layers: int = 12, width: int = 768, vocabulary: int = 50257, context: int = 1024) -> Workload:
+    """GPT-2 small: 148 tensors; the head is the embedding, and counts once."""
+    norm = ((width,), (width,))
+    layer = (
+        *norm,
+        *((width, 3 * width), (3 * width,)),  # q, k and v in one
+        *((width, width), (width,)),
+        *norm,
+        *((width, 4 * width), (4 * width,)),
+        *((4 * width, width), (width,)),
+    )
+    return Workload("GPT-2 small", ((vocabulary, width), (context, width), *layer * layers, *norm))

@@ -1,0 +1,189 @@
+"""Heats: turns, failures that stay in their row, time that runs out, replays that differ."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lionbits_bench import contestants, measure, replay, workloads
+from lionbits_bench.contestants import Contestant
+from lionbits_bench.measure import Bench, Effort, Heat, time_heat
+from lionbits_bench.results import Findings, Row
+from lionbits_bench.timing import CopyMeter, Deadline, HostClock, Launches, Work
+
+EFFORT = Effort(rounds=2, warm=1, steps=3, host_steps=2, seconds=60.0)
+WORKLOAD = workloads.uniform(3, (4, 8))
+
+
+class Logged(torch.optim.SGD):
+    """Notes who steps."""
+
+    def __init__(self, parameters: list[Tensor], note: Callable[[], None]) -> None:
+        super().__init__(parameters, lr=0.0)
+        self._note = note
+
+    def step(self, closure: Any = None) -> Any:
+        self._note()
+        return super().step(closure)
+
+
+def contestant(name: str, note: Callable[[], None], *, ours: bool = True) -> Contestant:
+    def build(parameters: list[Tensor]) -> Optimizer:
+        return Logged(parameters, note)
+
+    return Contestant(name, "plain", "fp32", 0.0, build, ours)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    clock = HostClock()
+    return Bench(clock, CopyMeter(clock, 1 << 12), lambda text: None)
+
+
+def run(bench: Bench, contestants: list[Contestant], seconds: float = 60.0, share: float = 1.0) -> list[Row]:
+    rows: list[Row] = []
+    time_heat(Heat((WORKLOAD,), contestants), bench, EFFORT, share, Deadline(seconds), rows)
+    return rows
+
+
+def test_contestants_take_turns(bench: Bench) -> None:
+    stepped: list[str] = []
+    names = ["a", "b", "c"]
+    rows = run(bench, [contestant(name, lambda name=name: stepped.append(name)) for name in names])
+    turns = [name for i, name in enumerate(stepped) if i == 0 or stepped[i - 1] != name]
+    assert turns == names * 2
+    each = 1 + EFFORT.warm + EFFORT.host_steps + EFFORT.steps
+    assert len(stepped) == len(names) * 2 * each
+    for row in rows:
+        assert not row.problem
+        assert len(row.seconds) == 2 * EFFORT.steps
+        assert len(row.host_seconds) == 2 * EFFORT.host_steps
+        assert row.floor_bytes == 3 * 4 * WORKLOAD.elements
+        assert row.copy_bandwidth is not None
+        assert row.of_copy == pytest.approx(row.floor_bytes / row.step_seconds / row.copy_bandwidth)
+        assert (row.peak_bytes, row.kernels, row.waits) == (None, None, None)
+
+
+def test_copies_are_measured_before_between_and_after(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(bench.meter, "bandwidth", lambda: events.append("copy") or float(len(events)))
+    names = ["a", "b"]
+    rows = run(bench, [contestant(name, lambda name=name: events.append(name)) for name in names])
+    turns = [name for i, name in enumerate(events) if i == 0 or events[i - 1] != name]
+    assert turns == ["copy", "a", "copy", "b"] * 2 + ["copy"]
+    at = [i + 1 for i, event in enumerate(events) if event == "copy"]
+    assert [row.copy_bandwidth for row in rows] == [at[2], at[2]]
+
+
+def test_who_fails_fails_alone_and_is_not_asked_again(bench: Bench) -> None:
+    calls: list[int] = []
+
+    def fall() -> None:
+        calls.append(1)
+        raise RuntimeError("fell over\nand so on")
+
+    def fail_to_build(parameters: list[Tensor]) -> Optimizer:
+        raise TypeError("not like this")
+
+    unbuilt = replace(contestant("c", lambda: None), build=fail_to_build)
+    rows = run(
+        bench, [contestant("a", fall), contestant("b", lambda: None), unbuilt, contestant("d", fall, ours=False)]
+    )
+    assert [row.problem for row in rows] == [
+        "RuntimeError: fell over",
+        "",
+        "TypeError: not like this",
+        "RuntimeError: fell over",
+    ]
+    assert len(calls) == 2
+    assert len(rows[1].seconds) == 2 * EFFORT.steps
+    findings = Findings()
+    measure.judge(rows, findings)
+    assert findings.failed == [f"{r.title} on {WORKLOAD.name}: {r.problem}" for r in (rows[0], rows[2])]
+    assert not findings.unfinished
+
+
+def test_time_that_is_up_leaves_rows_that_say_so(bench: Bench) -> None:
+    rows = run(bench, [contestant("a", lambda: None)], seconds=0.0)
+    assert [row.problem for row in rows] == [measure.NOT_REACHED]
+    findings = Findings()
+    measure.judge(rows, findings)
+    assert (findings.failed, findings.unfinished) == (
+        [],
+        [f"{WORKLOAD.name}, fp32: 1 not measured"],
+    )
+
+
+def test_the_first_round_may_take_longer_than_the_share(bench: Bench) -> None:
+    rows = run(bench, [contestant("a", lambda: None), contestant("b", lambda: None)], share=0.0)
+    assert [len(row.seconds) for row in rows] == [EFFORT.steps] * 2
+
+
+class Sticking(HostClock):
+    """Records one step less than it should."""
+
+    def capture(self, work: Work, warm: int) -> Work:
+        return super().capture(work, warm - 1)
+
+
+@pytest.mark.parametrize("lion", contestants.lions(["reference"], "bf16"), ids=lambda lion: lion.variant)
+def test_replays_are_compared_bit_for_bit(lion: Contestant) -> None:
+    workload = workloads.uniform(2, (64, 64))
+    findings = Findings()
+    same = replay.try_replay(lion, workload, HostClock(), findings)
+    assert same.equal
+    assert len(same.seconds) == replay.TIMED
+    assert not findings.failed
+    other = replay.try_replay(lion, workload, Sticking(), findings)
+    assert not other.equal
+    assert other.difference
+    assert len(findings.failed) == 1
+
+
+def test_a_difference_only_in_state_is_seen() -> None:
+    build = contestants.lions(["reference"], "fp32")[1].build
+    one, other = (build(workloads.tensors(WORKLOAD, torch.float32, torch.device("cpu"))) for _ in range(2))
+    for optimizer in (one, other):
+        optimizer.step()
+    assert replay.difference(one, other) == ""
+    changed = other.param_groups[0]["params"][1]
+    other.state[changed]["exp_avg"].view(-1)[7] *= -1
+    assert replay.difference(one, other) == "exp_avg of tensor 1 in 1 of 128 bytes"
+
+
+class Profiling(HostClock):
+    """Knows of launches."""
+
+    def launches(self, work: Work) -> Launches | None:
+        work()
+        return Launches(2, 1)
+
+    def waits(self, work: Work) -> int | None:
+        work()
+        return 3
+
+
+def test_launches_go_into_the_rows_that_were_timed(bench: Bench) -> None:
+    falls = {"b", "c"}
+    bench.clock = Profiling()
+    stepped: dict[str, int] = dict.fromkeys("abc", 0)
+
+    def note(name: str) -> None:
+        stepped[name] += 1
+        if name in falls and stepped[name] > timed:
+            raise RuntimeError("no right to profile")
+
+    timed = 2 * (1 + EFFORT.warm + EFFORT.host_steps + EFFORT.steps)
+    them = [contestant(name, lambda name=name: note(name), ours=name != "c") for name in stepped]
+    rows, findings = run(bench, them), Findings()
+    measure.count_heat(Heat((WORKLOAD,), them), bench, Deadline(60), rows, findings)
+    assert [(row.kernels, row.transfers, row.waits) for row in rows] == [(2, 1, 3), (None,) * 3, (None,) * 3]
+    assert [row.problem for row in rows] == [""] * 3
+    where = f"plain, fp32 on {WORKLOAD.name}: RuntimeError: no right to profile"
+    assert (findings.failed, findings.unfinished) == ([f"b {where}"], [f"c {where}"])
+    measure.count_heat(Heat((WORKLOAD,), them), bench, Deadline(0), rows, late := Findings())
+    assert late.unfinished == [f"{WORKLOAD.name}, fp32: 3 not measured"]
