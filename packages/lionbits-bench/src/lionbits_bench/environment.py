@@ -1,0 +1,73 @@
+"""On what it was measured: a number without its machine is none."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import lionbits
+from lionbits import select
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """Versions, processor, device and date."""
+    found = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "lionbits": lionbits.__version__,
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "CUDA of torch": torch.version.cuda or "none",
+        "Python": platform.python_version(),
+        "platform": platform.platform(),
+        "CPU threads of torch": str(torch.get_num_threads()),
+    }
+    if device.type != "cuda":
+        return found | {"device": str(device)}
+    properties = torch.cuda.get_device_properties(device)
+    return found | {
+        "device": properties.name,
+        "compute capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": str(properties.multi_processor_count),
+        "memory": f"{properties.total_memory / 1e9:.1f} GB",
+        "L2 cache": f"{properties.L2_cache_size / 1e6:.1f} MB",
+        "driver": _asked("driver_version", device),
+        "power limit": _asked("power.limit", device),
+        "highest clocks": f"{_asked('clocks.max.sm', device)}, memory {_asked('clocks.max.mem', device)}",
+    }
+
+
+def diagnoses(device: torch.device) -> dict[str, str]:
+    """Every backend, and why it cannot serve here; empty where it can."""
+    return {name: _diagnosis(name, device) for name in select.known()}
+
+
+def _diagnosis(name: str, device: torch.device) -> str:
+    try:
+        return select.diagnose(name, device)
+    except Exception as error:  # noqa: BLE001 - one that breaks must not hide the others
+        return f"{type(error).__name__}: {error}"
+
+
+def _asked(field: str, device: torch.device) -> str:
+    """What the driver's own tool says; torch does not tell."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "unknown"
+    command = [tool, f"--query-gpu={field}", "--format=csv,noheader", f"--id={device.index or 0}"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return asked.stdout.strip() or "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
