@@ -27,14 +27,17 @@ def gradient_norm(grad: Tensor, nonfinite: str) -> Tensor:
     return _halve(torch.stack(totals)).sqrt().to(torch.float32)
 
 
-def remember(norms: Tensor, norm: Tensor, step: int) -> None:
+def remember(norms: Tensor, norm: Tensor, step: int | Tensor) -> None:
     """Put the ``norm`` of update number ``step`` in its place of the float32[100] history, in place.
+
+    A ``step`` on the device is counted there, and so moves on when a captured graph is replayed.
 
     A history of zeros is empty, and is filled with the norm. Were a first norm of zero to fill it (the gradient of
     LoRA's A while B is zero), gradients would be clipped to nothing until the zeros had left the window.
     """
     norms.copy_(torch.where(norms.amax() == 0, norm, norms))
-    norms[step % HISTORY] = norm
+    place = torch.as_tensor(step % HISTORY, device=norms.device)
+    norms.index_copy_(0, place.reshape(1), norm.reshape(1))
 
 
 def percentile_limit(norms: Tensor, q: int) -> Tensor:

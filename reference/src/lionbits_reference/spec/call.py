@@ -20,7 +20,8 @@ class Slot:
 
     Attributes:
         param: written in place, strides kept. Any rank; seen as (rows, columns) in logical row-major order.
-        grad: the same shape; read only.
+            It may require a gradient: calls are made under ``torch.no_grad``.
+        grad: the same shape; read only. A batch has one only while a call is under way.
         state: what :meth:`Plan.state_spec` names, for this rectangle, written in place; other keys do not matter.
         index: the parameter's position over all groups; rounding lanes depend on it.
         start: counting position, in the whole parameter, of this rectangle's first element; even.
@@ -46,6 +47,9 @@ class Slot:
 
 class Batch(list[Slot]):
     """Slots that come again, call after call, with nothing new in them but gradients.
+
+    Those are new tensors, of the dtype, shape, strides and device that the first ones had. Whoever keeps a batch sees
+    to that, and to it that no other tensor of it has moved.
 
     Attributes:
         memo: what a backend made of the slots (a table of addresses, say), under its name; gone when they are.
@@ -78,7 +82,9 @@ class Scalars:
     absmax: torch.Tensor | None = None
 
     def part(self, at: slice) -> Scalars:
-        """The numbers of a run of slots; views, and the same ``skipped``."""
+        """The numbers of a run of slots; views, and the same ``skipped``. Of all slots: these numbers themselves."""
+        if at.indices(len(self.lr)) == (0, len(self.lr), 1):
+            return self
         absmax = None if self.absmax is None else self.absmax[at]
         return Scalars(self.lr[at], self.keep[at], self.grad_scale[at], self.step[at], self.skipped, absmax)
 
