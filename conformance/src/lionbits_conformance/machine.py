@@ -88,6 +88,16 @@ class Life(RuleBasedStateMachine):
         """The copy lives on."""
         self.subject = pickle.loads(pickle.dumps(self.subject)) if pickled else copy.deepcopy(self.subject)
 
+    @rule(params=st.booleans(), state=st.booleans())
+    def move(self, params: bool, state: bool) -> None:
+        """Storage of parameters and tensors of the state are replaced by copies."""
+        if params:
+            for param in self.subject.params:
+                param.data = param.data.clone()
+        if state:
+            for held in self.subject.optimizer.state.values():
+                held.update({key: value.clone() for key, value in held.items() if isinstance(value, Tensor)})
+
     @rule(chosen=strategies.formats())
     def convert(self, chosen: Format) -> None:
         """Other bits: momentum decoded and encoded again, on both sides."""

@@ -20,7 +20,7 @@ from torch import Tensor
 import lionbits
 from lionbits_reference.spec import Format
 
-from . import bits, values
+from . import believing, bits, values
 from .cases import TensorCase
 
 CPU = torch.device("cpu")
@@ -201,6 +201,37 @@ def switching_changes_nothing(lion: Optimizer, backend: str, run: Run, device: t
         bits.require_equal(second.results(), want.results(), told("switching_changes_nothing", backend, run))
 
 
+def moving_changes_nothing(lion: Optimizer, backend: str, run: Run, device: torch.device = CPU) -> None:
+    """Parameters and state may move between steps: other storage, other tensors, other dicts, the same values.
+
+    As a backend need not keep a table of addresses, one that believes in its table is asked as well.
+    """
+    grads = record(run)
+    want = Player(lion, run, device, backend=backend).play(run, grads)
+    for held in (backend, believing):
+        for move in (_move_params, _move_state, _move_dicts):
+            got = Player(lion, run, device, backend=held)
+            for i, step in enumerate(grads):
+                got.play(run, [step], first=i)
+                move(got)
+            bits.require_equal(got.results(), want.results(), told("moving_changes_nothing", backend, run))
+
+
+def _move_params(player: Player) -> None:
+    for param in player.params:
+        param.data = param.data.clone()
+
+
+def _move_state(player: Player) -> None:
+    for state in player.optimizer.state.values():
+        state.update({key: value.clone() for key, value in state.items() if isinstance(value, Tensor)})
+
+
+def _move_dicts(player: Player) -> None:
+    for param, state in list(player.optimizer.state.items()):
+        player.optimizer.state[param] = dict(state)
+
+
 def _copy_params(to: Player, source: Player) -> None:
     with torch.no_grad():
         for mine, theirs in zip(to.params, source.params, strict=True):
@@ -217,6 +248,7 @@ def _forget_skips(*players: Player) -> None:
 RUNS: dict[str, Law] = {
     law.__name__: law
     for law in (
+        moving_changes_nothing,
         backend_equals_reference,
         paged_equals_resident,
         saving_changes_nothing,

@@ -30,18 +30,18 @@ FRONT_ENDS = (
         "return float32(1 - float32(float32(lr) * decay))",
         "return float32(1 - lr * weight_decay)",
     ),
-    front_end("rate twice", "lionbits/work.py", 'lr = [member.group["lr"] for', 'lr = [2 * member.group["lr"] for'),
+    front_end("rate twice", "lionbits/scalars.py", 'lr = [group["lr"] for', 'lr = [2 * group["lr"] for'),
     front_end(
         "decay of the first group for all",
-        "lionbits/work.py",
-        'decay_factor(member.group["lr"], member.group["weight_decay"])',
-        'decay_factor(member.group["lr"], work.members[0].group["weight_decay"])',
+        "lionbits/scalars.py",
+        'decay_factor(group["lr"], group["weight_decay"])',
+        'decay_factor(group["lr"], self._groups[0]["weight_decay"])',
     ),
     front_end(
         "maximize of the first group for all",
-        "lionbits/work.py",
+        "lionbits/scalars.py",
         '-1.0 if group["maximize"] else 1.0',
-        '-1.0 if member.group.get("maximise") else 1.0',
+        '-1.0 if self._groups[0]["maximize"] else 1.0',
     ),
     front_end(
         "position counts gradients, not parameters",
@@ -65,8 +65,8 @@ FRONT_ENDS = (
     front_end(
         "history without the present",
         "lionbits/work.py",
-        '        clipping.remember(slot.state["grad_norms"], norm, slot.state["step"])\n        usual = clipping.percentile_limit(slot.state["grad_norms"], percentile)\n',
-        '        usual = clipping.percentile_limit(slot.state["grad_norms"], percentile)\n        clipping.remember(slot.state["grad_norms"], norm, slot.state["step"])\n',
+        '        clipping.remember(slot.state["grad_norms"], norm, step)\n        usual = clipping.percentile_limit(slot.state["grad_norms"], percentile)\n',
+        '        usual = clipping.percentile_limit(slot.state["grad_norms"], percentile)\n        clipping.remember(slot.state["grad_norms"], norm, step)\n',
     ),
     front_end(
         "a first norm of zero fills the history",
@@ -108,14 +108,20 @@ FRONT_ENDS = (
     front_end(
         "cautious factor forgotten",
         "lionbits/work.py",
-        "        scalars.lr.mul_(caution.rate_factor(cautious, aligned, numel))\n",
-        "        caution.rate_factor(cautious, aligned, numel)\n",
+        "scalars = replace(scalars, lr=scalars.lr * caution.rate_factor(cautious, aligned, work.numel))",
+        "caution.rate_factor(cautious, aligned, work.numel)",
     ),
     front_end(
         "cautious factor on the decay too",
         "lionbits/work.py",
-        "scalars.lr.mul_(caution.rate_factor(cautious, aligned, numel))",
-        "factor = caution.rate_factor(cautious, aligned, numel); scalars.lr.mul_(factor); scalars.keep.mul_(factor).clamp_(max=1)",
+        "scalars = replace(scalars, lr=scalars.lr * caution.rate_factor(cautious, aligned, work.numel))",
+        "factor = caution.rate_factor(cautious, aligned, work.numel); scalars = replace(scalars, lr=scalars.lr * factor, keep=(scalars.keep * factor).clamp(max=1))",
+    ),
+    front_end(
+        "cautious factor stays for the next step",
+        "lionbits/work.py",
+        "scalars = replace(scalars, lr=scalars.lr * caution.rate_factor(cautious, aligned, work.numel))",
+        "scalars.lr.mul_(caution.rate_factor(cautious, aligned, work.numel))",
     ),
     front_end(
         "small tensors quantised too",
@@ -209,8 +215,41 @@ FRONT_ENDS = (
     ),
     front_end(
         "skip count not kept",
-        "lionbits/optimizer.py",
-        "            total += skipped\n",
-        "            total += skipped * 0\n",
+        "lionbits/steady.py",
+        "now = torch.zeros_like(total) if w.launch.raises else total\n",
+        "now = torch.zeros_like(total)\n",
+    ),
+    front_end(
+        "learning rate of the step before",
+        "lionbits/steady.py",
+        "                w.numbers.write()\n",
+        "                del w\n",
+    ),
+    front_end(
+        "steps counted on the host alone", "lionbits/steady.py", "w.numbers.step.add_(1)", "w.numbers.step.add_(0)"
+    ),
+    front_end(
+        "a parameter whose first gradient comes late is not noticed",
+        "lionbits/steady.py",
+        "if param.grad is not None and param.requires_grad]",
+        "if param is None]",
+    ),
+    front_end(
+        "a swapped p.data is not noticed",
+        "lionbits/watch.py",
+        "            and list(map(torch.Tensor.data_ptr, params)) == self._addresses\n",
+        "",
+    ),
+    front_end(
+        "a replaced state tensor is not noticed",
+        "lionbits/watch.py",
+        "                and [list(map(id, map(get, held))) for get, held in self._tensors] == self._ids\n                and not self._dead\n",
+        "",
+    ),
+    front_end(
+        "state in another dict is not noticed",
+        "lionbits/watch.py",
+        "                and _same(states.values(), self._dicts)\n",
+        "",
     ),
 )

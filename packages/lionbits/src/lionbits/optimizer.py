@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from lionbits_reference.spec import Plan, checks
 
-from . import checkpoint, groups, options, paging, select, work
+from . import checkpoint, groups, options, paging, select
+from .steady import Steady
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -86,6 +87,9 @@ class Lion(Optimizer):
 
     #: GradScaler hands its scale and found_inf to ``step`` instead of unscaling ``p.grad`` itself.
     _step_supports_amp_scaling = True
+
+    #: What the last step left ready for the next. It is never copied: the copy makes its own.
+    _steady: Steady | None = None
 
     def __init__(
         self,
@@ -196,21 +200,12 @@ class Lion(Optimizer):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
             return
-        works = work.collect(self.param_groups, self.state)
-        backends = [select.serving(self._backend, w.launch.plan, w.launch.device) for w in works]
-        work.prepare(works, self.state, self._pager)
-        raising = []
-        for w, backend in zip(works, backends, strict=True):
-            skipped = work.run(w, backend, self._pager, getattr(self, "grad_scale", None))
-            total = self._skipped.setdefault(w.launch.device, torch.zeros_like(skipped))
-            total += skipped
-            raising += [skipped] if w.launch.raises else []
-        count = sum(int(skipped.item()) for skipped in raising)
-        if count:
-            raise FloatingPointError(
-                f"nonfinite='raise': {count} element(s) had a gradient or momentum that is not finite. They were "
-                f"left as they were, and all others updated. Lower lr, clip gradients, or use nonfinite='skip'."
-            )
+        held = self.param_groups, self.state, self._backend
+        grads = None if self._steady is None else self._steady.grads(*held)
+        if self._steady is None or grads is None:
+            self._steady = Steady(*held, self._pager, before=self._steady)
+            grads = self._steady.first_grads()
+        self._steady.run(grads, getattr(self, "grad_scale", None), self._skipped)
 
     @torch.no_grad()
     def momentum(self, param: Tensor) -> Tensor:
@@ -240,6 +235,7 @@ class Lion(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, not a copy; the same for every backend, paged or resident."""
+        self._recount()
         handle = self.register_state_dict_post_hook(checkpoint.stamp, prepend=True)
         try:
             return super().state_dict()
@@ -269,8 +265,11 @@ class Lion(Optimizer):
             super().load_state_dict(dict(state_dict))
         finally:
             handle.remove()
+        if self._steady is not None and not self._steady.captured:
+            self._steady = None  # the state that it knew is free to go
 
     def __getstate__(self) -> dict[str, Any]:
+        self._recount()
         backend = None if self._backend is None else cast(Any, self._backend).__name__
         kept = ("_pager", "_overrides", "_skipped")
         return super().__getstate__() | {key: self.__dict__[key] for key in kept} | {"_backend": backend}
@@ -288,6 +287,10 @@ class Lion(Optimizer):
                 self.state[param] = held.state
             elif "_pager" in state and isinstance(param, Tensor):  # unpickled or copied, rather than loaded
                 self.state[param] = self._adopted(param, held)
+
+    def _recount(self) -> None:
+        if self._steady is not None:
+            self._steady.recount()
 
     def _adopted(self, param: Tensor, held: Mapping[str, Any]) -> dict[str, Any]:
         """Copies of state tensors, each where this optimizer keeps it."""

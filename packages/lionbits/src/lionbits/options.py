@@ -64,13 +64,33 @@ def plain(value: Any) -> Any:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
+#: Settings that are numbers to a kernel, may change at every step, and matter to nothing else.
+RATES = ("lr", "weight_decay", "maximize")
+
+#: Settings that decide about state, plan and launch.
+STRUCTURE = (
+    *("betas", "optim_bits", "min_8bit_size", "percentile_clipping", "block_wise", "block_size", "state_format"),
+    *("rounding", "cautious", "grad_clip", "param_rounding", "master_bits", "nonfinite", "seed"),
+)
+
+
+def check_rates(group: Mapping[str, Any]) -> None:
+    """The part of :func:`check` that is about ``RATES``.
+
+    Raises:
+        TypeError, ValueError.
+    """
+    check_rate(group["lr"], group["weight_decay"])
+    checks.flag("maximize", group["maximize"])
+
+
 def check(group: Mapping[str, Any]) -> None:
     """Refuse a group whose settings break a rule, one message naming argument, value and rule.
 
     Raises:
         TypeError, ValueError.
     """
-    check_rate(group["lr"], group["weight_decay"])
+    check_rates(group)
     Hyper.of(group["betas"], group["seed"], group["rounding"])
     state_format(group)
     checks.integer("min_8bit_size", group["min_8bit_size"], 1)
@@ -81,7 +101,6 @@ def check(group: Mapping[str, Any]) -> None:
     checks.choice("param_rounding", group["param_rounding"], PARAM_ROUNDINGS)
     checks.choice("master_bits", group["master_bits"], MASTER_BITS)
     checks.choice("nonfinite", group["nonfinite"], NONFINITE)
-    checks.flag("maximize", group["maximize"])
 
 
 def state_format(group: Mapping[str, Any]) -> Format:

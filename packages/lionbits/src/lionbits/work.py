@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from lionbits_reference import caution, clipping, formats
-from lionbits_reference.spec import Backend, Hyper, Plan, Scalars, Slot, decay_factor, float32
+from lionbits_reference.spec import Backend, Batch, Hyper, Plan, Scalars, Slot, float32
 
 from . import options
 from .paging import Pager
+from .scalars import Numbers, vector
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -33,22 +34,33 @@ class Launch(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A parameter that takes part in this step."""
+    """A parameter that takes part."""
 
     param: Tensor
-    grad: Tensor
     group: Group
     position: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Work:
-    """The members of one launch, and their numbers while these are still on the host."""
+    """The members of one launch, their slots and their numbers. Step after step, until anything else changes.
+
+    Outside a step it keeps no gradient alive, and of state and parameters only the dicts and Parameters that users see.
+    """
 
     launch: Launch
     members: list[Member] = field(default_factory=list)
-    slots: list[Slot] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
+    batch: Batch = field(default_factory=Batch)
+    numbers: Numbers = field(init=False)
+    numel: Tensor | None = None  # int64[k], for caution
+    clips: bool = False
+
+    def state_tensors(self) -> Iterator[tuple[str, list[State]]]:
+        """Names of the state tensors that a step reads and writes, and whose state has them."""
+        states: list[State] = [cast(State, slot.state) for slot in self.batch]
+        for key in self.launch.plan.state_spec(self.members[0].param.shape):
+            yield key, states
+        yield "grad_norms", [s for m, s in zip(self.members, states, strict=True) if _keeps_norms(m.group)]
 
 
 def collect(groups: Sequence[Group], states: Mapping[Tensor, State]) -> list[Work]:
@@ -64,26 +76,27 @@ def collect(groups: Sequence[Group], states: Mapping[Tensor, State]) -> list[Wor
         hyper = Hyper.of(group["betas"], group["seed"], group["rounding"])
         for param in group["params"]:
             if param.grad is not None and param.requires_grad:
-                grad = _checked_gradient(param, group)
+                grad = _checked_gradient(param)
                 plan = options.plan(group, param, grad.dtype)
                 check_state(plan, param, states.get(param))
                 launch = Launch(plan, hyper, param.device, group["cautious"], group["nonfinite"] == "raise")
-                works.setdefault(launch, Work(launch)).members.append(Member(param, grad, group, position))
+                works.setdefault(launch, Work(launch)).members.append(Member(param, group, position))
             position += 1
     return list(works.values())
 
 
 def prepare(works: Sequence[Work], states: MutableMapping[Tensor, State], pager: Pager) -> None:
-    """Create state that is not there yet, count the step, and fill in slots. Where memory fails nothing has changed."""
+    """Create state that is not there yet, and fill in slots and numbers. Where memory fails nothing has changed."""
     fresh = [(m.param, _missing_state(w.launch.plan, m, states.get(m.param), pager)) for w in works for m in w.members]
     for param, missing in fresh:
         states.setdefault(param, {}).update(missing)
     for w in works:
-        for param, grad, _, position in w.members:
-            state = states[param]
-            state["step"] += 1
-            w.steps.append(state["step"])
-            w.slots.append(Slot(param.detach(), grad.detach(), state, position))
+        w.batch = Batch(Slot(m.param, _gradient(m.param), states[m.param], m.position) for m in w.members)
+        groups = [member.group for member in w.members]
+        w.numbers = Numbers(groups, [slot.state["step"] for slot in w.batch], w.launch.device)
+        w.clips = any(_keeps_norms(group) or group["grad_clip"] > 0 for group in groups)
+        if w.launch.plan.caution == "mask":
+            w.numel = w.numbers.upload([slot.param.numel() for slot in w.batch], torch.int64)
 
 
 def _missing_state(plan: Plan, member: Member, state: State | None, pager: Pager) -> State:
@@ -92,30 +105,43 @@ def _missing_state(plan: Plan, member: Member, state: State | None, pager: Pager
     if not state:
         specs = plan.state_spec(param.shape).items()
         missing = {"step": 0, **{key: pager.allocate(spec, param.device) for key, spec in specs}}
-    if group["percentile_clipping"] < 100 and "grad_norms" not in (state or {}):
+    if _keeps_norms(group) and "grad_norms" not in (state or {}):
         missing["grad_norms"] = torch.zeros(clipping.HISTORY, dtype=torch.float32, device=param.device)
     return missing
 
 
-def run(work: Work, backend: Backend, pager: Pager, loss_scale: Tensor | None) -> Tensor:
-    """Update the members; int64[1] on their device comes back: the elements that were skipped."""
+def run(work: Work, backend: Backend, pager: Pager, loss_scale: Tensor | None, skipped: Tensor) -> None:
+    """Update the members, whose slots have gradients and whose step is counted.
+
+    Args:
+        work: what to do.
+        backend: who does it.
+        pager: who brings the state.
+        loss_scale: divides the gradients, or None.
+        skipped: int64[1] on the members' device; the elements that are skipped are added to it.
+    """
     plan, hyper, device, cautious, _ = work.launch
-    slots, scalars = work.slots, _scalars(work, loss_scale)
+    slots = work.batch
+    unscale = None if loss_scale is None else loss_scale.to(device).double().reciprocal().float().reshape(())
+    scalars = work.numbers.scalars(skipped, unscale)
+    if work.clips:
+        each = zip(work.members, slots, scalars.step.unbind(), strict=True)
+        factors = [_clip_factor(member, slot, step, unscale) for member, slot, step in each]
+        scalars = replace(scalars, grad_scale=scalars.grad_scale * vector(factors, device))
     if plan.format.tensor_wise:
         scalars = _with_absmax(backend, work, pager, scalars)
     if plan.caution == "mask":
         assert cautious is not None
+        assert work.numel is not None
         aligned = torch.zeros(len(slots), dtype=torch.int64, device=device)
         for part, at in pager.parts(slots):
             aligned[at] += backend.aligned(plan, part, hyper, scalars.part(at))
-        numel = torch.tensor([slot.param.numel() for slot in slots], device=device)
-        scalars.lr.mul_(caution.rate_factor(cautious, aligned, numel))
+        scalars = replace(scalars, lr=scalars.lr * caution.rate_factor(cautious, aligned, work.numel))
     for part, at in pager.parts(slots):
         backend.step(plan, part, hyper, scalars.part(at))
     if scalars.absmax is not None:
         for slot, scale in zip(slots, formats.block_scale(scalars.absmax, plan.format), strict=True):
             slot.state["exp_avg_scale"].copy_(scale)
-    return scalars.skipped
 
 
 def check_state(plan: Plan, param: Tensor, state: State | None) -> None:
@@ -137,9 +163,18 @@ def check_state(plan: Plan, param: Tensor, state: State | None) -> None:
             )
 
 
-def _checked_gradient(param: Tensor, group: Group) -> Tensor:
+def _keeps_norms(group: Group) -> bool:
+    return bool(group["percentile_clipping"] < 100)
+
+
+def _gradient(param: Tensor) -> Tensor:
     grad = param.grad
     assert grad is not None
+    return grad
+
+
+def _checked_gradient(param: Tensor) -> Tensor:
+    grad = _gradient(param)
     where = f"the gradient of a parameter of shape {tuple(param.shape)}"
     if grad.layout != torch.strided:
         raise RuntimeError(f"lionbits does not support sparse gradients: {where} is {grad.layout}. Use sparse=False.")
@@ -148,52 +183,26 @@ def _checked_gradient(param: Tensor, group: Group) -> Tensor:
     return grad
 
 
-def _scalars(work: Work, loss_scale: Tensor | None) -> Scalars:
-    device = work.launch.device
-    unscale = None if loss_scale is None else loss_scale.to(device).double().reciprocal().float().reshape(())
-    lr = [member.group["lr"] for member in work.members]
-    keep = [decay_factor(member.group["lr"], member.group["weight_decay"]) for member in work.members]
-    scale = [_grad_scale(member, slot, unscale) for member, slot in zip(work.members, work.slots, strict=True)]
-    return Scalars(
-        lr=_vector(lr, device),
-        keep=_vector(keep, device),
-        grad_scale=_vector(scale, device),
-        step=torch.tensor(work.steps, dtype=torch.int64, device=device),
-        skipped=torch.zeros(1, dtype=torch.int64, device=device),
-    )
-
-
-def _grad_scale(member: Member, slot: Slot, unscale: Tensor | None) -> float | Tensor:
-    """What the gradient is multiplied by: -1 to maximize, reciprocal loss scale, clipping factor."""
+def _clip_factor(member: Member, slot: Slot, step: Tensor, unscale: Tensor | None) -> float | Tensor:
+    """What clipping multiplies the gradient by."""
     group = member.group
-    scale: float | Tensor = -1.0 if group["maximize"] else 1.0
-    if unscale is not None:
-        scale = unscale * scale
     percentile, grad_clip = group["percentile_clipping"], group["grad_clip"]
     if percentile == 100 and grad_clip == 0:
-        return scale
+        return 1.0
     norm = clipping.gradient_norm(slot.grad, "propagate" if group["nonfinite"] == "propagate" else "skip")
     if unscale is not None:
         norm = norm * unscale
     limit = torch.full_like(norm, float32(grad_clip) if grad_clip > 0 else torch.inf)
     if percentile < 100:
-        clipping.remember(slot.state["grad_norms"], norm, slot.state["step"])
+        clipping.remember(slot.state["grad_norms"], norm, step)
         usual = clipping.percentile_limit(slot.state["grad_norms"], percentile)
         limit = torch.where(usual < limit, usual, limit)  # a NaN among the norms limits nothing
-    return clipping.clip_factor(norm, limit) * scale
+    return clipping.clip_factor(norm, limit)
 
 
 def _with_absmax(backend: Backend, work: Work, pager: Pager, scalars: Scalars) -> Scalars:
     plan, hyper, device = work.launch.plan, work.launch.hyper, work.launch.device
-    absmax = torch.zeros(len(work.slots), dtype=torch.float32, device=device)
-    for part, at in pager.parts(work.slots):
+    absmax = torch.zeros(len(work.batch), dtype=torch.float32, device=device)
+    for part, at in pager.parts(work.batch):
         absmax[at] = torch.maximum(absmax[at], backend.absmax(plan, part, hyper, scalars.part(at)))
-    return Scalars(scalars.lr, scalars.keep, scalars.grad_scale, scalars.step, scalars.skipped, absmax)
-
-
-def _vector(values: Iterable[float | Tensor], device: torch.device) -> Tensor:
-    """float32[k] on the device; numbers are rounded once, tensors stay where they are until then."""
-    values = list(values)
-    if not any(isinstance(value, Tensor) for value in values):
-        return torch.tensor(values, dtype=torch.float32, device=device)
-    return torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device).detach().reshape(()) for v in values])
+    return replace(scalars, absmax=absmax)

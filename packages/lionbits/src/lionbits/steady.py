@@ -1,0 +1,170 @@
+"""The steps of an optimizer: what one keeps for the next, as between most of them nothing changes but gradients.
+
+Works are made and checked by :mod:`lionbits.work`, and used again, with the same slots and the same numbers on the
+device, until :mod:`lionbits.watch` finds that anything else is not as it was. Then they are made anew, and whatever
+is wrong with the change is refused there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lionbits_reference.spec import Backend
+
+from . import options, select, work
+from .paging import Pager
+from .watch import Groups, States, Tensors
+
+Group = dict[str, Any]
+State = dict[str, Any]
+
+
+class Steady:
+    """Works that are ready to run again.
+
+    Args:
+        groups, states: of the optimizer.
+        requested: the backend that was asked for, or None.
+        pager: where state lives.
+        before: the one that this replaces. A captured graph goes on reading what that holds.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in :func:`work.collect`; nothing was changed.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        states: MutableMapping[Tensor, State],
+        requested: Backend | None,
+        pager: Pager,
+        before: Steady | None,
+    ) -> None:
+        works = work.collect(groups, states)
+        backends = [select.serving(requested, w.launch.plan, w.launch.device) for w in works]
+        devices = {w.launch.device for w in works}
+        if any(map(capturing, devices)):
+            raise RuntimeError(
+                "a step that is captured in a graph must be like the one before it. Take a step with the same "
+                "parameters, gradients and settings first, as PyTorch's notes on CUDA graphs ask for."
+            )
+        if before is not None:
+            before.recount()
+        work.prepare(works, states, pager)
+        self.captured = False
+        self._before: Steady | None = before if before is not None and (before.captured or before._before) else None
+        self._works = list(zip(works, backends, strict=True))
+        self._devices = devices
+        self._requested, self._pager = requested, pager
+        self._slots: list[Any] = [slot for w in works for slot in w.batch]
+        self._counted: list[State] = [slot.state for slot in self._slots]
+        self._params: list[Tensor] = [slot.param for slot in self._slots]
+        serving = set(map(id, self._params))
+        self._others = [param for group in groups for param in group["params"] if id(param) not in serving]
+        self._groups = Groups(groups)
+        self._states = States(states, self._counted, (pair for w in works for pair in w.state_tensors()))
+        self._tensors = Tensors(self._params, [slot.grad for slot in self._slots])
+        self._sound = True
+
+    def grads(
+        self, groups: Sequence[Group], states: MutableMapping[Tensor, State], requested: Backend | None
+    ) -> list[Any] | None:
+        """The gradients of a step to come, or None where anything else has changed, so that this is of no more use.
+
+        Raises:
+            TypeError, ValueError: a learning rate, decay or ``maximize`` that is not accepted.
+        """
+        grads = [param.grad for param in self._params]
+        try:
+            holds = (
+                self._sound
+                and requested is self._requested
+                and self._groups.hold(groups)
+                and not [param for param in self._others if param.grad is not None and param.requires_grad]
+                and self._states.hold(states)
+                and self._tensors.hold(self._params, grads)
+            )
+        except KeyError:  # a setting or state tensor is gone
+            return None
+        if not holds:
+            return None
+        restless = self._groups.restless(groups)
+        if restless:
+            for group in restless:
+                options.check_rates(group)
+            for w, _ in self._works:
+                w.numbers.write()
+            self._groups.seen(groups)
+        return grads
+
+    def first_grads(self) -> list[Any]:
+        """The gradients that the works were made from, until these have run."""
+        return [slot.grad for slot in self._slots]
+
+    def run(self, grads: Sequence[Tensor], loss_scale: Tensor | None, skipped: dict[torch.device, Tensor]) -> None:
+        """Count and update.
+
+        Args:
+            grads: of this step.
+            loss_scale: divides them, or None.
+            skipped: per device, int64[1]; the elements that are skipped are added.
+
+        Raises:
+            FloatingPointError: with ``nonfinite="raise"``, if an element was skipped.
+        """
+        if any(map(capturing, self._devices)):
+            self.captured = True
+        elif self.captured:
+            self.recount()
+        for device in self._devices - skipped.keys():
+            skipped[device] = torch.zeros(1, dtype=torch.int64, device=device)
+        self._sound = False  # until all is done
+        self._states.steps = steps = _next(self._states.steps)
+        raising = []
+        try:
+            for slot, grad, state, step in zip(self._slots, grads, self._counted, steps, strict=True):
+                slot.grad = grad
+                state["step"] = step
+            for w, backend in self._works:
+                w.numbers.step.add_(1)
+                total = skipped[w.launch.device]
+                now = torch.zeros_like(total) if w.launch.raises else total
+                work.run(w, backend, self._pager, loss_scale, now)
+                if w.launch.raises:
+                    total += now
+                    raising.append(now)
+        finally:
+            for slot in self._slots:
+                slot.grad = None  # a gradient that is let go of must die
+        self._sound = True
+        count = sum(int(now.item()) for now in raising)
+        if count:
+            raise FloatingPointError(
+                f"nonfinite='raise': {count} element(s) had a gradient or momentum that is not finite. They were "
+                f"left as they were, and all others updated. Lower lr, clip gradients, or use nonfinite='skip'."
+            )
+
+    def recount(self) -> None:
+        """After a step was captured: read from the device how often it ran, unless a count was set by hand."""
+        if not self.captured:
+            return
+        counts = [count for w, _ in self._works for count in w.numbers.step.tolist()]
+        for j, (state, count) in enumerate(zip(self._counted, counts, strict=True)):
+            if state.get("step") is self._states.steps[j]:
+                self._states.steps[j] = state["step"] = count
+
+
+def _next(steps: list[int]) -> list[int]:
+    first = steps[0] if steps else 0
+    if steps.count(first) == len(steps):  # as is usual, and several times faster
+        return [first + 1] * len(steps)
+    return [step + 1 for step in steps]
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a graph is being recorded there, rather than anything done."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
