@@ -254,6 +254,35 @@ def test_a_tensor_learning_rate_is_read_at_every_step(believing: ModuleType) -> 
         pair.step()
 
 
+def test_an_address_that_is_used_again_is_not_taken_for_what_was_there() -> None:
+    """A state tensor dies, and the next is born where it was."""
+    params = weights()
+    optimizer = Lion(params)
+    train(optimizer, params, (1, 2))
+    kept, state = optimizer._steady, optimizer.state[params[1]]
+    value, place = state["exp_avg"].clone(), id(state["exp_avg"])
+    del state["exp_avg"]
+    born = [value.detach()]
+    while id(born[-1]) != place and len(born) < 1000:
+        born.append(value.detach())
+    assert id(born[-1]) == place
+    state["exp_avg"] = born[-1]
+    train(optimizer, params, (3,))
+    assert optimizer._steady is not kept
+
+
+def test_rates_are_written_when_they_change(believing: ModuleType) -> None:
+    """A rate that was taken is not taken again."""
+    pair = Pair(believing, "8")
+    pair.step(2)
+    kept = pair.subject._steady
+    pair.both(_settings(lr=0.05))
+    pair.step(1)
+    assert kept is not None
+    assert kept is pair.subject._steady
+    assert not kept._groups.restless(pair.subject.param_groups)
+
+
 def test_parameters_come_and_go(pair: Pair) -> None:
     """Which parameters have gradients changes."""
     for absent in ({1}, {1, 2}, set(), {0, 1, 2, 3}, {0, 3}):
@@ -367,6 +396,7 @@ def test_copies_share_nothing_that_is_kept(variant: Variant) -> None:
 def test_a_backend_that_fails_is_not_built_upon(believing: ModuleType) -> None:
     """After an exception from within a backend the works are made anew, from the counts that users see."""
     pair = Pair(believing, "8")
+    pair.both(_of_last_group(betas=(0.5, 0.9)))  # a second work whose lanes depend on its count
     pair.step(2)
 
     def fail(*_: object) -> None:

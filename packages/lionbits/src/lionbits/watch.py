@@ -80,7 +80,6 @@ class States:
     def __init__(
         self, states: Mapping[Any, State], counted: Sequence[State], tensors: Iterable[tuple[str, list[State]]]
     ) -> None:
-        self._states = states
         self._keys, self._dicts = list(states), list(states.values())
         self._counted = counted
         self._tensors = [(itemgetter(key), held) for key, held in tensors]
@@ -93,8 +92,7 @@ class States:
         """Whether all is as it was, but for the values in state tensors."""
         with _by_identity:
             return (
-                states is self._states
-                and list(states) == self._keys
+                list(states) == self._keys
                 and _same(states.values(), self._dicts)
                 and list(map(_step, self._counted)) == self.steps
                 and [list(map(id, map(get, held))) for get, held in self._tensors] == self._ids
