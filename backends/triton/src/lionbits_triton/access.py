@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton.language as tl
 
 from . import lanes, lion, tiles
@@ -10,93 +9,64 @@ from .lion import device_function
 
 
 @device_function
-def load_grad(
-    slot, grad, tile, PLAN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr
-):
+def load_grad(slot, grad, tile, PATH: tl.constexpr):
     """The gradient as float32, not scaled; 0 where there is no element."""
-    DTYPE: tl.constexpr = PLAN.grad_dtype
-    TYPE: tl.constexpr = tl.float32 if DTYPE == torch.float32 else tl.uint16
-    at = tiles.grad_pointers(slot, grad, tile, TYPE, ROWS, BLOCK, IS_EVEN)
-    return lion.widen(tl.load(at, mask=tiles.mask_of(tile, BLOCK, IS_EVEN), other=0), DTYPE)
+    stored = tl.load(tiles.grad_pointers(slot, grad, tile, PATH), mask=tiles.mask_of(tile, PATH), other=0)
+    return lion.widen(stored, PATH.grad_type)
 
 
 @device_function
-def load_param(slot, tile, PLAN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
+def load_param(slot, tile, PATH: tl.constexpr):
     """p as float32, whole where the state has what bfloat16 drops."""
-    DTYPE: tl.constexpr = PLAN.param_dtype
-    TYPE: tl.constexpr = tl.float32 if DTYPE == torch.float32 else tl.uint16
-    mask = tiles.mask_of(tile, BLOCK, IS_EVEN)
-    stored = tl.load(tiles.param_pointers(slot, tile, TYPE, ROWS, BLOCK, IS_EVEN), mask=mask, other=0)
-    if PLAN.param_rounding == "compensated":
-        rest = tl.load(_rest_pointers(slot, tile, PLAN, BLOCK, IS_EVEN), mask=mask, other=0)
-        return lion.join_master(stored, rest, PLAN)
+    mask = tiles.mask_of(tile, PATH)
+    stored = tl.load(tiles.param_pointers(slot, tile, PATH), mask=mask, other=0)
+    if PATH.plan.param_rounding == "compensated":
+        at = tiles.state_pointers(slot, slot.rest, tile, PATH.rest_type, PATH)
+        return lion.join_master(stored, tl.load(at, mask=mask, other=0), PATH)
     else:
-        return lion.widen(stored, DTYPE)
+        return lion.widen(stored, PATH.param_type)
 
 
 @device_function
-def store_param(
-    p, drawn, slot, tile, PLAN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr
-):
+def store_param(p, drawn, slot, tile, PATH: tl.constexpr):
     """p', rounded once, and what that drops where the state has a place for it."""
-    DTYPE: tl.constexpr = PLAN.param_dtype
-    TYPE: tl.constexpr = tl.float32 if DTYPE == torch.float32 else tl.uint16
-    mask = tiles.mask_of(tile, BLOCK, IS_EVEN)
-    at = tiles.param_pointers(slot, tile, TYPE, ROWS, BLOCK, IS_EVEN)
-    if PLAN.param_rounding == "nearest":
-        tl.store(at, lion.narrow(p, DTYPE), mask=mask)
-    elif PLAN.param_rounding == "compensated":
-        lane = lion.bits_of(p)
-        if PLAN.master_bits == 24:
-            lane = lanes.draw(drawn, slot, tile, BLOCK, IS_EVEN)
-        kept, rest = lion.split_master(p, lane, PLAN)
+    mask = tiles.mask_of(tile, PATH)
+    at = tiles.param_pointers(slot, tile, PATH)
+    if PATH.plan.param_rounding == "nearest":
+        tl.store(at, lion.narrow(p, PATH.param_type), mask=mask)
+    elif PATH.plan.param_rounding == "compensated":
+        lane = lion.bits_of(p)  # of 32 bits nothing is rounded away, and no lane needed
+        if PATH.plan.master_bits == 24:
+            lane = lanes.draw(drawn, slot, tile, PATH)
+        kept, rest = lion.split_master(p, lane, PATH)
         tl.store(at, kept, mask=mask)
-        tl.store(_rest_pointers(slot, tile, PLAN, BLOCK, IS_EVEN), rest, mask=mask)
+        tl.store(tiles.state_pointers(slot, slot.rest, tile, PATH.rest_type, PATH), rest, mask=mask)
     else:
-        lane = lanes.draw(drawn, slot, tile, BLOCK, IS_EVEN)
-        tl.store(at, lion.narrow_unbiased(p, lane), mask=mask)
+        tl.store(at, lion.narrow_unbiased(p, lanes.draw(drawn, slot, tile, PATH)), mask=mask)
 
 
 @device_function
-def _rest_pointers(slot, tile, PLAN: tl.constexpr, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
-    TYPE: tl.constexpr = tl.int8 if PLAN.master_bits == 24 else tl.int16
-    return tiles.state_pointers(slot, slot.rest, tile, TYPE, BLOCK, IS_EVEN)
-
-
-@device_function
-def load_momentum(slot, tile, PLAN: tl.constexpr, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
+def load_momentum(slot, tile, PATH: tl.constexpr):
     """float32 momentum; 0 where there is no element."""
-    FORMAT: tl.constexpr = PLAN.format
-    if not FORMAT.quantised:
-        at = tiles.state_pointers(slot, slot.momentum, tile, tl.float32, BLOCK, IS_EVEN)
-        return tl.load(at, mask=tiles.mask_of(tile, BLOCK, IS_EVEN), other=0.0)
+    if not PATH.format.quantised:
+        at = tiles.state_pointers(slot, slot.momentum, tile, tl.float32, PATH)
+        return tl.load(at, mask=tiles.mask_of(tile, PATH), other=0.0)
     else:
-        at, mask = tiles.code_pointers(slot, tile, PLAN, BLOCK, IS_EVEN)
-        code = tiles.unpack(tl.load(at, mask=mask, other=0), FORMAT.bits)
-        scale = tl.load(_scale_pointers(slot, tile, PLAN), mask=tile.length > 0, other=0.0)
-        return lion.decode(code, scale[:, None], FORMAT)
+        at, mask = tiles.code_pointers(slot, tile, PATH)
+        code = tiles.unpack(tl.load(at, mask=mask, other=0), PATH)
+        scale = tl.load(tiles.scale_pointers(slot, tile, PATH), mask=tile.length > 0, other=0.0)
+        return lion.decode(code, scale[:, None], PATH)
 
 
 @device_function
-def store_momentum(
-    m, absmax, lane, slot, tile, PLAN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr
-):
+def store_momentum(m, absmax, lane, slot, tile, PATH: tl.constexpr):
     """m as it is, or as codes of blocks with these largest magnitudes. A tensor-wise scale is left to the caller."""
-    FORMAT: tl.constexpr = PLAN.format
-    if not FORMAT.quantised:
-        at = tiles.state_pointers(slot, slot.momentum, tile, tl.float32, BLOCK, IS_EVEN)
-        tl.store(at, m, mask=tiles.mask_of(tile, BLOCK, IS_EVEN))
+    if not PATH.format.quantised:
+        at = tiles.state_pointers(slot, slot.momentum, tile, tl.float32, PATH)
+        tl.store(at, m, mask=tiles.mask_of(tile, PATH))
     else:
-        code = lion.encode(m, lion.block_inverse(absmax, FORMAT)[:, None], lane, FORMAT)
-        at, mask = tiles.code_pointers(slot, tile, PLAN, BLOCK, IS_EVEN)
-        tl.store(at, tiles.pack(code, FORMAT.bits, ROWS, BLOCK), mask=mask)
-        if not FORMAT.tensor_wise:
-            tl.store(_scale_pointers(slot, tile, PLAN), lion.block_scale(absmax, FORMAT), mask=tile.length > 0)
-
-
-@device_function
-def _scale_pointers(slot, tile, PLAN: tl.constexpr):
-    number = tile.block
-    if PLAN.format.tensor_wise:
-        number = number * 0
-    return tiles.pointer(slot.scale, tl.float32, False) + number
+        code = lion.encode(m, lion.block_inverse(absmax, PATH)[:, None], lane, PATH)
+        at, mask = tiles.code_pointers(slot, tile, PATH)
+        tl.store(at, tiles.pack(code, PATH), mask=mask)
+        if not PATH.format.tensor_wise:
+            tl.store(tiles.scale_pointers(slot, tile, PATH), lion.block_scale(absmax, PATH), mask=tile.length > 0)

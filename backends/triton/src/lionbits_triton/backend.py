@@ -24,7 +24,9 @@ def supports(plan: Plan, device: torch.device) -> str:
     if INTERPRETED.value:
         return "" if device.type == "cpu" else "TRITON_INTERPRET=1 is set: Triton's interpreter serves CPU tensors only"
     if device.type != "cuda":
-        return f"Triton kernels run on CUDA devices, not on {device.type} (its interpreter does: set TRITON_INTERPRET=1)"
+        return (
+            f"Triton kernels run on CUDA devices, not on {device.type} (its interpreter does: set TRITON_INTERPRET=1)"
+        )
     return ""
 
 
@@ -47,7 +49,8 @@ def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> N
         hyper.seed >> 32,
         int(hyper.rounding == "stochastic"),
         int(hyper.rounding == "nearest"),
-        ROWS=table.cut.rows,
+        EVEN=table.cut.even,
+        UNEVEN=table.cut.uneven,
     )
     table.release(slots)
 
@@ -74,7 +77,8 @@ def encode(format: Format, momentum: Tensor) -> dict[str, Tensor]:
     state = {key: torch.zeros(s.shape, dtype=s.dtype, device=momentum.device) for key, s in spec.items()}
     slot = Slot(torch.empty_like(momentum, memory_format=torch.contiguous_format), momentum.contiguous(), state, 0)
     largest = momentum.abs().amax() if momentum.numel() else momentum.new_zeros(())
-    launch(kernels.encode_kernel, _table(Plan(torch.float32, torch.float32, format), [slot]), largest)
+    table = _table(Plan(torch.float32, torch.float32, format), [slot])
+    launch(kernels.encode_kernel, table, largest, UNEVEN=table.cut.uneven)
     return state
 
 
@@ -85,7 +89,8 @@ def decode(format: Format, state: Mapping[str, Any], shape: Sequence[int]) -> Te
         return exp_avg.reshape(tuple(shape)).clone(memory_format=torch.contiguous_format)
     momentum = torch.empty(tuple(shape), dtype=torch.float32, device=state["exp_avg_codes"].device)
     slot = Slot(momentum, momentum, state, 0)
-    launch(kernels.decode_kernel, _table(Plan(torch.float32, torch.float32, format), [slot]))
+    table = _table(Plan(torch.float32, torch.float32, format), [slot])
+    launch(kernels.decode_kernel, table, UNEVEN=table.cut.uneven)
     return momentum
 
 
@@ -94,20 +99,17 @@ def _table(plan: Plan, slots: Sequence[Slot]) -> Table:
     kept = slots.memo if isinstance(slots, Batch) else {}
     table: Table | None = kept.get(name)
     if table is None:
-        table = kept[name] = Table(plan, slots, cut(plan, slots))
+        table = kept[name] = Table(slots, cut(plan, slots))
     table.bind(slots)
     return table
 
 
-def _count(
-    plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars, found: Tensor, **constants: bool
-) -> None:
+def _count(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars, found: Tensor, **kind: bool) -> None:
     if not slots:
         return
     table = _table(plan, slots)
-    launch(
-        kernels.count_kernel, table, scalars.grad_scale, found, *_betas(hyper), **constants, ROWS=table.cut.rows
-    )
+    paths = {"EVEN": table.cut.even, "UNEVEN": table.cut.uneven}
+    launch(kernels.count_kernel, table, scalars.grad_scale, found, *_betas(hyper), **paths, **kind)
 
 
 def _betas(hyper: Hyper) -> tuple[float, float, float, float]:

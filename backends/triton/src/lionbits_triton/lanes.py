@@ -31,23 +31,23 @@ def state_lanes(index, step, seed_low, seed_high, stochastic, nearest):
 
 
 @device_function
-def param_lanes(index, step, seed_low, seed_high, PLAN: tl.constexpr):
+def param_lanes(index, step, seed_low, seed_high, PATH: tl.constexpr):
     """Lanes of the parameter."""
     salted = salt(seed_low, seed_high, index, PARAMETER)
     moved = step * 40503
-    if PLAN.param_rounding == "stochastic":
+    if PATH.plan.param_rounding == "stochastic":
         salted = fmix32(salted ^ (step * 0x9E3779B9))
         moved = moved * 0
     return Lanes(salt=salted, phase=moved, drawn=moved * 0 + 0xFFFF, fixed=moved * 0)
 
 
 @device_function
-def draw(lanes, slot, tile, BLOCK: tl.constexpr, IS_EVEN: tl.constexpr):
-    """uint32 (ROWS, BLOCK) in 0..65535; elements 2i and 2i + 1 of a row share a hash."""
+def draw(lanes, slot, tile, PATH: tl.constexpr):
+    """uint32 (rows, block) in 0..65535; elements 2i and 2i + 1 of a row share a hash."""
     first = (slot.start + tile.row * slot.pitch + tile.begin) >> 1
-    j = tl.arange(0, BLOCK // 2)[None, :]
+    j = tl.arange(0, PATH.block // 2)[None, :]
     low = first.to(tl.uint32)[:, None] + j.to(tl.uint32)
-    if IS_EVEN:
+    if PATH.even:
         high = (slot.start >> 33).to(tl.uint32)  # of every element; the table sees to that
     else:
         carried = low < first.to(tl.uint32)[:, None]

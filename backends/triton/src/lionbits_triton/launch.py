@@ -1,4 +1,4 @@
-"""How kernels are launched: cuts and warps for each plan, on the device and stream of the slots."""
+"""How kernels are launched: cuts and warps for each plan, on the device and current stream of the slots."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ import triton
 from lionbits_reference.spec import Plan, Slot, matrix_shape
 
 from .lion import INTERPRETED
+from .path import Path
 from .table import Cut, Table
+
+#: How kernels are compiled, always: a*b + c rounds twice.
+EXACT = {"enable_fp_fusion": False}
 
 #: Elements of a row that make a block where the format has none.
 PLAIN_BLOCK = 256
 
-#: Elements of a tile for one warp, on the fast path (16 for a thread: 16 bytes of 8-bit codes) and off it.
-WARP_TILE, UNEVEN_WARP_TILE = 512, 256
+#: Elements that a warp has of a tile, on the fast path and off it, by whether momentum is in codes. With codes there are
+#: many instructions per element, and 16 elements for a thread have fewest (59 on sm_90, not 64). Without, bytes are the
+#: bound: 8 for a thread leave it few registers (64, not 128), so that more programs fit.
+WARP_TILE = {True: (512, 256), False: (256, 128)}
 
 #: Tiles that one program does at most, and how many programs there should be before it does more than one.
 TILES_PER_ITEM, ENOUGH_PROGRAMS = 32, 8192
@@ -30,24 +36,22 @@ INTERPRETED_TILE = 1 << 16
 def cut(plan: Plan, slots: Sequence[Slot]) -> Cut:
     """How to cut these slots: programs of one warp, which wait for nobody, unless a block is too large for one."""
     block = plan.format.block_size or PLAIN_BLOCK
+    per_warp, uneven_per_warp = WARP_TILE[plan.format.quantised]
+    warps = max(block // uneven_per_warp, 1)
+    rows, uneven_rows = (elements * warps // block for elements in (per_warp, uneven_per_warp))
     if INTERPRETED.value:
-        rows = uneven_rows = _interpreted_tile(slots, block) // block
-    else:
-        rows, uneven_rows = max(WARP_TILE // block, 1), max(UNEVEN_WARP_TILE // block, 1)
+        rows = uneven_rows = _interpreted_rows(slots, block)
     tiles = sum(slot.param.numel() for slot in slots) // (rows * block)
-    item = rows * min(max(tiles // ENOUGH_PROGRAMS, 1), TILES_PER_ITEM)
-    return Cut(rows, uneven_rows, block, item, warps=max(block // UNEVEN_WARP_TILE, 1))
-
-
-def _interpreted_tile(slots: Sequence[Slot], block: int) -> int:
-    """Elements of a power of two of blocks that the largest slot fits in."""
-    shapes = [matrix_shape(slot.param.shape) for slot in slots]
-    blocks = max(rows * -(-columns // block) for rows, columns in shapes)
-    return min(triton.next_power_of_2(max(blocks, 1)) * block, INTERPRETED_TILE)
+    return Cut(
+        even=Path(plan, rows, block, even=True),
+        uneven=Path(plan, uneven_rows, block, even=False),
+        item=rows * min(max(tiles // ENOUGH_PROGRAMS, 1), TILES_PER_ITEM),
+        warps=warps,
+    )
 
 
 def launch(kernel: Any, table: Table, *arguments: Any, **constants: Any) -> None:
-    """Launch one program per work item. What a kernel specialises on is the plan, the cut, and ``constants``."""
+    """Launch one program per work item."""
     programs = len(table.items)
     if not programs:
         return
@@ -56,9 +60,13 @@ def launch(kernel: Any, table: Table, *arguments: Any, **constants: Any) -> None
         kernel[(programs,)](
             *(table.slots, table.calls, table.items, *arguments),
             **constants,
-            UNEVEN_ROWS=table.cut.uneven_rows,
-            PLAN=table.plan,
-            BLOCK=table.cut.block,
             num_warps=table.cut.warps,
-            enable_fp_fusion=False,
+            **EXACT,
         )
+
+
+def _interpreted_rows(slots: Sequence[Slot], block: int) -> int:
+    """The power of two of blocks that the largest slot fits in, as far as a tile may have so many."""
+    shapes = [matrix_shape(slot.param.shape) for slot in slots]
+    blocks = max(rows * -(-columns // block) for rows, columns in shapes)
+    return max(min(int(triton.next_power_of_2(max(blocks, 1))), INTERPRETED_TILE // block), 1)

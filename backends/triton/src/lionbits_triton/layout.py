@@ -9,8 +9,7 @@ from torch import Tensor
 
 from lionbits_reference.spec import Plan, Slot, matrix_shape
 
-#: What the elements of even rows come in multiples of, and the bytes of their addresses (``tiles.EVEN``).
-EVEN = 16
+from .path import EVEN
 
 #: Dimensions inside a row that kernels can walk.
 _DIMENSIONS = 3

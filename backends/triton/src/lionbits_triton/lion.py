@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from triton import knobs
+from triton.runtime.interpreter import InterpretedFunction
 
-#: Whether kernels run in Triton's interpreter: ``TRITON_INTERPRET=1`` when this module was imported.
-INTERPRETED: tl.constexpr = tl.constexpr(bool(knobs.runtime.interpret))
+#: Whether kernels run in Triton's interpreter, as ``TRITON_INTERPRET=1`` says when Triton is first imported.
+INTERPRETED: tl.constexpr = tl.constexpr(isinstance(tl.zeros, InterpretedFunction))
+if bool(knobs.runtime.interpret) != INTERPRETED.value:
+    raise ImportError("TRITON_INTERPRET has changed since Triton was imported: set it before Python starts.")
 
 
 def device_function(function: Callable[..., Any]) -> Any:
@@ -50,7 +52,6 @@ def float_of(bits):
     return bits.to(tl.float32, bitcast=True)
 
 
-
 # --- the rule -------------------------------------------------------------------------------------------
 
 
@@ -68,12 +69,12 @@ def towards(rate, x):
 
 
 @device_function
-def move(m, g, lr, b1, one_minus_b1, PLAN: tl.constexpr):
+def move(m, g, lr, b1, one_minus_b1, PATH: tl.constexpr):
     """lr * u, u being the sign of c after caution. Signs are compared, not products, which can underflow."""
     c = blend(m, g, b1, one_minus_b1)
-    if PLAN.caution == "mask":
+    if PATH.plan.caution == "mask":
         return tl.where(agree(c, g), towards(lr, c), lr * 0.0)
-    elif PLAN.caution == "gradient":
+    elif PATH.plan.caution == "gradient":
         return towards(lr, tl.where(agree(c, -g), g, c))
     else:
         return towards(lr, c)
@@ -95,11 +96,11 @@ def magnitude(x):
 
 
 @device_function
-def decode(code, scale, FORMAT: tl.constexpr):
+def decode(code, scale, PATH: tl.constexpr):
     """m of uint32 codes: the float with bits k << w, times 2^127, times the block's scale."""
-    top = (code << (32 - FORMAT.bits)).to(tl.int32, bitcast=True)  # the sign stands where a float has it
-    bits = (top >> (32 - FORMAT.bits - FORMAT.shift)).to(tl.uint32, bitcast=True)
-    return float_of(bits & (_SIGN | (FORMAT.largest_code << FORMAT.shift))) * _UP * scale
+    top = (code << (32 - PATH.format.bits)).to(tl.int32, bitcast=True)  # the sign stands where a float has it
+    bits = (top >> (32 - PATH.format.bits - PATH.format.shift)).to(tl.uint32, bitcast=True)
+    return float_of(bits & (_SIGN | (PATH.format.largest_code << PATH.format.shift))) * _UP * scale
 
 
 @device_function
@@ -109,28 +110,28 @@ def held(absmax):
 
 
 @device_function
-def block_scale(absmax, FORMAT: tl.constexpr):
+def block_scale(absmax, PATH: tl.constexpr):
     """absmax / top; 0 where a block holds nothing, NaN where it is not finite."""
-    top = tl.full(absmax.shape, FORMAT.top, tl.float32)
+    top = tl.full(absmax.shape, PATH.format.top, tl.float32)
     scale = tl.where(absmax > _TINY, tl.math.div_rn(held(absmax), top), 0.0)
     return tl.where(magnitude(absmax) < INFINITE, scale, float("nan"))
 
 
 @device_function
-def block_inverse(absmax, FORMAT: tl.constexpr):
+def block_inverse(absmax, PATH: tl.constexpr):
     """r = top / absmax; 0 where a block holds nothing or is not finite."""
     usable = (absmax > _TINY) & (magnitude(absmax) < INFINITE)
-    top = tl.full(absmax.shape, FORMAT.top, tl.float32)
+    top = tl.full(absmax.shape, PATH.format.top, tl.float32)
     return tl.where(usable, tl.math.div_rn(top, tl.where(usable, held(absmax), 1.0)), 0.0)
 
 
 @device_function
-def encode(m, inverse, lane, FORMAT: tl.constexpr):
+def encode(m, inverse, lane, PATH: tl.constexpr):
     """uint32 codes: t = bits(|m| * r * 2^-127), k = min((t + dither) >> w, largest k); sign kept unless k = 0."""
     t = magnitude(m * inverse * _DOWN)
-    largest = tl.where(inverse > 0, FORMAT.largest_code, 0).to(tl.uint32)
-    k = tl.minimum((t + (lane << (FORMAT.shift - 16))) >> FORMAT.shift, largest)
-    negative = (bits_of(m) >> 31) << (FORMAT.bits - 1)
+    largest = tl.where(inverse > 0, PATH.format.largest_code, 0).to(tl.uint32)
+    k = tl.minimum((t + (lane << (PATH.format.shift - 16))) >> PATH.format.shift, largest)
+    negative = (bits_of(m) >> 31) << (PATH.format.bits - 1)
     return tl.where(k > 0, k | negative, 0)
 
 
@@ -158,22 +159,22 @@ def salt(seed_low, seed_high, index, purpose: tl.constexpr):
 
 
 @device_function
-def widen(stored, DTYPE: tl.constexpr):
+def widen(stored, TYPE: tl.constexpr):
     """float32 of what is stored: a float32, or the uint16 bits of a bfloat16 or float16."""
-    if DTYPE == torch.float32:
+    if TYPE == tl.float32:
         return stored
-    elif DTYPE == torch.float16:
+    elif TYPE == tl.float16:
         return stored.to(tl.float16, bitcast=True).to(tl.float32)
     else:
         return float_of(stored.to(tl.uint32) << 16)
 
 
 @device_function
-def narrow(x, DTYPE: tl.constexpr):
+def narrow(x, TYPE: tl.constexpr):
     """The inverse of :func:`widen`, rounded once to nearest even."""
-    if DTYPE == torch.float32:
+    if TYPE == tl.float32:
         return x
-    elif DTYPE == torch.float16:
+    elif TYPE == tl.float16:
         return x.to(tl.float16).to(tl.uint16, bitcast=True)
     elif INTERPRETED:  # whose own conversion to bfloat16 truncates
         bits = bits_of(x)
@@ -190,19 +191,19 @@ def narrow_unbiased(x, lane):
 
 
 @device_function
-def join_master(stored, rest, PLAN: tl.constexpr):
+def join_master(stored, rest, PATH: tl.constexpr):
     """p of a compensated bfloat16 parameter, from its bits (uint16) and the rest (int16 or int8)."""
-    dropped = rest.to(tl.int32).to(tl.uint32, bitcast=True) << (32 - PLAN.master_bits)
+    dropped = rest.to(tl.int32).to(tl.uint32, bitcast=True) << (32 - PATH.plan.master_bits)
     return float_of((stored.to(tl.uint32) << 16) + dropped)
 
 
 @device_function
-def split_master(x, lane, PLAN: tl.constexpr):
+def split_master(x, lane, PATH: tl.constexpr):
     """The nearest bfloat16 (ties away from zero) as uint16 bits, and what it drops as int32."""
     bits = bits_of(x)
-    if PLAN.master_bits == 24:
+    if PATH.plan.master_bits == 24:
         bits = (bits + (lane >> 8)) & 0xFFFFFF00
     bits = tl.where(magnitude(x) > INFINITE, _NAN, bits)
     kept = (bits + 0x8000) >> 16
-    rest = (bits - (kept << 16)).to(tl.int32, bitcast=True) >> (32 - PLAN.master_bits)
+    rest = (bits - (kept << 16)).to(tl.int32, bitcast=True) >> (32 - PATH.plan.master_bits)
     return kept.to(tl.uint16), rest

@@ -17,16 +17,16 @@ from torch import Tensor
 from lionbits_reference.spec import Plan, Slot
 
 from . import tiles
-from .layout import EVEN, along, even_blocks, walk
+from .layout import even_blocks, walk
+from .path import EVEN, Path
 
 
 class Cut(NamedTuple):
-    """How slots are cut: tiles of ``rows`` blocks of ``block`` elements; at most ``item`` blocks for one program."""
+    """How slots are cut, and the two ways through their kernels."""
 
-    rows: int
-    uneven_rows: int  # of tiles off the fast path
-    block: int
-    item: int
+    even: Path
+    uneven: Path
+    item: int  # blocks that one program does at most
     warps: int  # of a program
 
 
@@ -39,9 +39,11 @@ class Table:
         items: int64[n, 3], on the device: slot, first block and end of what each program does.
     """
 
-    def __init__(self, plan: Plan, slots: Sequence[Slot], cut: Cut) -> None:
-        self.plan, self.cut = plan, cut
+    def __init__(self, slots: Sequence[Slot], cut: Cut) -> None:
+        self.cut = cut
+        self._plan, self._block = cut.even.plan, cut.even.block
         self._captured: list[Tensor] = []
+        self._addresses: list[int] = []
         self._make(slots)
 
     def bind(self, slots: Sequence[Slot]) -> None:
@@ -50,7 +52,7 @@ class Table:
         if [grad.stride() for grad in grads] != self._strides:
             self._make(slots)
         for j, detour in self._detours.items():
-            _copy(slots[j], detour, self.plan)
+            _copy(slots[j], detour, self._plan)
             detour.grad.copy_(grads[j])
             grads[j] = detour.grad
         addresses = [grad.data_ptr() for grad in grads]
@@ -62,15 +64,18 @@ class Table:
     def release(self, slots: Sequence[Slot]) -> None:
         """Bring home what kernels wrote in place of tensors that they cannot walk."""
         for j, detour in self._detours.items():
-            _copy(detour, slots[j], self.plan)
+            _copy(detour, slots[j], self._plan)
 
     def _make(self, slots: Sequence[Slot]) -> None:
         device = slots[0].param.device
         self._strides = [slot.grad.stride() for slot in slots]
-        self._detours = {j: _straight(self.plan, slot) for j, slot in enumerate(slots) if not _walkable(self.plan, slot)}
-        records, items = [], []
+        self._detours = {
+            j: _straight(self._plan, slot) for j, slot in enumerate(slots) if not _walkable(self._plan, slot)
+        }
+        records: list[tiles.Slot] = []
+        items: list[tuple[int, int, int]] = []
         for j, slot in enumerate(slots):
-            record, blocks = _record(self.plan, self._detours.get(j, slot), self.cut.block)
+            record, blocks = _record(self._plan, self._detours.get(j, slot), self._block)
             records.append(record)
             items += _items(j, blocks, record.even_blocks, self.cut.item)
         self.slots = torch.empty(len(records), len(tiles.Slot._fields), dtype=torch.int64, device=device)
@@ -78,7 +83,7 @@ class Table:
         self.calls = torch.empty(len(records), 2, dtype=torch.int64, device=device)
         self._upload(np.array(records, dtype=np.int64), self.slots)
         self._upload(np.array(items, dtype=np.int64).reshape(-1, 3), self.items)
-        self._addresses: list[int] = []
+        self._addresses = []
 
     def _upload(self, values: np.ndarray, to: Tensor) -> None:
         host = torch.from_numpy(values)

@@ -1,0 +1,61 @@
+"""Slots to try the backend on, and what equality with the reference means: every bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+import lionbits_reference as reference
+import lionbits_triton as backend
+from lionbits_reference.spec import Format, Hyper, Plan, Scalars, Slot
+
+HYPER = Hyper.of((0.9, 0.99), seed=2**63 + 11)
+PLAN = Plan(torch.float32, torch.float32, Format.of(8, block_size=32))
+
+Arrange = Callable[[Tensor], Tensor]
+
+
+def as_it_is(tensor: Tensor) -> Tensor:
+    """Contiguous."""
+    return tensor
+
+
+def slot(
+    plan: Plan, shape: Sequence[int], seed: int = 0, arrange: Arrange = as_it_is, grad: Arrange = as_it_is
+) -> Slot:
+    """A slot with random numbers; ``arrange`` gives a tensor other strides and the same values."""
+    generator = torch.Generator().manual_seed(seed)
+    param, gradient, momentum = (torch.randn(tuple(shape), generator=generator) for _ in range(3))
+    state = reference.encode(plan.format, momentum)
+    for key, spec in plan.state_spec(shape).items():
+        state.setdefault(key, torch.ones(spec.shape, dtype=spec.dtype))
+    return Slot(arrange(param.to(plan.param_dtype)), grad(gradient.to(plan.grad_dtype)), state, index=seed)
+
+
+def scalars(count: int) -> Scalars:
+    """Numbers for so many slots, no two alike."""
+    steps = torch.arange(1, count + 1)
+    rates = steps.to(torch.float32) / 1024
+    return Scalars(rates, 1 - rates, 1 + rates, steps, torch.zeros(1, dtype=torch.int64))
+
+
+def assert_steps_alike(plan: Plan, make: Callable[[], list[Slot]], hyper: Hyper = HYPER) -> None:
+    """Two updates on the backend and on the reference leave the same bits."""
+    results = []
+    for judged in (backend, reference):
+        slots = make()
+        numbers = scalars(len(slots))
+        for _ in range(2):
+            if plan.format.tensor_wise:
+                numbers = Scalars(**{**vars(numbers), "absmax": judged.absmax(plan, slots, hyper, numbers)})
+            judged.step(plan, slots, hyper, numbers)
+        results.append([numbers.skipped, *(t for s in slots for t in (s.param, *s.state.values()))])
+    for got, want in zip(*results, strict=True):
+        assert (got.shape, got.dtype) == (want.shape, want.dtype)
+        assert torch.equal(_bytes(got), _bytes(want))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,76 @@
+"""What the backend says of itself, and that one variant of a kernel serves every step of a schedule."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lionbits
+import lionbits_triton as backend
+from lionbits import select
+from lionbits_reference.spec import Plan
+
+from .cases import PLAN
+
+#: A fresh process in which kernels compile, for a GPU that need not be there.
+COMPILING = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+
+
+def test_it_is_a_backend() -> None:
+    """Found by its name, with all that the protocol asks for."""
+    assert select.load("triton") is backend
+
+
+@pytest.mark.parametrize("device", ["cuda", "xpu", "mps", "meta"])
+def test_the_interpreter_serves_the_cpu_only(device: str) -> None:
+    """And says so of every other device."""
+    assert backend.supports(PLAN, torch.device("cpu")) == ""
+    assert "TRITON_INTERPRET" in backend.supports(PLAN, torch.device(device))
+
+
+def _told(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=COMPILING, capture_output=True, text=True, check=True).stdout
+
+
+def test_without_the_interpreter_the_cpu_is_refused() -> None:
+    """The reason says what would serve."""
+    code = (
+        "import torch, lionbits, lionbits_triton as backend; from lionbits_reference.spec import *\n"
+        "plan = Plan(torch.float32, torch.float32, Format.of(8))\n"
+        "print(backend.supports(plan, torch.device('cpu')))\n"
+        "try: lionbits.Lion8bit([torch.nn.Parameter(torch.ones(64, 64))], backend='triton')\n"
+        "except ValueError as error: print(error)\n"
+    )
+    reason, refusal = _told(code).strip().splitlines()
+    assert "TRITON_INTERPRET=1" in reason
+    assert "CUDA" in reason
+    assert reason in refusal
+
+
+def test_numbers_and_addresses_make_no_variant() -> None:
+    """Betas, seeds and roundings of any value, and tensors at any address, are served by one compiled kernel."""
+    code = (
+        "import torch; from lionbits_triton import kernels, launch, sass; from lionbits_reference.spec import *\n"
+        "cut = launch.cut(Plan(torch.bfloat16, torch.bfloat16, Format.of(8)), [])\n"
+        "words, numbers = torch.zeros(64, dtype=torch.int64), torch.zeros(64)\n"
+        "found = set()\n"
+        "for at, beta, seed, flag in [(0, 0.9, 0, 0), (1, 1.0, 1, 1), (3, 0.0, 2**32 - 1, 0), (2, 0.5, 16, 1)]:\n"
+        "    w, n = words[at:], numbers[at:]\n"
+        "    call = (w, w, w, n, n, n, w, n, w, beta, beta, beta, beta, seed, seed, flag, 1 - flag)\n"
+        "    found.add(id(sass._compiled(kernels.step_kernel, call, cut, 90, EVEN=cut.even, UNEVEN=cut.uneven)))\n"
+        "print(len(found))\n"
+    )
+    assert _told(code).strip() == "1"
+
+
+def test_plans_are_served_alike() -> None:
+    """No plan is refused where another is served."""
+    other = Plan(torch.bfloat16, torch.float16, PLAN.format, "mask", "compensated", 24, "propagate")
+    assert backend.supports(other, torch.device("cpu")) == ""
+    optimizer = lionbits.Lion8bit([torch.nn.Parameter(torch.ones(64, 64))], backend="triton")
+    assert optimizer.momentum(optimizer.param_groups[0]["params"][0]).shape == (64, 64)
