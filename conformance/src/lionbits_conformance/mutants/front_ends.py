@@ -198,7 +198,7 @@ FRONT_ENDS = (
     front_end(
         "copies lose their state",
         "lionbits/optimizer.py",
-        "                self.state[param] = self._adopted(param, held)\n",
+        "                self.state[param] = paging.adopted(self._pager, param.device, held)\n",
         "                self.state[param] = {}\n",
     ),
     front_end(

@@ -257,7 +257,7 @@ class Lion(Optimizer):
             for key, param in zip(keys, params, strict=True):
                 if key in examined["state"]:
                     sealed = examined["state"][key]
-                    sealed.state = self._adopted(param, sealed.state)
+                    sealed.state = paging.adopted(self._pager, param.device, sealed.state)
             return examined
 
         handle = self.register_load_state_dict_pre_hook(seal)  # after the user's hooks
@@ -286,20 +286,8 @@ class Lion(Optimizer):
             if isinstance(held, checkpoint.Sealed):
                 self.state[param] = held.state
             elif "_pager" in state and isinstance(param, Tensor):  # unpickled or copied, rather than loaded
-                self.state[param] = self._adopted(param, held)
+                self.state[param] = paging.adopted(self._pager, param.device, held)
 
     def _recount(self) -> None:
         if self._steady is not None:
             self._steady.recount()
-
-    def _adopted(self, param: Tensor, held: Mapping[str, Any]) -> dict[str, Any]:
-        """Copies of state tensors, each where this optimizer keeps it."""
-
-        def placed(key: str, value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            if key == "grad_norms":
-                return value.detach().to(param.device, copy=True)
-            return self._pager.adopt(value, param.device)
-
-        return {key: placed(key, value) for key, value in held.items()}

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,6 +99,17 @@ def arrangement(is_paged: object, page_budget: int | None, page_dir: str | Path 
         if value is not None:
             raise checks.refusal(ValueError, name, value, "is for paged state", "Pass is_paged=True with it.")
     return Resident()
+
+
+def adopted(pager: Pager, device: torch.device, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the state of a parameter on ``device``, each tensor where it is kept; norms stay with the parameter."""
+
+    def placed(key: str, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return (Resident() if key == "grad_norms" else pager).adopt(value, device)
+
+    return {key: placed(key, value) for key, value in state.items()}
 
 
 def _mapped(spec: TensorSpec, folder: str | Path) -> Tensor:
