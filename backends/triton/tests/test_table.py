@@ -6,13 +6,14 @@ import gc
 import statistics
 import time
 import weakref
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from lionbits_reference.spec import FLOAT32, Batch, Format, Plan, Slot
-from lionbits_triton import backend, kernels
+from lionbits_triton import backend, kernels, table
 from lionbits_triton.layout import walk
 from lionbits_triton.table import Table
 
@@ -69,13 +70,13 @@ def test_strides_that_no_kernel_walks() -> None:
 def test_items_cover_every_block_once(length: int) -> None:
     """Each block of each slot belongs to one item, and no item has even and other blocks."""
     slots = [slot(PLAN, shape, seed) for seed, shape in enumerate([(3, length), (length,), (0, length)])]
-    table = backend._table(PLAN, slots)
+    made = backend._table(PLAN, slots)
     for j, each in enumerate(slots):
-        runs = sorted((first, last) for at, first, last in table.items.tolist() if at == j)
+        runs = sorted((first, last) for at, first, last in made.items.tolist() if at == j)
         covered = [block for first, last in runs for block in range(first, last)]
         rows = each.param.shape[0] if each.param.dim() == 2 else 1
         assert covered == list(range(rows * -(-length // 32)))
-        even = int(table.slots[j, 6])
+        even = int(made.slots[j, 6])
         assert all(last <= even or first >= even for first, last in runs)
 
 
@@ -84,13 +85,13 @@ class Uploads:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        original = Table._upload
+        original = table._upload
 
-        def counted(table: Table, *arguments: object) -> None:
+        def counted(values: Any, to: Tensor) -> Tensor:
             self.count += 1
-            original(table, *arguments)
+            return original(values, to)
 
-        monkeypatch.setattr(Table, "_upload", counted)
+        monkeypatch.setattr(table, "_upload", counted)
 
     def of(self, batch: Batch) -> int:
         """How many a step of the batch takes."""
@@ -100,17 +101,39 @@ class Uploads:
 
 
 def test_only_what_moved_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch that comes again uploads nothing; new gradients, one small array; new strides, all."""
+    """A batch that comes again uploads nothing; with new gradients, one small array; another batch, all."""
     uploads = Uploads(monkeypatch)
     batch = Batch(slot(PLAN, (4, 32), seed) for seed in range(3))
     assert uploads.of(batch) == 3
     assert uploads.of(batch) == 0
     batch[1].grad = batch[1].grad.clone()
     assert uploads.of(batch) == 1
-    batch[2].grad = transposed(batch[2].grad)
-    assert uploads.of(batch) == 3
     assert uploads.of(batch) == 0
     assert uploads.of(Batch(batch)) == 3
+
+
+def test_a_captured_table_sends_addresses_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay sends those that were captured, so an eager step in between must not rely on what it sent before."""
+    uploads = Uploads(monkeypatch)
+    batch = Batch(slot(PLAN, (4, 32), seed) for seed in range(3))
+    assert (uploads.of(batch), uploads.of(batch)) == (3, 0)
+    made = batch.memo["triton"]
+    with monkeypatch.context() as capturing:
+        capturing.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        capturing.setattr(torch.Tensor, "pin_memory", lambda host: host)
+        capturing.setattr(made, "calls", _OnDevice(made.calls))
+        made.bind(batch)
+    assert len(made._captured) == 1
+    assert (uploads.of(batch), uploads.of(batch)) == (1, 1)
+
+
+class _OnDevice:
+    """A tensor that says it is on a GPU."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.copy_ = tensor.copy_
 
 
 def test_no_gradient_is_kept_alive() -> None:
@@ -127,11 +150,11 @@ def test_a_table_goes_with_its_batch() -> None:
     """No cycle keeps device memory until the garbage collector runs."""
     batch = Batch([slot(PLAN, (4, 32))])
     backend.step(PLAN, batch, HYPER, scalars(1))
-    table, state = weakref.ref(batch.memo["triton"]), weakref.ref(batch[0].state["exp_avg_codes"])
+    made, state = weakref.ref(batch.memo["triton"]), weakref.ref(batch[0].state["exp_avg_codes"])
     gc.disable()
     try:
         del batch
-        assert table() is None
+        assert made() is None
         assert state() is None
     finally:
         gc.enable()
@@ -160,17 +183,17 @@ def test_launches_do_not_grow_with_tensors(monkeypatch: pytest.MonkeyPatch, coun
 
 
 def test_the_cost_of_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """For 300 tensors the host looks at addresses and strides of gradients; the figure is printed, the bound is lax."""
+    """For 300 tensors the host looks at addresses of gradients; the figure is printed, the bound is lax."""
     batch = Batch(slot(PLAN, (2, 32), seed) for seed in range(300))
-    table = backend._table(PLAN, batch)
+    made = backend._table(PLAN, batch)
     times = {"the same gradients": [], "new gradients": [], "made anew": []}
     for _ in range(200):
-        times["the same gradients"].append(_timed(lambda: table.bind(batch)))
+        times["the same gradients"].append(_timed(lambda: made.bind(batch)))
         for each in batch:
             each.grad = each.grad.clone()
-        times["new gradients"].append(_timed(lambda: table.bind(batch)))
+        times["new gradients"].append(_timed(lambda: made.bind(batch)))
     for _ in range(5):
-        times["made anew"].append(_timed(lambda: Table(batch, table.cut)))
+        times["made anew"].append(_timed(lambda: Table(batch, made.cut)))
     medians = {name: statistics.median(values) for name, values in times.items()}
     with capsys.disabled():
         print("\nhost time of the table, 300 tensors:", {k: f"{v * 1e6:.0f} us" for k, v in medians.items()})

@@ -118,8 +118,12 @@ def step_kernel(
     )
     count = tl.load(step + item.j).to(tl.uint32)
     low, high = seed_low.to(tl.uint32), seed_high.to(tl.uint32)
-    state = lanes.state_lanes(item.slot.index, count, low, high, stochastic, nearest)
-    param = lanes.param_lanes(item.slot.index, count, low, high, EVEN)
+    state = lanes.Lanes(salt=count, phase=count, drawn=count, fixed=count)  # which nobody draws from
+    param = state
+    if EVEN.format.quantised:
+        state = lanes.state_lanes(item.slot.index, count, low, high, stochastic, nearest)
+    if EVEN.draws_for_param:
+        param = lanes.param_lanes(item.slot.index, count, low, high, EVEN)
     largest = tl.load(absmax + item.j)
     if item.even:
         skips = step_item(item, n, state, param, largest, EVEN)

@@ -41,24 +41,40 @@ class Table:
 
     def __init__(self, slots: Sequence[Slot], cut: Cut) -> None:
         self.cut = cut
-        self._plan, self._block = cut.even.plan, cut.even.block
-        self._captured: list[Tensor] = []
+        self._plan = plan = cut.even.plan
+        self._detours = {j: _straight(plan, slot) for j, slot in enumerate(slots) if not _walkable(plan, slot)}
         self._addresses: list[int] = []
-        self._make(slots)
+        self._captured: list[Tensor] = []
+        records: list[tiles.Slot] = []
+        items: list[tuple[int, int, int]] = []
+        for j, slot in enumerate(slots):
+            record, blocks = _record(plan, self._detours.get(j, slot), cut.even.block)
+            records.append(record)
+            items += _items(j, blocks, record.even_blocks, cut.item)
+        device = slots[0].param.device
+        self.slots = torch.empty(len(records), len(tiles.Slot._fields), dtype=torch.int64, device=device)
+        self.items = torch.empty(len(items), 3, dtype=torch.int64, device=device)
+        self.calls = torch.empty(len(records), 2, dtype=torch.int64, device=device)
+        _upload(np.array(records, dtype=np.int64), self.slots)
+        _upload(np.array(items, dtype=np.int64).reshape(-1, 3), self.items)
 
     def bind(self, slots: Sequence[Slot]) -> None:
-        """Take the gradients that the slots have now."""
+        """Take the gradients that the slots have now; they have the strides of those that the table was made with.
+
+        A graph that captures this sends the addresses anew at each replay, in between of which others may be needed: a
+        table that has been captured sends them at every call.
+        """
         grads = [slot.grad for slot in slots]
-        if [grad.stride() for grad in grads] != self._strides:
-            self._make(slots)
         for j, detour in self._detours.items():
             _copy(slots[j], detour, self._plan)
             detour.grad.copy_(grads[j])
             grads[j] = detour.grad
         addresses = [grad.data_ptr() for grad in grads]
-        if addresses != self._addresses:
+        capturing = self.calls.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if capturing or self._captured or addresses != self._addresses:
             at = np.array(addresses, dtype=np.int64)
-            self._upload(np.stack((at, at % EVEN == 0), axis=1), self.calls)
+            host = _upload(np.stack((at, at % EVEN == 0), axis=1), self.calls)
+            self._captured += [host] if capturing else []  # every replay reads it again
             self._addresses = addresses
 
     def release(self, slots: Sequence[Slot]) -> None:
@@ -66,32 +82,14 @@ class Table:
         for j, detour in self._detours.items():
             _copy(detour, slots[j], self._plan)
 
-    def _make(self, slots: Sequence[Slot]) -> None:
-        device = slots[0].param.device
-        self._strides = [slot.grad.stride() for slot in slots]
-        self._detours = {
-            j: _straight(self._plan, slot) for j, slot in enumerate(slots) if not _walkable(self._plan, slot)
-        }
-        records: list[tiles.Slot] = []
-        items: list[tuple[int, int, int]] = []
-        for j, slot in enumerate(slots):
-            record, blocks = _record(self._plan, self._detours.get(j, slot), self._block)
-            records.append(record)
-            items += _items(j, blocks, record.even_blocks, self.cut.item)
-        self.slots = torch.empty(len(records), len(tiles.Slot._fields), dtype=torch.int64, device=device)
-        self.items = torch.empty(len(items), 3, dtype=torch.int64, device=device)
-        self.calls = torch.empty(len(records), 2, dtype=torch.int64, device=device)
-        self._upload(np.array(records, dtype=np.int64), self.slots)
-        self._upload(np.array(items, dtype=np.int64).reshape(-1, 3), self.items)
-        self._addresses = []
 
-    def _upload(self, values: np.ndarray, to: Tensor) -> None:
-        host = torch.from_numpy(values)
-        if to.device.type != "cpu":
-            host = host.pin_memory()
-            if torch.cuda.is_current_stream_capturing():
-                self._captured.append(host)  # every replay reads it again
-        to.copy_(host, non_blocking=True)
+def _upload(values: np.ndarray, to: Tensor) -> Tensor:
+    """Send the values, without waiting where the host's memory allows that; they come back, as they lie there."""
+    host = torch.from_numpy(values)
+    if to.device.type != "cpu":
+        host = host.pin_memory()
+    to.copy_(host, non_blocking=True)
+    return host
 
 
 def _walkable(plan: Plan, slot: Slot) -> bool:
