@@ -17,7 +17,7 @@ nox.options.sessions = ["lint", "tests", "conformance"]
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 # Every distribution of this repository, those that others stand on first.
-PACKAGES = ("reference", "packages/lionbits[cli]", "conformance")
+PACKAGES = ("reference", "packages/lionbits[cli]", "conformance", "backends/triton", "packages/lionbits-bench")
 
 # The picture of the README: four Lions from the same start, within four minutes on two CPU cores.
 PICTURES = Path("demo-out")
@@ -25,6 +25,11 @@ DEMO = (
     "--compare", "lion32", "lion8", "lion4", "qlion",
     "--steps", "350", "--context", "96", "--eval-every", "25", "--out", str(PICTURES),
 )  # fmt: skip
+
+
+# One thread per worker: small tensors gain nothing from more, and the workers stop fighting. Triton interprets its
+# kernels, so that they run without a GPU.
+ON_THE_CPU = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
 
 
 def wanted(*groups: str) -> list[str]:
@@ -58,13 +63,12 @@ def tests(session: nox.Session) -> None:
         "pytest",
         *("--numprocesses=auto", "--maxprocesses=4"),
         *session.posargs,
-        # One thread per worker: small tensors gain nothing from more, and the workers stop fighting.
-        env={"OMP_NUM_THREADS": "1"},
+        env=ON_THE_CPU,
     )
 
 
 # Backends of this repository, each of which the court judges in a session of its own.
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "triton")
 
 
 @nox.session
@@ -84,12 +88,34 @@ def night(session: nox.Session, backend: str) -> None:
 def judge(session: nox.Session, backend: str, profile: str) -> None:
     """Run the suite as any other backend's authors would; what follows `--` goes to pytest."""
     session.install(*wanted("test"))
+    run_court(session, backend, profile)
+
+
+def run_court(session: nox.Session, backend: str, profile: str) -> None:
+    """Run the suite in an environment that has all it needs."""
     session.run(
         *("pytest", "--pyargs", "lionbits_conformance.suite", "--backend", backend, "--profile", profile),
         *("--numprocesses=auto", "--maxprocesses=4"),
         *session.posargs,
-        env={"OMP_NUM_THREADS": "1"},
+        env=ON_THE_CPU,
     )
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Put the Triton backend before the court with the oldest Triton that is tried; see that its kernels compile."""
+    session.install(*wanted("test"))
+    session.install("triton==3.6.0")
+    for bits in ("32", "8", "4", "2"):
+        session.run("python", "-m", "lionbits_triton.sass", "--arch", "90", "--bits", bits, "--caution", "none")
+    run_court(session, "triton", "dev")
+
+
+@nox.session
+def kernels(session: nox.Session) -> None:
+    """Print registers and instructions of every Triton kernel, compiled for GPUs that need not be there (minutes)."""
+    session.install(*wanted("test"))
+    session.run("python", "-m", "lionbits_triton.sass", *session.posargs)
 
 
 @nox.session

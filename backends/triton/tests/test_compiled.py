@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels, for GPUs that need not be there: exact arithmetic, wide accesses, no spills."""
+"""What the compiler makes of the kernels, for GPUs that need not be there: exact, wide accesses, no spills."""
 
 from __future__ import annotations
 

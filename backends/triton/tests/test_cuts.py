@@ -48,7 +48,7 @@ def test_both_paths_are_walked(monkeypatch: pytest.MonkeyPatch, format: Format) 
 
 
 def test_the_cut_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block size makes tiles of whole blocks, 16 elements for a thread or 8 off the fast path, and whole items."""
+    """Every block size makes tiles of whole blocks, 16 elements for a thread, 8 off the fast path, and whole items."""
     monkeypatch.setattr(launch, "INTERPRETED", type("Compiled", (), {"value": False}))
     for size in (32, 64, 128, 256, 512, 1024, 2048, 4096):
         plan = Plan(torch.bfloat16, torch.bfloat16, Format.of(8, block_size=size))

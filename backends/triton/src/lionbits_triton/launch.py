@@ -21,9 +21,9 @@ EXACT = {"enable_fp_fusion": False}
 #: Elements of a row that make a block where the format has none.
 PLAIN_BLOCK = 256
 
-#: Elements that a warp has of a tile, on the fast path and off it, by whether momentum is in codes. With codes there are
-#: many instructions per element, and 16 elements for a thread have fewest (59 on sm_90, not 64). Without, bytes are the
-#: bound: 8 for a thread leave it few registers (64, not 128), so that more programs fit.
+#: Elements that a warp has of a tile, on the fast path and off it, by whether momentum is in codes. With codes there
+#: are many instructions per element, and 16 elements for a thread have fewest (59 on sm_90, not 64). Without, bytes are
+#: the bound: 8 for a thread leave it few registers (64, not 128), so that more programs fit.
 WARP_TILE = {True: (512, 256), False: (256, 128)}
 
 #: Tiles that one program does at most, and how many programs there should be before it does more than one.

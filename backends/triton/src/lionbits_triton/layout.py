@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -47,7 +46,7 @@ def walk(plan: Plan, slot: Slot) -> Walk | None:
 
 
 def even_blocks(plan: Plan, slot: Slot, found: Walk, block: int) -> int:
-    """How many blocks, from the first on, have even rows: aligned, consecutive, all under one high half of positions."""
+    """How many blocks, from the first on, have even rows: aligned, consecutive, in one high half of positions."""
     whole_rows = found.columns % EVEN == 0
     strides = (found.param[0], found.grad[0])
     last = slot.start + (found.rows - 1) * slot.row_pitch + found.columns - 1

@@ -104,7 +104,7 @@ def mask_of(tile, PATH: tl.constexpr):
 
 @device_function
 def pointer(address, TYPE: tl.constexpr, PATH: tl.constexpr):
-    """A pointer to elements of a Triton type; to the bits of 16-bit floats, which the interpreter cannot compute with."""
+    """A pointer to elements of a Triton type; to the bits of 16-bit floats, as the interpreter miscomputes those."""
     if TYPE == tl.bfloat16 or TYPE == tl.float16:
         at = address.to(tl.pointer_type(tl.uint16))
     else:

@@ -82,6 +82,9 @@ class Lion(Optimizer):
     #: Arguments that a variant's name decides.
     fixed: ClassVar[Mapping[str, Any]] = {}
 
+    #: What ``backend=None`` means to a family that is bound to one; None: ``LIONBITS_BACKEND``, else the best.
+    default_backend: ClassVar[str | None] = None
+
     #: Settings of groups that a subclass has beside Lion's, with their defaults; :meth:`translated` reads them.
     own_settings: Mapping[str, Any] = {}
 
@@ -143,7 +146,7 @@ class Lion(Optimizer):
         options.check(defaults)
         self._pager = paging.arrangement(is_paged, page_budget, page_dir)
         self._check_fixed(defaults | {"is_paged": is_paged})
-        self._backend = select.requested(backend)
+        self._backend = select.requested(self.default_backend if backend is None else backend)
         self._overrides = groups.check_overrides(overrides, {**defaults, **self.own_settings})
         self._skipped: dict[torch.device, Tensor] = {}
         super().__init__(cast(Any, params), defaults)
