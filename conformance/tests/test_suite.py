@@ -67,6 +67,13 @@ def test_known_gaps_are_expected_and_checked(toys: Path) -> None:
     assert "has no reason" in judge(toys, *chosen, "--gaps", str(gaps)).stderr
 
 
+def test_it_runs_from_the_root_of_the_checkout() -> None:
+    """Where warnings are errors, too."""
+    command = [sys.executable, "-m", "lionbits_conformance", "-p", "no:cacheprovider", "-q", "-k", "every_code and e0m1"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_missing_backend_is_named(toys: Path) -> None:
     """A misspelt name says so."""
     done = judge(toys, "--backend", "tow", "-k", "step_equals_reference and 32-float32")

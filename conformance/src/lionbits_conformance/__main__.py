@@ -11,4 +11,6 @@ if __name__ == "__main__":
     # Installed, the plugin is there already, and pytest takes no plugin twice.
     installed = any(point.value == PLUGIN for point in entry_points(group="pytest11"))
     named = () if installed else ("-p", PLUGIN)
-    sys.exit(pytest.main([*named, "--pyargs", "lionbits_conformance.suite", *sys.argv[1:]]))
+    # `python -m` has imported the package before pytest can rewrite its assertions, which are few and have messages.
+    quiet = ("-W", "ignore:Module already imported so cannot be rewritten:pytest.PytestAssertRewriteWarning")
+    sys.exit(pytest.main([*named, *quiet, "--pyargs", "lionbits_conformance.suite", *sys.argv[1:]]))
