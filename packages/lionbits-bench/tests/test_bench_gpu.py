@@ -58,6 +58,7 @@ def test_everyone_is_measured_on_everything(results: dict[str, Any]) -> None:
             assert sum(row["workload"] == name and row["dtype"] == dtype for row in ours) == count
     for row in results["speed"] + results["host"]:
         assert row["problem"] == ""
+        # a quotient of float64 formed twice: the last bit may differ
         assert row["bandwidth"] == pytest.approx(row["floor_bytes"] / row["step_seconds"])
         assert (row["kernels"], row["waits"], row["peak_bytes"]) == (None, None, None)
     assert sum(row["ours"] for row in results["host"]) == sum(VARIANTS.values())
@@ -150,6 +151,7 @@ def test_shares_that_are_not_used_go_to_later_parts(monkeypatch: pytest.MonkeyPa
     only(monkeypatch, a=note, b=note, c=note, d=note)
     gpu.run(gpu.trial(), None, tmp_path, minutes=10)
     whole = 600 - gpu.RESERVE
+    # clocks go on between the parts
     assert left == [pytest.approx(whole / n, rel=0.02) for n in (4, 3, 2, 1)]
 
 

@@ -64,6 +64,7 @@ def test_contestants_take_turns(bench: Bench) -> None:
         assert len(row.host_seconds) == 2 * EFFORT.host_steps
         assert row.floor_bytes == 3 * 4 * WORKLOAD.elements
         assert row.copy_bandwidth is not None
+        # a quotient of float64 formed twice: the last bit may differ
         assert row.of_copy == pytest.approx(row.floor_bytes / row.step_seconds / row.copy_bandwidth)
         assert (row.peak_bytes, row.kernels, row.waits) == (None, None, None)
 
