@@ -125,6 +125,10 @@ def cases(
         # Codes and half-way between them, exactly: with b2 = 0 the new momentum is the gradient.
         on_ties = tuple(replace(t, kind="ties", momentum_kind="zeros") for t in chosen)
         return replace(case, tensors=on_ties, betas=(case.betas[0], 0.0), grad_scale=1.0)
+    if place == 2:
+        # Momentum made of the gradient alone, so that every code shows its lane; positions that pass a power of two.
+        far = tuple(replace(t, momentum_kind="zeros", start=2**33 - 32) for t in chosen)
+        return replace(case, tensors=far, betas=(case.betas[0], 0.0))
     if place == 5 and "denormal" in kinds:
         # Whole blocks below what a scale is kept for.
         tiny = tuple(replace(t, kind="denormal", momentum_kind="zeros") for t in chosen)

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import lionbits
+from lionbits_reference.spec import Backend
 
 from . import judgement, laws, mutants, runs, strategies
 from .universe import Universe, universe
@@ -48,22 +49,37 @@ def try_mutant(
         oracle: whether the oracle may speak.
         patience: examples of each law and stratum.
     """
-    spent = 0
     with universe([mutant.edit]) as wrong:
-        for charge in _charges(mutant, wrong, kinds, oracle):
-            examples, rejected = _examples_until_rejected(charge, patience)
-            spent += examples
-            if rejected:
-                return Verdict(mutant.name, charge.law, spent)
-    return Verdict(mutant.name, None, spent)
+        return _try(mutant.name, _charges(mutant, wrong, kinds, oracle), patience)
+
+
+def try_backend(name: str, backend: Backend, patience: int = PATIENCE) -> Verdict:
+    """Put every law of calls to a backend with a fault in it, until one rejects it.
+
+    For faults that a copy of the reference cannot have: swapped nibbles, a tail that is not masked, a missing barrier.
+
+    Args:
+        name: of the fault.
+        backend: on the CPU.
+        patience: examples of each law and stratum.
+    """
+    return _try(name, _call_charges(backend, KINDS), patience)
+
+
+def _try(name: str, charges: Iterator[Charge], patience: int) -> Verdict:
+    spent = 0
+    for charge in charges:
+        examples, rejected = _examples_until_rejected(charge, patience)
+        spent += examples
+        if rejected:
+            return Verdict(name, charge.law, spent)
+    return Verdict(name, None, spent)
 
 
 def _charges(mutant: mutants.Mutant, wrong: Universe, kinds: Sequence[str], oracle: bool) -> Iterator[Charge]:
     """The laws that can see this mutant, the likeliest first; each stratum of plans in turn."""
     if mutant.where == "kernel":
-        for name, law in laws.CALLS.items():
-            for bits, dtype in strategies.STRATA:
-                yield Charge(name, strategies.cases(kinds, bits=bits, dtype=dtype), _call_law(law, wrong))
+        yield from _call_charges(wrong.reference, kinds)
     if oracle:
         # A wrong kernel is judged under the right front end, a wrong front end over the right kernel.
         lion = lionbits.Lion if mutant.where == "kernel" else wrong.lionbits.Lion
@@ -77,8 +93,14 @@ def _charges(mutant: mutants.Mutant, wrong: Universe, kinds: Sequence[str], orac
                 yield Charge(name, strategies.runs(kinds, bits=bits, dtype=dtype), _run_law(run_law, wrong))
 
 
-def _call_law(law: laws.Law, wrong: Universe) -> Callable[[Any], None]:
-    return lambda case: law(wrong.reference, case, laws.CPU)
+def _call_charges(wrong: Any, kinds: Sequence[str]) -> Iterator[Charge]:
+    for name, law in laws.CALLS.items():
+        for bits, dtype in strategies.STRATA:
+            yield Charge(name, strategies.cases(kinds, bits=bits, dtype=dtype), _call_law(law, wrong))
+
+
+def _call_law(law: laws.Law, wrong: Any) -> Callable[[Any], None]:
+    return lambda case: law(wrong, case, laws.CPU)
 
 
 def _run_law(law: runs.Law, wrong: Universe) -> Callable[[Any], None]:

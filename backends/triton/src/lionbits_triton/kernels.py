@@ -122,7 +122,7 @@ def step_kernel(
     param = state
     if EVEN.format.quantised:
         state = lanes.state_lanes(item.slot.index, count, low, high, stochastic, nearest)
-    if EVEN.draws_for_param:
+    if EVEN.plan.draws_for_param:
         param = lanes.param_lanes(item.slot.index, count, low, high, EVEN)
     largest = tl.load(absmax + item.j)
     if item.even:

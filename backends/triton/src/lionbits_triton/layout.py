@@ -87,5 +87,4 @@ def _one_row_will_do(plan: Plan, slot: Slot, columns: int) -> bool:
     format = plan.format
     if format.quantised and (columns * format.bits % 8 or (format.block_size and columns % format.block_size)):
         return False
-    draws = format.quantised or plan.param_rounding in ("dithered", "stochastic") or plan.master_bits == 24
-    return not draws or slot.row_pitch == columns
+    return not (format.quantised or plan.draws_for_param) or slot.row_pitch == columns

@@ -40,11 +40,6 @@ class Path:
         return self.block * self.format.bits // 8
 
     @property
-    def draws_for_param(self) -> bool:
-        """Whether parameters are rounded by lanes."""
-        return self.plan.param_rounding in ("dithered", "stochastic") or self.plan.master_bits == 24
-
-    @property
     def param_type(self) -> tl.dtype:
         """Triton's name for the parameter's dtype."""
         return _TYPES[self.plan.param_dtype]

@@ -62,6 +62,11 @@ class Plan:
             rule = "is for bfloat16 parameters"
             raise checks.refusal(ValueError, "param_rounding", self.param_rounding, rule, hint)
 
+    @property
+    def draws_for_param(self) -> bool:
+        """Whether parameters are rounded by lanes, so that an element's position matters to them."""
+        return self.param_rounding in ("dithered", "stochastic") or self.master_bits == 24
+
     def state_spec(self, shape: Sequence[int]) -> dict[str, TensorSpec]:
         """Names, shapes and dtypes of the state that kernels see, of a parameter (or shard) of ``shape``."""
         spec = self.format.momentum_spec(shape)

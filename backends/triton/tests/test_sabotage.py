@@ -1,0 +1,72 @@
+"""Kernels with one fault in them do not pass the court: what the interpreter and the laws are worth, for Triton.
+
+The wrong Lions of ``lionbits_conformance.mutants`` are made of the reference; these faults only kernels can have.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import lionbits_triton
+from lionbits_conformance import trials
+from lionbits_conformance.sabotage import sabotaged
+from lionbits_conformance.universe import Edit
+
+#: Small tiles, and many of them for a program, as on a GPU: those of the interpreter would hide faults between tiles.
+MANY_TILES = [
+    Edit("launch.py", "INTERPRETED_TILE = 1 << 16", "INTERPRETED_TILE = 1 << 9"),
+    Edit("launch.py", "TILES_PER_ITEM, ENOUGH_PROGRAMS = 32, 8192", "TILES_PER_ITEM, ENOUGH_PROGRAMS = 4, 1"),
+]
+
+FAULTS = {
+    "tails are an element too long": [
+        Edit("tiles.py", "slot.columns - begin, PATH.block)", "slot.columns - begin + 1, PATH.block)"),
+    ],
+    "nibbles are swapped": [
+        Edit("tiles.py", "code = even | (odd << 4)\n    if", "code = odd | (even << 4)\n    if"),
+    ],
+    "rows are packed without a gap": [
+        Edit("tiles.py", "((slot.columns * PATH.format.bits + 7) // 8)", "(slot.columns * PATH.format.bits // 8)"),
+    ],
+    "a slice counts from zero": [
+        Edit("lanes.py", "(slot.start + tile.row", "(slot.start * 0 + tile.row"),
+    ],
+    "no carry into the high half of a position": [
+        Edit("lanes.py", "+ carried.to(tl.uint32)", "+ 0"),
+    ],
+    "both of a pair get one half of the hash": [
+        Edit("lanes.py", "(((h >> 16) + lanes.phase)", "((h + lanes.phase)"),
+    ],
+    "momentum is scaled for more than it can hold": [
+        Edit("lion.py", "tl.where(absmax > _HUGE, _HUGE, absmax)", "absmax"),
+    ],
+    "infinity passes for a number": [
+        Edit("kernels.py", "if tl.max(largest, 0) >= INFINITE:", "if tl.max(largest, 0) > INFINITE:"),
+    ],
+    "strides of the gradient are the parameter's": [
+        Edit(
+            "tiles.py",
+            "s.grad_row, s.grad_outer, s.grad_middle, s.grad_inner",
+            "s.param_row, s.param_outer, s.param_middle, s.param_inner",
+        ),
+    ],
+    "only the first tile of an item": [
+        *MANY_TILES,
+        Edit("kernels.py", "first += PATH.rows\n    return skips", "first = item.last\n    return skips"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_kernel_is_rejected(tmp_path: Path, fault: str) -> None:
+    """A law of calls finds it, within a few examples of each stratum of plans."""
+    with sabotaged(lionbits_triton, FAULTS[fault], tmp_path) as wrong:
+        assert trials.try_backend(fault, wrong).law is not None
+
+
+def test_nothing_is_rejected_for_being_a_copy(tmp_path: Path) -> None:
+    """Many small tiles are no fault."""
+    with sabotaged(lionbits_triton, MANY_TILES, tmp_path) as copy:
+        assert trials.try_backend("a copy", copy, patience=1).law is None

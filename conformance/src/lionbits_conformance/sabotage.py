@@ -1,0 +1,52 @@
+"""Backends with a fault in them, for their own tests: what a court and an emulator are worth shows on these.
+
+Where :mod:`~lionbits_conformance.universe` edits Python as it is imported, this copies a whole package to a folder:
+kernels are compiled from files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from .universe import DoesNotApply, Edit
+
+_numbers = itertools.count()
+
+
+@contextmanager
+def sabotaged(package: ModuleType, edits: Sequence[Edit], folder: Path) -> Iterator[ModuleType]:
+    """A copy of ``package`` with the edits in it, imported under another name, while the context lasts.
+
+    Args:
+        package: a backend whose modules import each other relatively.
+        edits: their files are named from the package's folder, as ``lanes.py``.
+        folder: where the copy is written; it is left there.
+
+    Raises:
+        DoesNotApply: a text to replace does not stand there exactly once.
+    """
+    name = f"{package.__name__}_sabotaged{next(_numbers)}"
+    source = Path(package.__path__[0])
+    copy = folder / name
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for edit in edits:
+        file = copy / edit.file
+        text = file.read_text()
+        if (found := text.count(edit.old)) != 1:
+            raise DoesNotApply(f"{edit.file} has {found} places that read {edit.old!r}; there must be one")
+        file.write_text(text.replace(edit.old, edit.new))
+    sys.path.insert(0, str(folder))
+    try:
+        importlib.invalidate_caches()
+        yield importlib.import_module(name)
+    finally:
+        sys.path.remove(str(folder))
+        for module in [module for module in sys.modules if module.split(".")[0] == name]:
+            del sys.modules[module]
