@@ -17,7 +17,14 @@ nox.options.sessions = ["lint", "tests", "conformance"]
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 # Every distribution of this repository, those that others stand on first.
-PACKAGES = ("reference", "packages/lionbits[cli]", "conformance", "backends/triton", "packages/lionbits-bench")
+PACKAGES = (
+    "reference",
+    "packages/lionbits[cli]",
+    "conformance",
+    "backends/table",
+    "backends/triton",
+    "packages/lionbits-bench",
+)
 
 # The picture of the README: four Lions from the same start, within four minutes on two CPU cores.
 PICTURES = Path("demo-out")

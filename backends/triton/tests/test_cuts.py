@@ -7,8 +7,8 @@ import torch
 
 from lionbits_reference.spec import FLOAT32, Format, Plan, Slot
 from lionbits_triton import backend, launch
+from lionbits_triton.launch import Cut
 from lionbits_triton.path import Path
-from lionbits_triton.table import Cut
 
 from .cases import HYPER, assert_steps_alike, scalars, slot
 
@@ -40,7 +40,7 @@ def test_both_paths_are_walked(monkeypatch: pytest.MonkeyPatch, format: Format) 
     """The shapes above do have even blocks and others: what the test before this one relies on."""
     plan = Plan(torch.float32, torch.float32, format)
     monkeypatch.setattr(backend, "cut", lambda plan, slots: small(plan, 2, 1, 4))
-    table = backend._table(plan, [slot(plan, shape, seed) for seed, shape in enumerate(SHAPES)])
+    table = backend._work(plan, [slot(plan, shape, seed) for seed, shape in enumerate(SHAPES)]).table
     even_blocks = table.slots[:, 6]
     taken = [bool(last <= even_blocks[j]) for j, _, last in table.items.tolist()]
     assert any(taken)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lionbits_reference.spec import Batch, Format, Hyper, Plan, Scalars, Slot
+from lionbits_table import Table
 
 from . import kernels
-from .launch import cut, launch
+from .launch import Work, cut, launch
 from .lion import INTERPRETED
-from .table import Table
 
 name = "triton"
 
@@ -34,10 +34,10 @@ def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> N
     """See :meth:`lionbits_reference.spec.Backend.step`."""
     if not slots:
         return
-    table = _table(plan, slots)
+    work = _work(plan, slots)
     launch(
         kernels.step_kernel,
-        table,
+        work,
         scalars.lr,
         scalars.keep,
         scalars.grad_scale,
@@ -49,10 +49,10 @@ def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> N
         hyper.seed >> 32,
         int(hyper.rounding == "stochastic"),
         int(hyper.rounding == "nearest"),
-        EVEN=table.cut.even,
-        UNEVEN=table.cut.uneven,
+        EVEN=work.cut.even,
+        UNEVEN=work.cut.uneven,
     )
-    table.release(slots)
+    work.table.release(slots)
 
 
 def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
@@ -77,8 +77,8 @@ def encode(format: Format, momentum: Tensor) -> dict[str, Tensor]:
     state = {key: torch.zeros(s.shape, dtype=s.dtype, device=momentum.device) for key, s in spec.items()}
     slot = Slot(torch.empty_like(momentum, memory_format=torch.contiguous_format), momentum.contiguous(), state, 0)
     largest = momentum.abs().amax() if momentum.numel() else momentum.new_zeros(())
-    table = _table(Plan(torch.float32, torch.float32, format), [slot])
-    launch(kernels.encode_kernel, table, largest, UNEVEN=table.cut.uneven)
+    work = _work(Plan(torch.float32, torch.float32, format), [slot])
+    launch(kernels.encode_kernel, work, largest, UNEVEN=work.cut.uneven)
     return state
 
 
@@ -89,27 +89,28 @@ def decode(format: Format, state: Mapping[str, Any], shape: Sequence[int]) -> Te
         return exp_avg.reshape(tuple(shape)).clone(memory_format=torch.contiguous_format)
     momentum = torch.empty(tuple(shape), dtype=torch.float32, device=state["exp_avg_codes"].device)
     slot = Slot(momentum, momentum, state, 0)
-    table = _table(Plan(torch.float32, torch.float32, format), [slot])
-    launch(kernels.decode_kernel, table, UNEVEN=table.cut.uneven)
+    work = _work(Plan(torch.float32, torch.float32, format), [slot])
+    launch(kernels.decode_kernel, work, UNEVEN=work.cut.uneven)
     return momentum
 
 
-def _table(plan: Plan, slots: Sequence[Slot]) -> Table:
-    """The table of these slots with the gradients that they have now; a batch keeps the one that was made for it."""
+def _work(plan: Plan, slots: Sequence[Slot]) -> Work:
+    """The slots with the gradients that they have now; a batch keeps the table that was made for it."""
     kept = slots.memo if isinstance(slots, Batch) else {}
-    table: Table | None = kept.get(name)
-    if table is None:
-        table = kept[name] = Table(slots, cut(plan, slots))
-    table.bind(slots)
-    return table
+    work: Work | None = kept.get(name)
+    if work is None:
+        found = cut(plan, slots)
+        work = kept[name] = Work(found, Table(plan, slots, found.even.block, found.item))
+    work.table.bind(slots)
+    return work
 
 
 def _count(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars, found: Tensor, **kind: bool) -> None:
     if not slots:
         return
-    table = _table(plan, slots)
-    paths = {"EVEN": table.cut.even, "UNEVEN": table.cut.uneven}
-    launch(kernels.count_kernel, table, scalars.grad_scale, found, *_betas(hyper), **paths, **kind)
+    work = _work(plan, slots)
+    paths = {"EVEN": work.cut.even, "UNEVEN": work.cut.uneven}
+    launch(kernels.count_kernel, work, scalars.grad_scale, found, *_betas(hyper), **paths, **kind)
 
 
 def _betas(hyper: Hyper) -> tuple[float, float, float, float]:

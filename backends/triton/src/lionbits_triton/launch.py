@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 
 from lionbits_reference.spec import Plan, Slot, matrix_shape
+from lionbits_table import Table
 
 from .lion import INTERPRETED
 from .path import Path
-from .table import Cut, Table
 
 #: How kernels are compiled, always: a*b + c rounds twice.
 EXACT = {"enable_fp_fusion": False}
@@ -33,6 +33,22 @@ TILES_PER_ITEM, ENOUGH_PROGRAMS = 32, 8192
 INTERPRETED_TILE = 1 << 16
 
 
+class Cut(NamedTuple):
+    """How slots are cut, and the two ways through their kernels."""
+
+    even: Path
+    uneven: Path
+    item: int  # blocks that one program does at most
+    warps: int  # of a program
+
+
+class Work(NamedTuple):
+    """Slots, ready for kernels."""
+
+    cut: Cut
+    table: Table
+
+
 def cut(plan: Plan, slots: Sequence[Slot]) -> Cut:
     """How to cut these slots: programs of one warp, which wait for nobody, unless a block is too large for one."""
     block = plan.format.block_size or PLAIN_BLOCK
@@ -50,17 +66,17 @@ def cut(plan: Plan, slots: Sequence[Slot]) -> Cut:
     )
 
 
-def launch(kernel: Any, table: Table, *arguments: Any, **constants: Any) -> None:
+def launch(kernel: Any, work: Work, *arguments: Any, **constants: Any) -> None:
     """Launch one program per work item."""
-    programs = len(table.items)
-    if not programs:
+    table = work.table
+    if not len(table.items):
         return
     device = table.items.device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(programs,)](
+        kernel[(len(table.items),)](
             *(table.slots, table.calls, table.items, *arguments),
             **constants,
-            num_warps=table.cut.warps,
+            num_warps=work.cut.warps,
             **EXACT,
         )
 

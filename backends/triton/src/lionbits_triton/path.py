@@ -8,9 +8,7 @@ import torch
 import triton.language as tl
 
 from lionbits_reference.spec import Format, Plan
-
-#: What the elements of even rows come in multiples of, and the bytes of their addresses.
-EVEN = 16
+from lionbits_table import EVEN
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 

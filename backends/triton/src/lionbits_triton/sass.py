@@ -29,7 +29,6 @@ from lionbits_reference.spec import CAUTIONS, FLOAT32, Format, Plan
 
 from . import kernels, launch
 from .lion import INTERPRETED
-from .table import Cut
 
 ARCHITECTURES = (80, 90, 100)
 _WORDS, _NUMBERS, _BITS = (torch.empty(1, dtype=dtype) for dtype in (torch.int64, torch.float32, torch.int32))
@@ -86,7 +85,7 @@ def plans(bits: int) -> Iterator[Plan]:
         yield Plan(param, grad, format, caution, rounding, master_bits)
 
 
-def _compiled(kernel: Any, arguments: tuple[Any, ...], cut: Cut, architecture: int, **constants: Any) -> Any:
+def _compiled(kernel: Any, arguments: tuple[Any, ...], cut: launch.Cut, architecture: int, **constants: Any) -> Any:
     """Compile as a launch on that GPU would, through a driver that only says which GPU it is."""
     driver.set_active(
         SimpleNamespace(

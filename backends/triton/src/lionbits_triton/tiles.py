@@ -1,7 +1,7 @@
 """Where the elements of a tile lie: from (slot, blocks) to addresses, vectors and packed bytes.
 
 A tile is some blocks of consecutive elements of a slot's rows; see :class:`lionbits_triton.path.Path`. All that differs
-between slots stands in the device table, which ``table.py`` writes.
+between slots stands in the device table, which :mod:`lionbits_table` writes.
 """
 
 from __future__ import annotations
@@ -10,42 +10,19 @@ from typing import Any, NamedTuple
 
 import triton.language as tl
 
-from . import path
+import lionbits_table
+from lionbits_table import Record
+
 from .lion import device_function
 
-EVEN: tl.constexpr = tl.constexpr(path.EVEN)
-
-
-class Slot(NamedTuple):
-    """A row of the device table, all int64. The strides are in elements; see :func:`element_pointers`."""
-
-    param: Any  # addresses
-    momentum: Any  # exp_avg, or its codes
-    scale: Any
-    rest: Any
-    columns: Any
-    row_blocks: Any  # blocks in a row
-    even_blocks: Any  # this many blocks, from the first on, are even if the gradient is
-    index: Any
-    start: Any
-    pitch: Any
-    param_row: Any
-    param_outer: Any
-    param_middle: Any
-    param_inner: Any
-    grad_row: Any
-    grad_outer: Any
-    grad_middle: Any
-    grad_inner: Any
-    middle: Any  # sizes of the two inner dimensions; inner = 0: columns are consecutive in both tensors
-    inner: Any
+EVEN: tl.constexpr = tl.constexpr(lionbits_table.EVEN)
 
 
 @device_function
 def load_slot(table, j):
     """Row j of the device table."""
     row = table + j * 20
-    return Slot(
+    return Record(
         param=tl.load(row),
         momentum=tl.load(row + 1),
         scale=tl.load(row + 2),

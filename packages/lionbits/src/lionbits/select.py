@@ -20,7 +20,7 @@ AUTO = "auto"
 PREFIX = "lionbits_"
 
 #: Modules of our own that have the prefix and are no backends.
-NOT_BACKENDS = ("conformance", "bench")
+NOT_BACKENDS = ("conformance", "bench", "table")
 
 #: What ``auto`` tries on CUDA, best first. Elsewhere it takes the last.
 PREFERENCE = ("triton", "cupy", "compiled", "reference")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,43 +15,38 @@ from torch import Tensor
 
 from lionbits_reference.spec import Plan, Slot
 
-from . import tiles
 from .layout import even_blocks, walk
-from .path import EVEN, Path
-
-
-class Cut(NamedTuple):
-    """How slots are cut, and the two ways through their kernels."""
-
-    even: Path
-    uneven: Path
-    item: int  # blocks that one program does at most
-    warps: int  # of a program
+from .record import EVEN, Record
 
 
 class Table:
     """The slots of a plan as its kernels see them. It holds no gradient, and no slot.
 
+    Args:
+        plan: of all slots.
+        slots: on one device.
+        block: elements of a row that make a block: the format's, or what kernels take where that has none.
+        item: blocks that one program does at most.
+
     Attributes:
-        slots: int64[k, fields of :class:`tiles.Slot`], on the device.
+        slots: int64[k, fields of :class:`Record`], on the device.
         calls: int64[k, 2], on the device: the gradient's address, and whether it is aligned.
         items: int64[n, 3], on the device: slot, first block and end of what each program does.
     """
 
-    def __init__(self, slots: Sequence[Slot], cut: Cut) -> None:
-        self.cut = cut
-        self._plan = plan = cut.even.plan
+    def __init__(self, plan: Plan, slots: Sequence[Slot], block: int, item: int) -> None:
+        self._plan = plan
         self._detours = {j: _straight(plan, slot) for j, slot in enumerate(slots) if not _walkable(plan, slot)}
         self._addresses: list[int] = []
         self._captured: list[Tensor] = []
-        records: list[tiles.Slot] = []
+        records: list[Record] = []
         items: list[tuple[int, int, int]] = []
         for j, slot in enumerate(slots):
-            record, blocks = _record(plan, self._detours.get(j, slot), cut.even.block)
+            record, blocks = _record(plan, self._detours.get(j, slot), block)
             records.append(record)
-            items += _items(j, blocks, record.even_blocks, cut.item)
+            items += _items(j, blocks, record.even_blocks, item)
         device = slots[0].param.device
-        self.slots = torch.empty(len(records), len(tiles.Slot._fields), dtype=torch.int64, device=device)
+        self.slots = torch.empty(len(records), len(Record._fields), dtype=torch.int64, device=device)
         self.items = torch.empty(len(items), 3, dtype=torch.int64, device=device)
         self.calls = torch.empty(len(records), 2, dtype=torch.int64, device=device)
         _upload(np.array(records, dtype=np.int64), self.slots)
@@ -114,14 +108,14 @@ def _state(plan: Plan, slot: Slot) -> dict[str, Tensor]:
     return {key: slot.state[key] for key in plan.state_spec(slot.param.shape)}
 
 
-def _record(plan: Plan, slot: Slot, block: int) -> tuple[tiles.Slot, int]:
+def _record(plan: Plan, slot: Slot, block: int) -> tuple[Record, int]:
     """The slot's row of the table, and how many blocks it has."""
     found = walk(plan, slot)
     assert found is not None
     state = _state(plan, slot)
     row_blocks = -(-found.columns // block)
     momentum = state["exp_avg_codes" if plan.format.quantised else "exp_avg"]
-    record = tiles.Slot(
+    record = Record(
         slot.param.data_ptr(),
         momentum.data_ptr(),
         state["exp_avg_scale"].data_ptr() if plan.format.quantised else 0,

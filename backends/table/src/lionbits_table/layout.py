@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lionbits_reference.spec import Plan, Slot, matrix_shape
 
-from .path import EVEN
+from .record import EVEN
 
 #: Dimensions inside a row that kernels can walk.
 _DIMENSIONS = 3

@@ -1,0 +1,98 @@
+"""Tensors of any strides, and how many launches they take."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import Tensor
+
+from lionbits_reference.spec import FLOAT32, Batch, Format, Plan, Slot
+from lionbits_table.layout import walk
+from lionbits_triton import backend, kernels
+
+from .cases import HYPER, PLAN, Arrange, as_it_is, assert_steps_alike, scalars, slot
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """Reversed strides."""
+    order = list(reversed(range(tensor.dim())))
+    return tensor.permute(order).contiguous().permute(order)
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """As convolutions like it."""
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def odd(tensor: Tensor) -> Tensor:
+    """At an address that no vector fits."""
+    return torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape).copy_(tensor)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Rows that are parts of longer rows."""
+    return torch.empty(*tensor.shape[:-1], tensor.shape[-1] + 16, dtype=tensor.dtype)[..., :-16].copy_(tensor)
+
+
+@pytest.mark.parametrize("arrange", [as_it_is, transposed, channels_last, odd, wide])
+@pytest.mark.parametrize("grad", [as_it_is, transposed, channels_last, odd])
+@pytest.mark.parametrize("format", [Format.of(8, block_size=32), Format.of(4, block_size=32), FLOAT32], ids=str)
+def test_any_strides(format: Format, arrange: Arrange, grad: Arrange) -> None:
+    """Parameters and gradients are walked where they are, whatever strides each has."""
+    plan = Plan(torch.float32, torch.float32, format)
+    shape = (6, 4, 3, 5)
+    assert walk(plan, slot(plan, shape, 0, arrange, grad)) is not None
+    assert_steps_alike(plan, lambda: [slot(plan, shape, 0, arrange, grad), slot(plan, (3, 32), 1)])
+
+
+def test_strides_that_no_kernel_walks() -> None:
+    """Five dimensions in disorder, state that is not contiguous, gradients that are one number: by way of copies."""
+    plan = PLAN
+
+    def make() -> list[Slot]:
+        deep = slot(plan, (2, 3, 4, 5, 6), 0, transposed)
+        assert walk(plan, deep) is None
+        odd_state = slot(plan, (8, 64), 1)
+        odd_state.state = {key: transposed(value) for key, value in odd_state.state.items()}
+        return [deep, odd_state, slot(plan, (4, 40), 2, grad=lambda grad: grad[0, 0].expand(grad.shape))]
+
+    assert_steps_alike(plan, make)
+
+
+def test_a_table_goes_with_its_batch() -> None:
+    """No cycle keeps device memory until the garbage collector runs."""
+    batch = Batch([slot(PLAN, (4, 32))])
+    backend.step(PLAN, batch, HYPER, scalars(1))
+    made, state = weakref.ref(batch.memo["triton"].table), weakref.ref(batch[0].state["exp_avg_codes"])
+    gc.disable()
+    try:
+        del batch
+        assert made() is None
+        assert state() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("count", [3, 300])
+@pytest.mark.parametrize("wise", [True, False], ids=["block-wise", "tensor-wise"])
+def test_launches_do_not_grow_with_tensors(monkeypatch: pytest.MonkeyPatch, count: int, wise: bool) -> None:
+    """One launch updates any number of tensors; one more finds the largest momentum of tensor-wise scales."""
+    launches: list[object] = []
+    for kernel in (kernels.step_kernel, kernels.count_kernel):
+        original = type(kernel).run
+
+        def counted(self: object, *arguments: object, _run: object = original, **options: object) -> object:
+            launches.append(self)
+            return _run(self, *arguments, **options)  # type: ignore[operator]
+
+    monkeypatch.setattr(type(kernels.step_kernel), "run", counted)
+    plan = PLAN if wise else Plan(torch.float32, torch.float32, Format.of(8, block_wise=False))
+    batch = Batch(slot(plan, (2, 32), seed) for seed in range(count))
+    numbers = scalars(count)
+    if not wise:
+        numbers = type(numbers)(**{**vars(numbers), "absmax": backend.absmax(plan, batch, HYPER, numbers)})
+    backend.step(plan, batch, HYPER, numbers)
+    assert len(launches) == (1 if wise else 2)
