@@ -114,15 +114,16 @@ def oldest(session: nox.Session) -> None:
     session.install(*wanted("test"))
     session.install("triton==3.6.0")
     for bits in ("32", "8", "4", "2"):
-        session.run("python", "-m", "lionbits_triton.sass", "--arch", "90", "--bits", bits, "--caution", "none")
+        session.run("python", "-m", "lionbits_bench", "sass", "--arch", "90", "--bits", bits, "--caution", "none")
     run_court(session, "triton", "dev")
 
 
 @nox.session
 def kernels(session: nox.Session) -> None:
-    """Print registers and instructions of every Triton kernel, compiled for GPUs that need not be there (minutes)."""
+    """Print registers and instructions of every kernel, compiled for GPUs that need not be there (minutes)."""
     session.install(*wanted("test"))
-    session.run("python", "-m", "lionbits_triton.sass", *session.posargs)
+    for backend in BACKENDS[1:]:
+        session.run("python", "-m", "lionbits_bench", "sass", "--backend", backend, *session.posargs)
 
 
 @nox.session

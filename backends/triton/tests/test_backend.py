@@ -55,14 +55,14 @@ def test_without_the_interpreter_the_cpu_is_refused() -> None:
 def test_numbers_and_addresses_make_no_variant() -> None:
     """Betas, seeds and roundings of any value, and tensors at any address, are served by one compiled kernel."""
     code = (
-        "import torch; from lionbits_triton import kernels, launch, sass; from lionbits_reference.spec import *\n"
+        "import torch; from lionbits_triton import compiled, kernels, launch; from lionbits_reference.spec import *\n"
         "cut = launch.cut(Plan(torch.bfloat16, torch.bfloat16, Format.of(8)), [])\n"
         "words, numbers = torch.zeros(64, dtype=torch.int64), torch.zeros(64)\n"
         "found = set()\n"
         "for at, beta, seed, flag in [(0, 0.9, 0, 0), (1, 1.0, 1, 1), (3, 0.0, 2**32 - 1, 0), (2, 0.5, 16, 1)]:\n"
         "    w, n = words[at:], numbers[at:]\n"
         "    call = (w, w, w, n, n, n, w, n, w, beta, beta, beta, beta, seed, seed, flag, 1 - flag)\n"
-        "    found.add(id(sass._compiled(kernels.step_kernel, call, cut, 90, EVEN=cut.even, UNEVEN=cut.uneven)))\n"
+        "    found.add(id(compiled.compile(kernels.step_kernel, call, cut, 90, EVEN=cut.even, UNEVEN=cut.uneven)))\n"
         "print(len(found))\n"
     )
     assert _told(code).strip() == "1"

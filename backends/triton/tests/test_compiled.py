@@ -16,8 +16,8 @@ BUDGET = 60
 
 
 def listed(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m lionbits_triton.sass``."""
-    command = [sys.executable, "-m", "lionbits_triton.sass", *arguments]
+    """Run ``python -m lionbits_bench sass``."""
+    command = [sys.executable, "-m", "lionbits_bench", "sass", *arguments]
     return subprocess.run(command, env=COMPILING, capture_output=True, text=True, check=False)
 
 
@@ -38,15 +38,16 @@ def test_every_kernel_keeps_the_law(bits: str, arch: str) -> None:
 def test_faults_are_found() -> None:
     """A kernel compiled with contraction, and a listing with each of the other faults, are told."""
     code = (
-        "import torch; from lionbits_triton import kernels, launch, sass; from lionbits_reference.spec import *\n"
+        "import torch; from lionbits_triton import kernels, launch; from lionbits_reference.spec import *\n"
+        "from lionbits_bench import sass\n"
         "plan = Plan(torch.bfloat16, torch.bfloat16, Format.of(8))\n"
-        "good = sass.step(plan, 90)\n"
+        "good = sass.listings('triton', plan, 90)[sass.STEP]\n"
         "print(sass.faults(good))\n"
         "for bad in (good._replace(ptx='add.ftz.f32'), good._replace(ptx='div.full.f32'), good._replace(stack=8),\n"
         "            good._replace(ptx='rcp.approx.f32'), good._replace(fast_path=[])): print(sass.faults(bad))\n"
         "kernels.step_kernel.device_caches.clear()\n"
         "launch.EXACT['enable_fp_fusion'] = True\n"
-        "print(sass.faults(sass.step(plan, 90)))\n"
+        "print(sass.faults(sass.listings('triton', plan, 90)[sass.STEP]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=COMPILING, capture_output=True, text=True, check=False)
     told = done.stdout.splitlines()
@@ -59,7 +60,7 @@ def test_faults_are_found() -> None:
 
 def test_the_interpreter_compiles_nothing() -> None:
     """The command says so instead of printing an empty table."""
-    command = [sys.executable, "-m", "lionbits_triton.sass"]
+    command = [sys.executable, "-m", "lionbits_bench", "sass"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from lionbits_reference.spec import CAUTIONS
+
 #: Seconds after the time that was given when a run that hangs is ended; what it found by then is written.
 PATIENCE = 20
 
@@ -27,7 +29,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gpu.add_argument("--out", type=Path, default=Path("lionbits-out/gpu"), help="folder (default: %(default)s)")
     gpu.add_argument("--backends", type=_names, help="such as triton,reference (default: all fast ones that serve)")
     gpu.add_argument("--minutes", type=_minutes, default=9.0, help="that it may take in all (default: %(default)g)")
-    return _gpu(gpu, parser.parse_args(arguments), begin)
+    listing = commands.add_parser(
+        "sass",
+        help="what the compiler makes of a backend's kernels, on any machine",
+        description="Print a row of markdown for every plan: registers, stack, 16-byte accesses and instructions per "
+        "element. The exit code counts kernels with faults, which are told.",
+    )
+    listing.add_argument("--backend", default="triton", help="which has a module `compiled` (default: %(default)s)")
+    listing.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], help="compute capabilities, as 90")
+    listing.add_argument("--bits", type=int, nargs="+", default=[32, 8, 4, 2], help="of the momentum")
+    listing.add_argument("--caution", nargs="+", choices=CAUTIONS, default=CAUTIONS)
+    given = parser.parse_args(arguments)
+    return _gpu(gpu, given, begin) if given.command == "gpu" else _sass(listing, given)
+
+
+def _sass(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    from . import sass
+
+    try:
+        return sass.run(given.backend, given.arch, given.bits, given.caution)
+    except (ImportError, RuntimeError, FileNotFoundError) as error:
+        parser.error(str(error))
 
 
 def _gpu(parser: argparse.ArgumentParser, given: argparse.Namespace, begin: float) -> int:

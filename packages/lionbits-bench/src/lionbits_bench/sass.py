@@ -1,0 +1,175 @@
+"""What the compiler makes of a backend's kernels, on any machine: ``python -m lionbits_bench sass --backend cupy``.
+
+A backend that compiles for CUDA says so by a module ``lionbits_<name>.compiled``, with ``kernels(plan, architecture)``:
+PTX and cubin of each kernel, by name, as in a launch but for a GPU that need not be there. What counts: registers, no
+stack frame (nothing spilled), 16-byte accesses on the fast path of a step, and instructions per element there; a GPU
+has time for about 55 while memory delivers the 8 bytes of an 8-bit step in bfloat16.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lionbits_reference.spec import CAUTIONS, FLOAT32, Format, Plan
+
+HEADER = "| bits | parameter / gradient | caution | rounding | sm | registers | stack | 16-byte loads, stores | SASS |"
+STEP = "step_kernel"
+
+#: What may not be in PTX, and what it would mean.
+FORBIDDEN = {
+    r"\bfma\.": "contracts a*b + c",
+    r"\.ftz\b": "flushes subnormal numbers",
+    r"\.approx\b": "approximates",
+    r"\bdiv\.full\b": "divides approximately",
+}
+
+
+class Listing(NamedTuple):
+    """A compiled kernel."""
+
+    ptx: str
+    instructions: list[str]  # SASS
+    fast_path: list[str]  # of these, the loop over even tiles, without what serves elements that are not finite
+    registers: int
+    stack: int  # bytes; more than 0 means spills
+    per_element: float  # instructions of the fast path
+
+
+def listings(backend: str, plan: Plan, architecture: int) -> dict[str, Listing]:
+    """Every kernel of a plan, by name; the step is :data:`STEP`."""
+    compiled = importlib.import_module(f"lionbits_{backend}.compiled")
+    found = compiled.kernels(plan, architecture)
+    elements = compiled.elements_per_thread(plan)
+    return {name: listing(name, ptx, cubin, elements) for name, (ptx, cubin) in found.items()}
+
+
+def listing(name: str, ptx: str, cubin: bytes, elements_per_thread: int = 1) -> Listing:
+    """What is in the cubin under the kernel's name, which is that of the step's ("aligned" is count_kernel, say)."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        sass = _output("nvdisasm", "-c", file.name)
+        used = _output("cuobjdump", "-res-usage", file.name)
+    usage = {m[1]: (int(m[2]), int(m[3])) for m in re.finditer(r"Function (\w+):\s+REG:(\d+) STACK:(\d+)", used)}
+    function = name if name in usage else next(iter(usage))
+    instructions, labels = _parsed(_section(sass, function))
+    fast_path = _fast_path(instructions, labels)
+    return Listing(ptx, instructions, fast_path, *usage[function], len(fast_path) / elements_per_thread)
+
+
+def faults(found: Listing, fast: bool = True) -> list[str]:
+    """What breaks the law or wastes bandwidth in a compiled kernel; ``fast`` says that it has a fast path."""
+    told = [f"PTX {meaning}" for pattern, meaning in FORBIDDEN.items() if re.search(pattern, found.ptx)]
+    if found.stack or any(re.search(r"\b(LDL|STL)\b", text) for text in found.instructions):
+        told.append(f"SASS spills to local memory, {found.stack} bytes")
+    if fast and 0 in wide(found):
+        told.append(f"SASS has {wide(found)} 16-byte loads and stores on the fast path")
+    return told
+
+
+def wide(found: Listing) -> tuple[int, int]:
+    """16-byte loads and stores on the fast path."""
+    texts = " ".join(found.fast_path)
+    return texts.count("LDG.E.128"), texts.count("STG.E.128")
+
+
+def plans(bits: int, cautions: Sequence[str] = CAUTIONS) -> Iterator[Plan]:
+    """Every combination of dtype, caution and rounding that optimizers make with this many bits."""
+    format = FLOAT32 if bits == 32 else Format.of(bits)
+    roundings = [("nearest", 32), ("dithered", 32), ("stochastic", 32), ("compensated", 32), ("compensated", 24)]
+    stored = [(torch.bfloat16, torch.bfloat16, *rounding) for rounding in roundings]
+    stored += [(dtype, dtype, "nearest", 32) for dtype in (torch.float32, torch.float16)]
+    stored += [(torch.float32, torch.bfloat16, "nearest", 32)]
+    for (param, grad, rounding, master_bits), caution in product(stored, cautions):
+        yield Plan(param, grad, format, caution, rounding, master_bits)
+
+
+def run(backend: str, architectures: Sequence[int], bits: Sequence[int], cautions: Sequence[str]) -> int:
+    """Print a row of markdown for every plan; the result counts kernels with faults, which are told."""
+    faulty, header = 0, f"{HEADER}\n{'|---' * 9}|\n"
+    for wanted, architecture in product(bits, architectures):
+        for plan in plans(wanted, cautions):
+            found = listings(backend, plan, architecture)
+            print(header + _row(plan, architecture, found[STEP]), flush=True)
+            header = ""
+            for name, each in found.items():
+                told = faults(each, fast=name == STEP)
+                faulty += bool(told)
+                for fault in told:
+                    print(f"{name}, {plan}, sm_{architecture}: {fault}", flush=True)
+    return faulty
+
+
+def _row(plan: Plan, architecture: int, found: Listing) -> str:
+    loads, stores = wide(found)
+    dtypes = " / ".join(str(dtype).removeprefix("torch.") for dtype in (plan.param_dtype, plan.grad_dtype))
+    rounding = plan.param_rounding + (f" {plan.master_bits}" if plan.param_rounding == "compensated" else "")
+    return (
+        f"| {plan.format.bits} | {dtypes} | {plan.caution} | {rounding} | {architecture} | {found.registers} "
+        f"| {found.stack} | {loads}, {stores} | {found.per_element:.1f} |"
+    )
+
+
+def _section(sass: str, function: str) -> str:
+    """What is listed of one function."""
+    sections = re.split(r"^//-+ \.text\.(\w+)\s+-+$", sass, flags=re.MULTILINE)
+    return dict(zip(sections[1::2], sections[2::2], strict=True))[function]
+
+
+def _parsed(sass: str) -> tuple[list[str], dict[str, int]]:
+    """Instructions, and which of them each label stands before."""
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    for line in sass.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
+            instructions.append(instruction[1])
+    return instructions, labels
+
+
+def _fast_path(instructions: Sequence[str], labels: dict[str, int]) -> list[str]:
+    """The innermost loop that stores 16 bytes at a time, less the branch for elements that are not finite.
+
+    That one reads again what was read, or is told by what it compares with: the bits of infinity.
+    """
+    jumps = [
+        (i, labels[m[1]])
+        for i, text in enumerate(instructions)
+        if (m := re.search(r"BRA.*?(\.L_x_\d+)", text)) and m[1] in labels
+    ]
+    wide = [i for i, text in enumerate(instructions) if "STG.E.128" in text]
+    loops = [(to, i) for i, to in jumps if any(to <= store <= i for store in wide)]
+    if not loops:
+        return []
+    begin, end = min(loops, key=lambda loop: loop[1] - loop[0])
+    rare: set[int] = set()
+    for i, to in jumps:
+        inside = instructions[i + 1 : to]
+        compares = sum("0x7f800000" in text or "0x7f7fffff" in text for text in inside)
+        if begin <= i < to <= end and (any("LDG.E.128" in text for text in inside) or compares > 4):
+            rare |= set(range(i + 1, to))
+    return [instructions[i] for i in range(begin, end + 1) if i not in rare]
+
+
+def _output(tool: str, *arguments: str) -> str:
+    done = subprocess.run([str(_tool(tool)), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def _tool(name: str) -> Path:
+    """A tool of the CUDA toolkit: of NVIDIA's own packages, or as Triton ships it."""
+    for folder in sys.path:
+        for place in ("nvidia/cu13/bin", "nvidia/cuda_nvcc/bin", "triton/backends/nvidia/bin"):
+            if (found := Path(folder) / place / name).is_file():
+                return found
+    raise FileNotFoundError(f"{name} is not there: pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump, or triton")
