@@ -77,8 +77,10 @@ def shapes() -> st.SearchStrategy[tuple[int, ...]]:
     """From empty and 0-d to odd primes, up to a few thousand elements."""
     sizes = st.sampled_from(ODD)
     small = st.sampled_from((1, 2, 3, 5))
+    long = st.sampled_from((48, 144, 720, 1031, 1040))  # vectors that are no blocks, rows of many threads
     return st.one_of(
         st.tuples(small, sizes),
+        st.tuples(small, long),
         st.tuples(sizes),
         st.tuples(small, small, sizes),
         st.tuples(small, small, small, small),
@@ -104,7 +106,7 @@ def tensors(
         seed=st.integers(0, 10_000),
         layout=st.sampled_from(LAYOUTS),
         grad_layout=st.sampled_from(LAYOUTS),
-        start=st.sampled_from((0, 0, 64, 2**33 - 32, 2**34)),
+        start=st.sampled_from((0, 0, 64, 2**33 - 32, 2**33 - 10, 2**34)),
     )
 
 
@@ -125,9 +127,22 @@ def cases(
         # Codes and half-way between them, exactly: with b2 = 0 the new momentum is the gradient.
         on_ties = tuple(replace(t, kind="ties", momentum_kind="zeros") for t in chosen)
         return replace(case, tensors=on_ties, betas=(case.betas[0], 0.0), grad_scale=1.0)
+    if place == 1 and "sloping" in kinds and plan.format.block_size:
+        # Blocks that take many threads, rows that fill them, and neighbours that are larger by far.
+        size = draw(st.sampled_from((512, 1024, 2048, 4096)))
+        shape = draw(st.sampled_from(((3, 1031), (2, 2080), (4099,))))
+        sloping: dict[str, Any] = {
+            "kind": "sloping",
+            "momentum_kind": "zeros",
+            "layout": "contiguous",
+            "grad_layout": "contiguous",
+        }
+        long = (replace(t, shape=shape, **sloping) for t in chosen)
+        return replace(case, tensors=tuple(long), plan=replace(plan, format=replace(plan.format, block_size=size)))
     if place == 2:
         # Momentum made of the gradient alone, so that every code shows its lane; positions that pass a power of two.
-        far = tuple(replace(t, momentum_kind="zeros", start=2**33 - 32) for t in chosen)
+        start = draw(st.sampled_from((2**33 - 32, 2**33 - 10)))
+        far = tuple(replace(t, momentum_kind="zeros", start=start) for t in chosen)
         return replace(case, tensors=far, betas=(case.betas[0], 0.0))
     if place == 5 and "denormal" in kinds:
         # Whole blocks below what a scale is kept for.

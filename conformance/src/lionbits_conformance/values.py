@@ -19,6 +19,7 @@ KINDS = (
     "normal",
     "sparse",
     "heavy",
+    "sloping",
     "denormal",
     "overflow",
     "ties",
@@ -29,7 +30,7 @@ KINDS = (
 )
 
 #: Kinds that need no momentum to lean on, for momentum itself. (Momentum is always finite.)
-MOMENTUM_KINDS = ("normal", "sparse", "heavy", "denormal", "overflow", "ties", "zeros")
+MOMENTUM_KINDS = ("normal", "sparse", "heavy", "sloping", "denormal", "overflow", "ties", "zeros")
 
 _INFINITY = torch.tensor(torch.inf)
 _LARGEST = torch.finfo(torch.float32).max
@@ -44,6 +45,9 @@ def values(kind: str, magnitude: int, shape: Sequence[int], seed: int, format: F
         normal = torch.where(uniform < 0.8, 0.0, normal)
     elif kind == "heavy":
         normal = normal * torch.exp2(torch.floor(uniform * 40 - 20))
+    elif kind == "sloping":  # so that a block that takes another's scale shows
+        slope = torch.exp2(torch.linspace(0, -16, normal.numel()))
+        normal = normal * (slope.flip(0) if seed % 2 else slope).reshape(normal.shape)
     elif kind == "denormal":
         return normal * 2.0**-120 * 2.0**-20 * (1 + 7 * uniform)
     elif kind == "overflow":
