@@ -18,11 +18,8 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 
 # Every distribution of this repository, those that others stand on first.
 PACKAGES = (
-    "reference",
-    "packages/lionbits[cli]",
-    "conformance",
-    "backends/table",
-    "backends/triton",
+    *("reference", "packages/lionbits[cli]", "conformance"),
+    *("backends/table", "backends/triton", "packages/cuda-on-cpu", "backends/cupy"),
     "packages/lionbits-bench",
 )
 
@@ -35,8 +32,8 @@ DEMO = (
 
 
 # One thread per worker: small tensors gain nothing from more, and the workers stop fighting. Triton interprets its
-# kernels, so that they run without a GPU.
-ON_THE_CPU = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
+# kernels and those in CUDA C++ are emulated, so that they run without a GPU.
+ON_THE_CPU = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1", "LIONBITS_CUPY_EMULATE": "1"}
 
 
 def wanted(*groups: str) -> list[str]:
@@ -65,7 +62,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests of every package; what follows `--` goes to pytest."""
-    session.install(*wanted("test", "peers"))
+    session.install(*wanted("test", "cuda", "peers"))
     session.run(
         "pytest",
         *("--numprocesses=auto", "--maxprocesses=4"),
@@ -75,7 +72,7 @@ def tests(session: nox.Session) -> None:
 
 
 # Backends of this repository, each of which the court judges in a session of its own.
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", "triton", "cupy")
 
 
 @nox.session
@@ -98,13 +95,28 @@ def judge(session: nox.Session, backend: str, profile: str) -> None:
     run_court(session, backend, profile)
 
 
-def run_court(session: nox.Session, backend: str, profile: str) -> None:
+def run_court(session: nox.Session, backend: str, profile: str, **environment: str) -> None:
     """Run the suite in an environment that has all it needs."""
     session.run(
         *("pytest", "--pyargs", "lionbits_conformance.suite", "--backend", backend, "--profile", profile),
         *("--numprocesses=auto", "--maxprocesses=4"),
         *session.posargs,
-        env=ON_THE_CPU,
+        env={**ON_THE_CPU, **environment},
+    )
+
+
+@nox.session
+def sanitized(session: nox.Session) -> None:
+    """Put the CUDA C++ kernels before the court under AddressSanitizer and UBSan (g++; minutes)."""
+    session.install(*wanted("test"))
+    library = session.run("g++", "-print-file-name=libasan.so", silent=True, external=True)
+    run_court(
+        session,
+        "cupy",
+        "dev",
+        LD_PRELOAD=str(library).strip(),
+        ASAN_OPTIONS="detect_leaks=0",
+        LIONBITS_CUPY_SANITIZE="address,undefined",
     )
 
 
@@ -121,7 +133,7 @@ def oldest(session: nox.Session) -> None:
 @nox.session
 def kernels(session: nox.Session) -> None:
     """Print registers and instructions of every kernel, compiled for GPUs that need not be there (minutes)."""
-    session.install(*wanted("test"))
+    session.install(*wanted("test", "cuda"))
     for backend in BACKENDS[1:]:
         session.run("python", "-m", "lionbits_bench", "sass", "--backend", backend, *session.posargs)
 

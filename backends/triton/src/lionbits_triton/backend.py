@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lionbits_reference.spec import Batch, Format, Hyper, Plan, Scalars, Slot
-from lionbits_table import Table
+from lionbits_table import Table, codec
 
 from . import kernels
 from .launch import Work, cut, launch
@@ -71,27 +71,22 @@ def absmax(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) ->
 
 def encode(format: Format, momentum: Tensor) -> dict[str, Tensor]:
     """State tensors of ``format`` for a float32 ``momentum`` of any shape, rounded to nearest."""
-    if not format.quantised:
-        return {"exp_avg": momentum.to(torch.float32, copy=True)}
-    spec = format.momentum_spec(momentum.shape)
-    state = {key: torch.zeros(s.shape, dtype=s.dtype, device=momentum.device) for key, s in spec.items()}
-    slot = Slot(torch.empty_like(momentum, memory_format=torch.contiguous_format), momentum.contiguous(), state, 0)
-    largest = momentum.abs().amax() if momentum.numel() else momentum.new_zeros(())
-    work = _work(Plan(torch.float32, torch.float32, format), [slot])
-    launch(kernels.encode_kernel, work, largest, UNEVEN=work.cut.uneven)
-    return state
+
+    def launched(plan: Plan, slot: Slot, largest: Tensor) -> None:
+        work = _work(plan, [slot])
+        launch(kernels.encode_kernel, work, largest, UNEVEN=work.cut.uneven)
+
+    return codec.encode(format, momentum, launched)
 
 
 def decode(format: Format, state: Mapping[str, Any], shape: Sequence[int]) -> Tensor:
     """float32 momentum of ``shape``, contiguous."""
-    if not format.quantised:
-        exp_avg: Tensor = state["exp_avg"]
-        return exp_avg.reshape(tuple(shape)).clone(memory_format=torch.contiguous_format)
-    momentum = torch.empty(tuple(shape), dtype=torch.float32, device=state["exp_avg_codes"].device)
-    slot = Slot(momentum, momentum, state, 0)
-    work = _work(Plan(torch.float32, torch.float32, format), [slot])
-    launch(kernels.decode_kernel, work, UNEVEN=work.cut.uneven)
-    return momentum
+
+    def launched(plan: Plan, slot: Slot) -> None:
+        work = _work(plan, [slot])
+        launch(kernels.decode_kernel, work, UNEVEN=work.cut.uneven)
+
+    return codec.decode(format, state, shape, launched)
 
 
 def _work(plan: Plan, slots: Sequence[Slot]) -> Work:

@@ -1,0 +1,115 @@
+"""The backend ``cupy``: one launch for all slots of a call, equal to the reference bit for bit."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lionbits_reference.spec import PARAM_ROUNDINGS, Batch, Format, Hyper, Plan, Scalars, Slot
+from lionbits_table import Table, codec
+
+from . import emulate
+from .launch import architecture, launch, table
+
+name = "cupy"
+
+#: The oldest architecture that is served: Turing.
+OLDEST = 75
+
+
+def supports(plan: Plan, device: torch.device) -> str:
+    """Empty, or the reason why not: all plans are served, on CUDA devices from Turing on, or emulated on the CPU."""
+    del plan
+    if device.type == "cpu":
+        return emulate.obstacle()
+    if device.type != "cuda":
+        return f"CUDA kernels run on CUDA devices, not on {device.type}"
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA"
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed: pip install 'lionbits-cupy[cuda13]', or [cuda12]"
+    if architecture(device.index or 0) < OLDEST:
+        return (
+            f"CUDA kernels are built for compute capability 7.5 and up; {device} has {architecture(device.index or 0)}"
+        )
+    return ""
+
+
+def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> None:
+    """See :meth:`lionbits_reference.spec.Backend.step`."""
+    if not slots:
+        return
+    made = _table(plan, slots)
+    launch(
+        "step_kernel",
+        plan,
+        made,
+        scalars.lr,
+        scalars.keep,
+        scalars.grad_scale,
+        scalars.step,
+        scalars.lr if scalars.absmax is None else scalars.absmax,
+        scalars.skipped,
+        *_betas(hyper),
+        np.uint32(hyper.seed & 0xFFFFFFFF),
+        np.uint32(hyper.seed >> 32),
+        np.int32(PARAM_ROUNDINGS.index(hyper.rounding)),
+    )
+    made.release(slots)
+
+
+def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+    """See :meth:`lionbits_reference.spec.Backend.aligned`."""
+    counts = torch.zeros(len(slots), dtype=torch.int64, device=scalars.lr.device)
+    _count(plan, slots, hyper, scalars, counts, 1)
+    return counts
+
+
+def absmax(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+    """See :meth:`lionbits_reference.spec.Backend.absmax`."""
+    bits = torch.zeros(len(slots), dtype=torch.int32, device=scalars.lr.device)
+    _count(plan, slots, hyper, scalars, bits, 0)
+    return bits.view(torch.float32)
+
+
+def encode(format: Format, momentum: Tensor) -> dict[str, Tensor]:
+    """State tensors of ``format`` for a float32 ``momentum`` of any shape, rounded to nearest."""
+
+    def launched(plan: Plan, slot: Slot, largest: Tensor) -> None:
+        launch("encode_kernel", plan, _table(plan, [slot]), largest)
+
+    return codec.encode(format, momentum, launched)
+
+
+def decode(format: Format, state: Mapping[str, Any], shape: Sequence[int]) -> Tensor:
+    """float32 momentum of ``shape``, contiguous."""
+
+    def launched(plan: Plan, slot: Slot) -> None:
+        launch("decode_kernel", plan, _table(plan, [slot]))
+
+    return codec.decode(format, state, shape, launched)
+
+
+def _table(plan: Plan, slots: Sequence[Slot]) -> Table:
+    """The table of these slots with the gradients that they have now; a batch keeps the one that was made for it."""
+    kept = slots.memo if isinstance(slots, Batch) else {}
+    made: Table | None = kept.get(name)
+    if made is None:
+        made = kept[name] = table(plan, slots)
+    made.bind(slots)
+    return made
+
+
+def _count(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars, found: Tensor, aligned: int) -> None:
+    if slots:
+        made = _table(plan, slots)
+        launch("count_kernel", plan, made, scalars.grad_scale, found, *_betas(hyper), np.int32(aligned))
+
+
+def _betas(hyper: Hyper) -> tuple[np.float32, ...]:
+    return tuple(map(np.float32, (hyper.b1, hyper.one_minus_b1, hyper.b2, hyper.one_minus_b2)))

@@ -1,0 +1,118 @@
+"""What was built is kept on disk: files named by a key, each with the digest of what it holds.
+
+Any number of processes may read and write at once, and any may be killed while it does: a file is complete from the
+moment it has its name, and one that is not what was written is built anew. Nothing is locked: who builds the same
+key builds the same bytes, and the last one's stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+#: The folder, if it shall not be the user's.
+ENVIRONMENT = "LIONBITS_CACHE"
+
+#: Seconds after which a file that is still being written has lost its writer.
+STALE = 3600
+
+_logger = logging.getLogger("lionbits_cupy")
+_failures = itertools.count()  # of writes in this process: a warning for the first is enough
+
+
+def get(key: str, make: Callable[[], bytes]) -> bytes:
+    """What ``make`` gave for this key, now or earlier, in this process or another.
+
+    Args:
+        key: names all that the bytes depend on; a file name.
+        make: builds them.
+    """
+    try:
+        path = folder() / key
+    except RuntimeError:  # an account without a home
+        _warn("")
+        return make()
+    payload = _read(path)
+    if payload is None:
+        payload = make()
+        _write(path, payload)
+    return payload
+
+
+def folder() -> Path:
+    """Where files are kept: ``LIONBITS_CACHE``, else ``lionbits/cupy`` among the caches of the user."""
+    chosen = os.environ.get(ENVIRONMENT)
+    if chosen:
+        return Path(chosen)
+    user = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
+    # the specification of XDG wants relative paths ignored
+    root = Path(user) if Path(user).is_absolute() else Path.home() / ".cache"
+    return root / "lionbits" / "cupy"
+
+
+def _sealed(key: str, payload: bytes) -> bytes:
+    """The content of a file; the digest is of the key too, so that no file passes for another."""
+    return hashlib.sha256(key.encode() + payload).digest() + payload
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:  # mostly, there is none
+        return None
+
+
+def _read(path: Path) -> bytes | None:
+    content = _content(path)
+    if content is None:
+        return None
+    payload = content[hashlib.sha256().digest_size :]
+    if content == _sealed(path.name, payload):
+        return payload
+    _logger.warning("%s is damaged and is built anew", path)
+    return None
+
+
+def _write(path: Path, payload: bytes) -> None:
+    content = _sealed(path.name, payload)
+    temporary = path.with_name(f"lionbits-{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if _content(path) != content:  # Windows replaces no file that somebody reads, but then it is there
+            _warn(f" in {path.parent} ({error})")
+
+
+def _sweep(where: Path) -> None:
+    """Remove what killed writers left."""
+    for leftover in where.glob("lionbits-*.tmp"):
+        with suppress(OSError):  # somebody else was quicker, or it is somebody else's
+            if time.time() - leftover.stat().st_mtime > STALE:
+                leftover.unlink()
+
+
+def _warn(where: str) -> None:
+    if next(_failures) == 0:
+        _logger.warning(
+            "compiled CUDA kernels cannot be kept%s, so every process compiles its own; set %s to a folder that can be "
+            "written to",
+            where,
+            ENVIRONMENT,
+        )

@@ -1,0 +1,76 @@
+"""The same source text on a CPU, by ``cuda_on_cpu``, for tests: ``LIONBITS_CUPY_EMULATE=1``."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lionbits_reference.spec import Plan
+from lionbits_table import Table
+
+from .source import FOLDER, KERNELS, numbers
+
+if TYPE_CHECKING:
+    from cuda_on_cpu import Module
+
+ENVIRONMENT = "LIONBITS_CUPY_EMULATE"
+
+#: Sanitizers of the compiler, separated by commas: ``address``, ``undefined``.
+SANITIZE = "LIONBITS_CUPY_SANITIZE"
+
+#: Thread blocks of a launch, at most: few, so that crews have to take several items; and items of several tiles.
+BLOCKS, TILES_PER_ITEM = 3, 2
+
+
+def asked_for() -> bool:
+    """Whether CPU tensors shall be served."""
+    return os.environ.get(ENVIRONMENT) == "1"
+
+
+def obstacle() -> str:
+    """Empty, or the reason why it cannot be."""
+    if not asked_for():
+        return f"CUDA kernels run on CUDA devices; for tests, on the CPU: set {ENVIRONMENT}=1"
+    if importlib.util.find_spec("cuda_on_cpu") is None:
+        return f"{ENVIRONMENT}=1 needs cuda-on-cpu: pip install 'lionbits-cupy[emulate]'"
+    return ""
+
+
+def launch(kernel: str, plan: Plan, table: Table, wanted: int, threads: int, arguments: Sequence[Any]) -> None:
+    """Run a kernel to its end, in an order of threads, and by a number of blocks, that depend on what is in the table.
+
+    Args:
+        kernel: its name.
+        plan: what it specialises on.
+        table: of the slots.
+        wanted: thread blocks for all items, were there no end of them.
+        threads: of a block.
+        arguments: all of the kernel's.
+    """
+    module = _module()
+    values = numbers(plan)
+    plain = struct.pack("".join("f" if isinstance(value, float) else "i" for value in values), *values)
+    ctypes.memmove(module.get_global("PLAN"), plain, len(plain))
+    order = _order(table)
+    module.get_function(kernel)((min(wanted, 1 + order % BLOCKS),), (threads,), tuple(arguments), seed=order)
+
+
+def _order(table: Table) -> int:
+    """The same for the same shapes, so that a failure comes again; many orders for many shapes."""
+    sizes = table.slots[:, 4:10].contiguous()  # columns ... pitch: no address
+    return zlib.crc32(table.items.numpy().tobytes(), zlib.crc32(sizes.numpy().tobytes()))
+
+
+@functools.cache
+def _module() -> Module:
+    """One library for all plans: building one for each would take the court hours."""
+    from cuda_on_cpu import Module
+
+    sanitize = [name for name in os.environ.get(SANITIZE, "").split(",") if name]
+    return Module(FOLDER / KERNELS, include=[FOLDER], variables=["PLAN"], sanitize=sanitize)

@@ -1,0 +1,88 @@
+"""How kernels are launched: grid and crews for each plan, on the slots' device and its current stream, or emulated."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lionbits_reference.spec import Plan, Slot
+from lionbits_table import Table
+
+from . import build, emulate
+from .source import SPAN, WARP, block, crew, source
+
+#: Threads of a thread block whose crews are warps.
+THREADS = 128
+
+#: Tiles that one crew does at most for an item, and how many items there should be before one has more than one tile.
+TILES_PER_ITEM, ENOUGH_ITEMS = 32, 8192
+
+#: Thread blocks for each multiprocessor, at most: those take item after item.
+BLOCKS_PER_MULTIPROCESSOR = 16
+
+
+def table(plan: Plan, slots: Sequence[Slot]) -> Table:
+    """The device table of these slots, cut into items of whole tiles."""
+    tile = crew(plan) * SPAN
+    if slots[0].param.device.type == "cpu":
+        tiles = emulate.TILES_PER_ITEM
+    else:
+        tiles = sum(slot.param.numel() for slot in slots) // tile // ENOUGH_ITEMS
+    return Table(plan, slots, block(plan), tile // block(plan) * min(max(tiles, 1), TILES_PER_ITEM))
+
+
+def launch(kernel: str, plan: Plan, table: Table, *arguments: Any) -> None:
+    """Launch a kernel over all items.
+
+    Args:
+        kernel: its name.
+        plan: what it specialises on.
+        table: of the slots.
+        arguments: what follows the table; tensors stand for their addresses.
+    """
+    items = len(table.items)
+    if not items:
+        return
+    threads = THREADS if crew(plan) == WARP else crew(plan)  # a barrier is of a whole thread block
+    values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
+    call = [t.data_ptr() for t in (table.slots, table.calls, table.items)] + [items, *values]
+    wanted = -(-items * crew(plan) // threads)
+    device = table.items.device
+    if device.type == "cpu":
+        emulate.launch(kernel, plan, table, wanted, threads, call)
+        return
+    import cupy
+
+    stream = torch.cuda.current_stream(device)
+    with cupy.cuda.Device(device.index):
+        function = _functions(plan, device.index)[kernel]
+        blocks = min(wanted, BLOCKS_PER_MULTIPROCESSOR * _multiprocessors(device.index))
+        function((blocks,), (threads,), tuple(call), stream=cupy.cuda.ExternalStream(stream.cuda_stream))
+
+
+KERNELS = ("step_kernel", "count_kernel", "encode_kernel", "decode_kernel")
+
+
+@functools.cache
+def _functions(plan: Plan, index: int) -> dict[str, Any]:
+    """The kernels of a plan, loaded on the device, which is the current one."""
+    from cupy.cuda import function
+
+    module = function.Module()
+    module.load(build.cubin(source(plan), architecture(index)))
+    return {name: module.get_function(name) for name in KERNELS}
+
+
+@functools.cache
+def architecture(index: int) -> int:
+    """Compute capability of a CUDA device, as 90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability(index)
+    return major * 10 + minor
+
+
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count

@@ -1,0 +1,34 @@
+"""What NVRTC makes of the kernels, for GPUs that need not be there: exact, wide accesses, no spills.
+
+`nox -s kernels` looks at all plans and architectures, and prints a table of them.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from lionbits_bench import sass
+
+pytest.importorskip("cupy")
+
+#: Instructions per element that the fast path of bfloat16 with 8-bit codes may have on sm_90; the aim is about 55.
+BUDGET = 60
+
+
+@pytest.mark.parametrize(
+    ("bits", "architecture"), [*((8, sm) for sm in (75, 80, 90, 100, 120)), (32, 90), (4, 90), (2, 90)]
+)
+def test_every_kernel_keeps_the_law(bits: int, architecture: int) -> None:
+    """No contraction, flushing or approximation in PTX; in SASS 16-byte accesses on the fast path and no stack."""
+    cautions = ("none", "mask", "gradient") if (bits, architecture) == (8, 90) else ("none",)
+    for plan in sass.plans(bits, cautions):
+        found = sass.listings("cupy", plan, architecture)
+        assert set(found) == {"step_kernel", "count_kernel", "encode_kernel", "decode_kernel"}
+        for name, each in found.items():
+            assert sass.faults(each, fast=name == sass.STEP) == [], (name, plan)
+
+
+def test_instructions_are_within_the_budget() -> None:
+    """Of the step that most people take."""
+    plain = next(iter(sass.plans(8)))
+    assert 30 < sass.listings("cupy", plain, 90)[sass.STEP].per_element <= BUDGET
