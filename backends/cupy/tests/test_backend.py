@@ -60,7 +60,7 @@ def test_structs_are_what_the_host_writes() -> None:
 
 
 def test_a_plan_is_written_as_constants() -> None:
-    """Every plan is another text; hexadecimal floats lose nothing; where there are no codes, shifts still make sense."""
+    """Every plan is another text; hexadecimal floats lose nothing; without codes, shifts still make sense."""
     plans = [
         Plan(dtype, grad, format, caution, nonfinite=nonfinite)
         for dtype in (torch.float32, torch.bfloat16, torch.float16)

@@ -51,3 +51,17 @@ def test_it_works_without_rich_and_without_a_compiler(
     assert 'pip install "lionbits[cli]"' in shown
     assert "none found" in shown
     assert "╭" not in shown
+
+
+def test_what_only_pretends_to_be_a_gpu_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable in doctor.PRETENCES:
+        monkeypatch.setenv(variable, "1")
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "interpreted" in shown
+    assert "emulated" in shown
+    monkeypatch.delenv("LIONBITS_CUPY_EMULATE")
+    assert main(["doctor"]) == 0
+    assert "emulated" not in capsys.readouterr().out

@@ -25,6 +25,12 @@ VARIABLE = "LIONBITS_BACKEND"
 COMPILERS = ("c++", "g++", "clang++", "cl")
 AVAILABLE = "available"
 
+#: Variables that have GPU kernels run on the CPU.
+PRETENCES = {
+    "TRITON_INTERPRET": "Triton's kernels are interpreted on the CPU",
+    "LIONBITS_CUPY_EMULATE": "CUDA C++ kernels are emulated on the CPU",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Nothing to choose: a report that two people compare should ask the same questions."""
@@ -63,6 +69,9 @@ def machine() -> Table:
     for package in ("triton", "cupy"):
         drawn.add(package, package_version(package))
     drawn.add(VARIABLE, os.environ.get(VARIABLE) or "not set: automatic")
+    for variable, meaning in PRETENCES.items():
+        if os.environ.get(variable) == "1":
+            drawn.add(variable, f"1: {meaning}, for tests; slow")
     charts = all(importlib.util.find_spec(name) for name in ("matplotlib", "rich"))
     drawn.add("lionbits[cli]", "installed" if charts else f"not installed: train and report need {EXTRA}")
     return drawn
