@@ -134,6 +134,7 @@ def test_time_that_is_short_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_backend_that_cannot_serve_is_a_failure_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
+    monkeypatch.delenv("LIONBITS_CUPY_EMULATE", raising=False)
     only(monkeypatch, environment=gpu.look)
     arguments = ["gpu", "--dry-run", "--backends", f"{name},reference", "--out", str(tmp_path)]
     assert cli.main(arguments) == gpu.FAILED
