@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +109,36 @@ def test_launches_do_not_grow_with_tensors(monkeypatch: pytest.MonkeyPatch, coun
         param.grad = torch.ones_like(param)
     optimizer.step()
     assert [call[0] for call in launches.calls] == ["step_kernel"] if wise else ["count_kernel", "step_kernel"]
+
+
+def test_a_launch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On PyTorch's current stream of the slots' device, with no more blocks than it can use."""
+    calls: list[tuple[Any, ...]] = []
+    device = nullcontext()
+    cuda = SimpleNamespace(Device=lambda index: device, ExternalStream=lambda pointer: f"stream {pointer}")
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda where: SimpleNamespace(cuda_stream=77))
+    monkeypatch.setattr(launch, "_multiprocessors", lambda index: 2)
+    function = lambda *given, **more: calls.append((*given, more))  # noqa: E731
+    monkeypatch.setattr(launch, "_functions", lambda plan, index: {"step_kernel": function})
+
+    class Array:
+        device = torch.device("cuda", 1)
+
+        def __len__(self) -> int:
+            return 1000
+
+        def data_ptr(self) -> int:
+            return 4096
+
+    array = Array()
+    table = SimpleNamespace(slots=array, calls=array, items=array)
+    launch.launch("step_kernel", PLAN, table, torch.ones(1), np.float32(0.5))  # type: ignore[arg-type]
+    [(grid, block, arguments, more)] = calls
+    assert (grid, block) == ((2 * launch.BLOCKS_PER_MULTIPROCESSOR,), (128,))
+    assert arguments[:4] == (4096, 4096, 4096, 1000)
+    assert arguments[5] == np.float32(0.5)
+    assert more == {"stream": "stream 77"}
 
 
 def test_no_elements_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cuda_on_cpu
 from cuda_on_cpu import CompileError, LaunchError, Module, build
 
 SOURCE = r"""
@@ -193,6 +194,16 @@ def test_compile_errors_point_at_the_source(tmp_path: Path) -> None:
     (tmp_path / "wrong.cu").write_text('\n\nextern "C" __global__ void k(float* x) { y[0] = 1; }\n')
     with pytest.raises(CompileError, match=r"wrong\.cu:3:.*\n?.*y"):
         Module(tmp_path / "wrong.cu")
+
+
+def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where another system is."""
+    assert cuda_on_cpu.obstacle() == ""
+    monkeypatch.setattr(build, "_compiler", build._compiler.__wrapped__)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "install g++" in cuda_on_cpu.obstacle()
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert "Linux only" in cuda_on_cpu.obstacle()
 
 
 def test_two_libraries_share_nothing(tmp_path: Path) -> None:

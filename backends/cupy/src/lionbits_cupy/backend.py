@@ -33,10 +33,9 @@ def supports(plan: Plan, device: torch.device) -> str:
         return "this PyTorch is built without CUDA"
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed: pip install 'lionbits-cupy[cuda13]', or [cuda12]"
-    if architecture(device.index or 0) < OLDEST:
-        return (
-            f"CUDA kernels are built for compute capability 7.5 and up; {device} has {architecture(device.index or 0)}"
-        )
+    found = architecture(torch.cuda.current_device() if device.index is None else device.index)
+    if found < OLDEST:
+        return f"CUDA kernels are built for compute capability 7.5 and up; {device} has {found / 10}"
     return ""
 
 

@@ -39,7 +39,9 @@ def obstacle() -> str:
         return f"CUDA kernels run on CUDA devices; for tests, on the CPU: set {ENVIRONMENT}=1"
     if importlib.util.find_spec("cuda_on_cpu") is None:
         return f"{ENVIRONMENT}=1 needs cuda-on-cpu: pip install 'lionbits-cupy[emulate]'"
-    return ""
+    import cuda_on_cpu
+
+    return cuda_on_cpu.obstacle()
 
 
 def launch(kernel: str, plan: Plan, table: Table, wanted: int, threads: int, arguments: Sequence[Any]) -> None:

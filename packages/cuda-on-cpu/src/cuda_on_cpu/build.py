@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,17 @@ SANITIZERS = {
 
 class CompileError(RuntimeError):
     """The C++ compiler refused the source; its own words follow."""
+
+
+def obstacle() -> str:
+    """Empty, or the reason why nothing can be built here."""
+    if sys.platform != "linux":
+        return f"kernels run on the CPU on Linux only, not on {sys.platform}"
+    try:
+        _compiler()
+    except CompileError as error:
+        return str(error)
+    return ""
 
 
 def library(
