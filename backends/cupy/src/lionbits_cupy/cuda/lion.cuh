@@ -186,8 +186,8 @@ LIONBITS_DEVICE bool param_draws() {
 
 // p of a compensated bfloat16 parameter, from its bits and those of the rest, an int16 or int8.
 LIONBITS_DEVICE float join_master(uint32 stored, uint32 rest) {
-    const int dropped = PLAN.master_bits == 24 ? int((signed char)rest) << 8 : int((short)rest);
-    return float_of((stored << 16) + uint32(dropped));
+    const uint32 dropped = PLAN.master_bits == 24 ? uint32((signed char)rest) << 8 : uint32((short)rest);
+    return float_of((stored << 16) + dropped);
 }
 
 // The nearest bfloat16 (ties away from zero), and the bits of what it drops.
