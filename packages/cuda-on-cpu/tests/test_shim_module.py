@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -285,3 +286,75 @@ def test_sanitizers(tmp_path: Path, sanitizer: str, offset: int, told: str) -> N
     assert told in done.stderr
     assert "bad.cu:2" in done.stderr
     assert "came through" not in done.stdout
+
+
+KERNEL = 'extern "C" __global__ void k(int* y) { *y = 1; }\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        KERNEL.replace("void", "__launch_bounds__(128) void"),
+        KERNEL.replace("void", "void __launch_bounds__(int(128))"),
+        '// extern "C" __global__ void old();\n' + KERNEL,
+        '#if 0\nextern "C" __global__ void old() {}\n#endif\n' + KERNEL,
+        '#define NAMED(name) extern "C" __global__ void name(int* y) { *y = 1; }\nNAMED(k)\n',
+    ],
+    ids=["bounds-first", "bounds-last", "comment", "left-out", "macro"],
+)
+def test_kernels_are_found(tmp_path: Path, text: str) -> None:
+    """As the compiler sees them."""
+    (tmp_path / "k.cu").write_text(text)
+    y = np.zeros(1, dtype=np.int32)
+    Module(tmp_path / "k.cu").get_function("k")((1,), (1,), (address(y),))
+    assert y[0] == 1
+
+
+def test_names_of_the_shim_are_free(tmp_path: Path) -> None:
+    """For macros, and for headers."""
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "threads.h").write_text("constexpr int THREADS = 4;\n")
+    (tmp_path / "k.cu").write_text(
+        '#include "threads.h"\nextern "C" __global__ void k(T* y) { y[0] = THREADS + WARP + STACK; }\n'
+    )
+    macros = {"T": "float", "WARP": "32", "STACK": "64"}
+    y = np.zeros(1, dtype=np.float32)
+    module = Module(tmp_path / "k.cu", include=[tmp_path / "include"], define=macros)
+    module.get_function("k")((1,), (1,), (address(y),))
+    assert y[0] == 100
+
+
+@pytest.mark.parametrize(("i", "value"), [(0, 128), (1, -1), (2, 2**63), (3, "1.5"), (3, np.zeros(1)), (4, 2), (5, -8)])
+def test_arguments_that_do_not_fit(module: Module, i: int, value: object) -> None:
+    """No bits are dropped in silence."""
+    args: list[object] = [1, 2, 3, 4.0, True, address(np.zeros(1))]
+    args[i] = value
+    with pytest.raises(TypeError, match=f"argument {i} of letters"):
+        module.get_function("letters")((1,), (1,), args)
+
+
+def test_threads_of_the_host_take_turns(file: Path) -> None:
+    """Two modules of the same source are one library."""
+    wrong = []
+
+    def work(value: int) -> None:
+        kernel = Module(file, name_expressions=["filled<int>"]).get_function("filled<int>")
+        for seed in range(200):
+            y = np.zeros(256, dtype=np.int32)
+            kernel((1,), (256,), (address(y), value), seed)
+            wrong.extend(y[y != value])
+
+    workers = [threading.Thread(target=work, args=(value,)) for value in (1, 2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_address_sanitizer_wants_its_library(file: Path) -> None:
+    """Which, loaded too late, would end the process."""
+    if hasattr(ctypes.CDLL(None), "__asan_init"):
+        pytest.skip("it is loaded")
+    with pytest.raises(RuntimeError, match="LD_PRELOAD"):
+        Module(file, sanitize=["address"])

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ SANITIZE = "LIONBITS_CUPY_SANITIZE"
 
 #: Thread blocks of a launch, at most: few, so that crews have to take several items; and items of several tiles.
 BLOCKS, TILES_PER_ITEM = 3, 2
+
+
+_launching = threading.Lock()  # from the plan that is written to the kernel that reads it
 
 
 def asked_for() -> bool:
@@ -58,9 +62,10 @@ def launch(kernel: str, plan: Plan, table: Table, wanted: int, threads: int, arg
     module = _module()
     values = numbers(plan)
     plain = struct.pack("".join("f" if isinstance(value, float) else "i" for value in values), *values)
-    ctypes.memmove(module.get_global("PLAN"), plain, len(plain))
     order = _order(table)
-    module.get_function(kernel)((min(wanted, 1 + order % BLOCKS),), (threads,), tuple(arguments), seed=order)
+    with _launching:
+        ctypes.memmove(module.get_global("PLAN"), plain, len(plain))
+        module.get_function(kernel)((min(wanted, 1 + order % BLOCKS),), (threads,), tuple(arguments), seed=order)
 
 
 def _order(table: Table) -> int:

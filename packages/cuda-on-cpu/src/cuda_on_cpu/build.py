@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +31,9 @@ SANITIZERS = {
     "undefined": ("-fsanitize=undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-static-libubsan"),
 }
 
+#: In preprocessed text: no comments, no macros, nothing that an #if leaves out.
+_KERNEL = re.compile(r'\bextern\s+"C"((?:\s+\w+)+)\s+(\w+)\s*\(')
+
 
 class CompileError(RuntimeError):
     """The C++ compiler refused the source; its own words follow."""
@@ -47,42 +52,63 @@ def obstacle() -> str:
 
 def library(
     file: Path,
-    kernels: Sequence[str],
+    name_expressions: Sequence[str],
     variables: Sequence[str],
     include: Sequence[Path],
     define: Mapping[str, str],
     sanitize: Sequence[str],
-) -> Path:
-    """The library of these kernels, built unless it is in the cache.
+) -> tuple[Path, list[str]]:
+    """The library of a file, built unless it is in the cache, and the names of its kernels.
 
     Raises:
-        CompileError: there is no compiler, or it refuses the source.
+        CompileError: there is no compiler, it refuses the source, or there is no kernel.
+        RuntimeError: AddressSanitizer, which this process has not loaded.
         ValueError: a sanitizer that is not known.
     """
     if unknown := set(sanitize) - set(SANITIZERS):
         raise ValueError(f"sanitize={tuple(sanitize)!r}: {sorted(unknown)} must be of {sorted(SANITIZERS)}")
-    flags = [*FLAGS, *_architecture(), *(f"-D{name}={value}" for name, value in define.items())]
-    flags += [flag for name in sanitize for flag in SANITIZERS[name]]
-    flags += [f"-I{folder}" for folder in (INCLUDE, *include)]
-    text = _entry_point(file, kernels, variables)
-    whole = _run([*flags, "-E", "-x", "c++", "-"], text)  # with all that is included
-    parts = [whole, (INCLUDE / "runtime.cpp").read_text(), (INCLUDE / "fibers.h").read_text(), *flags, *_compiler()]
+    if "address" in sanitize and not hasattr(ctypes.CDLL(None), "__asan_init"):  # which would end the process
+        raise RuntimeError(
+            'sanitize="address": start Python with LD_PRELOAD=$(g++ -print-file-name=libasan.so) and '
+            "ASAN_OPTIONS=detect_leaks=0 in its environment"
+        )
+    flags = [*FLAGS, *_architecture(), *(flag for name in sanitize for flag in SANITIZERS[name])]
+    flags += [f"-D{name}={value}" for name, value in define.items() if name.startswith("CUDA_ON_CPU_")]
+    flags += [f"-I{folder}" for folder in include]
+    source = _source(file, define)
+    whole = _run([*flags, "-D__global__=__global__", "-E", "-x", "c++", "-"], source)  # with all that is included
+    kernels = [*_kernels(whole), *name_expressions]
+    if not kernels:
+        raise CompileError(f'{file} has no extern "C" __global__ function, and no name_expressions are given')
+    text = source + _entry_points(kernels, variables)
+    parts = [whole, text, (INCLUDE / "runtime.cpp").read_text(), (INCLUDE / "fibers.h").read_text()]
+    parts += [*flags, *_compiler()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     kept = _folder() / f"{file.stem}-{key}.so"
     if not _is_whole(kept):
         _compile(text, flags, kept)
-    return kept
+    return kept, kernels
 
 
-def _entry_point(file: Path, kernels: Sequence[str], variables: Sequence[str]) -> str:
-    """The source as it is, and behind it what Python looks for."""
+def _source(file: Path, define: Mapping[str, str]) -> str:
+    """The source as it is, behind the header, in which a macro such as T would do harm."""
+    lines = [f"#define {name} {value}" for name, value in define.items() if not name.startswith("CUDA_ON_CPU_")]
+    return "\n".join([f'#include "{INCLUDE / "cuda_on_cpu.h"}"', *lines, f'#include "{file.resolve()}"']) + "\n"
+
+
+def _kernels(whole: str) -> list[str]:
+    """The names of kernels in preprocessed text, each once."""
+    return list(dict.fromkeys(name for words, name in _KERNEL.findall(whole) if "__global__" in words.split()))
+
+
+def _entry_points(kernels: Sequence[str], variables: Sequence[str]) -> str:
+    """What Python looks for."""
     entries = [f'    CUDA_ON_CPU_KERNEL("{name}", {name}),' for name in kernels]
     getters = [
         f'extern "C" __attribute__((visibility("default"))) void* cuda_on_cpu_variable_{i}() {{ return &{name}; }}'
         for i, name in enumerate(variables)
     ]
-    lines = ['#include "cuda_on_cpu.h"', f'#include "{file.resolve()}"', "CUDA_ON_CPU_KERNELS = {", *entries, "};"]
-    return "\n".join([*lines, *getters]) + "\n"
+    return "\n".join(["CUDA_ON_CPU_KERNELS = {", *entries, "};", *getters]) + "\n"
 
 
 def _compile(text: str, flags: Sequence[str], kept: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import math
+import numbers
 import operator
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
 
 from . import build
 
@@ -25,7 +29,6 @@ _TYPES: dict[str, Any] = {
     "f": ctypes.c_float,
     "d": ctypes.c_double,
 }  # by their letters in Python's struct; Q for addresses too
-_KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(')
 
 #: Threads that a block may have, as on a GPU.
 MOST_THREADS = 1024
@@ -35,6 +38,12 @@ class _Kernel(ctypes.Structure):
     """``struct Kernel`` of ``runtime.h``."""
 
     _fields_: ClassVar = [("name", ctypes.c_char_p), ("types", ctypes.c_char_p), ("run", ctypes.c_void_p)]
+
+
+@functools.cache
+def _lock(path: Path) -> threading.Lock:
+    """Of a library, of which a process has one, however many modules: threadIdx and its like are the library's."""
+    return threading.Lock()
 
 
 class LaunchError(RuntimeError):
@@ -53,7 +62,9 @@ class Module:
         sanitize: of ``"address"`` and ``"undefined"``; the process has to preload libasan for the first.
 
     Raises:
-        CompileError: there is no compiler, or it refuses the source.
+        CompileError: there is no compiler, it refuses the source, or there is no kernel.
+        RuntimeError: AddressSanitizer, which this process has not loaded.
+        ValueError: a sanitizer that is not known.
     """
 
     def __init__(
@@ -66,15 +77,12 @@ class Module:
         variables: Sequence[str] = (),
         sanitize: Sequence[str] = (),
     ) -> None:
-        self._kernels = [*_KERNEL.findall(file.read_text()), *name_expressions]
         self._variables = list(variables)
-        if not self._kernels:
-            raise build.CompileError(f'{file} has no extern "C" __global__ function, and no name_expressions are given')
-        self.path = build.library(file, self._kernels, variables, include, define or {}, sanitize)
+        self.path, self._kernels = build.library(file, name_expressions, variables, include, define or {}, sanitize)
         self._library = ctypes.CDLL(str(self.path))
         self._library.cuda_on_cpu_launch.restype = ctypes.c_char_p
         self._table = (_Kernel * len(self._kernels)).in_dll(self._library, "cuda_on_cpu_kernels")
-        self._lock = threading.Lock()  # threadIdx and its like are of the library
+        self._lock = _lock(self.path)
 
     def get_function(self, name: str) -> Function:
         """A kernel, by its name or name expression.
@@ -120,7 +128,7 @@ class Function:
             LaunchError: a barrier or warp operation that not all its threads reach.
         """
         sizes = (ctypes.c_uint * 6)(*_dimensions("grid", grid), *_dimensions("block", block))
-        if sizes[3] * sizes[4] * sizes[5] > MOST_THREADS:
+        if math.prod(block) > MOST_THREADS:
             raise ValueError(f"block={block}: must be at most {MOST_THREADS} threads")
         if len(args) != len(self._letters):
             raise TypeError(f"{self._name} takes {len(self._letters)} arguments, not {len(args)}")
@@ -133,12 +141,27 @@ class Function:
 
     def _converted(self, i: int, value: Any) -> Any:
         letter = self._letters[i]
-        floating = letter in "fd"
         try:
-            return _TYPES[letter](float(value) if floating else operator.index(value))
-        except (TypeError, ValueError) as error:
-            wanted = "a number" if floating else "an integer; for a pointer, an address"
+            if letter in "fd":
+                return _TYPES[letter](_number(value))
+            converted = _TYPES[letter](plain := _integer(value))
+        except TypeError as error:
+            wanted = "a number" if letter in "fd" else "an integer; for a pointer, an address"
             raise TypeError(f"argument {i} of {self._name} is {value!r}: it must be {wanted}") from error
+        if converted.value != plain:  # ctypes keeps the lowest bits
+            raise TypeError(f"argument {i} of {self._name} is {value!r}: it must fit {_TYPES[letter].__name__}")
+        return converted
+
+
+def _integer(value: Any) -> int:
+    return bool(value) if isinstance(value, np.bool_) else operator.index(value)
+
+
+def _number(value: Any) -> float:
+    """Not a string, which float() would take."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError
+    return float(value)
 
 
 def _dimensions(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -77,14 +77,14 @@ inline void swap(Context& from, Context& to) { swapcontext(&from.saved, &to.save
 #else
 
 // Saves what the ABI wants kept on this stack and goes on with what is saved on the other. The floating-point control
-// words are the same for all fibers.
+// words are the same for all fibers. It jumps, for a processor foresees where a `ret` leads from calls on this stack.
 __attribute__((naked, noinline)) inline void switch_stacks(void** /*from: rdi*/, void* /*to: rsi*/) {
     __asm__(
         "pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
         "movq %rsp, (%rdi)\n"
         "movq %rsi, %rsp\n"
         "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n"
-        "ret\n");
+        "popq %rcx\n jmp *%rcx\n");
 }
 
 inline void set_up(Context& context, char* bottom, size_t size, void (*entry)()) {

@@ -7,7 +7,9 @@
 
 // --- qualifiers -----------------------------------------------------------------------------------------
 
+#ifndef __global__  // it keeps its name while the preprocessed text is searched for kernels
 #define __global__
+#endif
 #define __device__
 #define __host__
 #define __constant__

@@ -116,16 +116,20 @@ static unsigned lowest(unsigned lanes) { return unsigned(__builtin_ctz(lanes)); 
 // What the lanes of a complete meeting get: each for itself, so that nobody has to read another's value later.
 static void exchange(Fiber* warp, unsigned lanes, Meeting at) {
     if (at == SYNCWARP) return;
+    if (at == SHUFFLE) {
+        for (unsigned rest = lanes; rest != 0; rest &= rest - 1) {
+            Fiber& lane = warp[lowest(rest)];
+            const bool somebody = lanes >> lane.from & 1;  // otherwise CUDA leaves the value undefined
+            lane.result = somebody ? warp[lane.from].value : ~uint64(0);
+        }
+        return;
+    }
     uint64 common = at == VOTE ? 0 : warp[lowest(lanes)].value;
     for (unsigned rest = at == VOTE ? lanes : lanes & (lanes - 1); rest != 0; rest &= rest - 1) {
         const unsigned lane = lowest(rest);
         common = at == VOTE ? common | warp[lane].value << lane : combine(at, common, warp[lane].value);
     }
-    for (unsigned rest = lanes; rest != 0; rest &= rest - 1) {
-        Fiber& lane = warp[lowest(rest)];
-        const bool nobody = at == SHUFFLE && !(lanes >> lane.from & 1);  // then CUDA leaves the value undefined
-        lane.result = at != SHUFFLE ? common : nobody ? ~uint64(0) : warp[lane.from].value;
-    }
+    for (unsigned rest = lanes; rest != 0; rest &= rest - 1) warp[lowest(rest)].result = common;
 }
 
 // Releases the lanes in `mask` if all of them have come. Lanes that a smaller block does not have are not waited for.
