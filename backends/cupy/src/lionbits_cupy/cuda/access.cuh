@@ -1,4 +1,4 @@
-// Loads and stores of a thread's part of a tile: parameter, gradient and momentum, as float32 whatever they are held in.
+// Loads and stores of a thread's part of a tile: parameter, gradient, momentum, as float32 whatever they are held in.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// Lion as CUDA kernels: one launch for all slots of a plan. A crew of threads takes item after item of the device table.
+// Lion as CUDA kernels: one launch for all slots of a plan. A crew of threads takes item after item of the table.
 
 #include "access.cuh"
 

@@ -100,7 +100,7 @@ LIONBITS_DEVICE float block_inverse(float absmax) {
     return usable ? __fdiv_rn(PLAN.top, held(absmax)) : 0.0f;
 }
 
-// The magnitude of a code: t = bits(|m| * r * 2^-127), k = min((t + dither) >> w, largest k). The sign is m's unless k = 0.
+// The magnitude of a code: t = bits(|m| * r * 2^-127), k = min((t + dither) >> w, largest k).
 LIONBITS_DEVICE uint32 encode(float m, float inverse, uint32 lane) {
     const uint32 t = magnitude(__fmul_rn(__fmul_rn(m, inverse), DOWN));
     const uint32 largest = inverse > 0 ? PLAN.largest_code : 0;

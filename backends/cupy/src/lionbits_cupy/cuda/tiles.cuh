@@ -1,7 +1,7 @@
 // Where elements lie, and how they come and go: from (slot, blocks) to addresses, vectors and packed bytes.
 //
-// A thread has SPAN consecutive elements of a block, so that a crew of threads has whole blocks: a tile. On an even tile
-// it moves 16 bytes at a time; the other path serves tails, misaligned views and any strides, element by element.
+// A thread has SPAN consecutive elements of a block, so that a crew of threads has whole blocks: a tile. On an even
+// tile it moves 16 bytes at a time; the other path serves tails, misaligned views and any strides, one by one.
 
 #pragma once
 
@@ -198,7 +198,7 @@ LIONBITS_DEVICE void store_one(uint32 value, int64 address, int64 element) {
     if (BITS == 32) *at<uint32>(address, element) = value;
 }
 
-// The bits of the thread's `count` elements. What comes for others is of no account, but for 0 off the fast path.
+// The bits of the thread's `count` elements. For others, an even tile gives whatever it finds; the other path, nothing.
 template <bool EVEN, int BITS>
 LIONBITS_DEVICE void load_bits(uint32 (&values)[SPAN], int64 address, const Places& where, int count) {
     if (EVEN) {
