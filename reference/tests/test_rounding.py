@@ -66,11 +66,13 @@ def test_the_finalizer_is_murmurhash3s(data: bytes, seed: int, expected: int) ->
 
 
 def test_the_finalizer_of_tensors_is_that_of_ints() -> None:
-    """int64 tensors wrap where Python ints do not, and give the same 32 bits; the map is one to one."""
+    """int32 tensors wrap where Python ints do not, and give the same 32 bits; the map is one to one."""
     values = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, *np.random.default_rng(0).integers(0, 2**32, 5000).tolist()]
-    mixed = rounding.fmix32(torch.tensor(values)).tolist()
+    words = rounding.word(torch.tensor(values))
+    assert words.tolist() == [rounding.word(v) for v in values]
+    mixed = [word % 2**32 for word in rounding.fmix32(words).tolist()]
     assert mixed == [fmix32(v) for v in values] == [rounding.fmix32(v) for v in values]
-    assert len(rounding.fmix32(torch.arange(2**17)).unique()) == 2**17
+    assert len(rounding.fmix32(torch.arange(2**17, dtype=torch.int32)).unique()) == 2**17
 
 
 @pytest.mark.parametrize("mode", [DITHERED, STOCHASTIC])

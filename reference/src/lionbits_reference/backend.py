@@ -25,7 +25,7 @@ def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -
     counts = torch.zeros(len(slots), dtype=torch.int64, device=scalars.lr.device)
     for j, piece in _pieces(plan.format, slots):
         m, g = _load_momentum(piece, plan.format), _load_grad(piece, scalars.grad_scale[j])
-        counts[j] += update.count_aligned(m, g, hyper, plan.nonfinite)
+        counts[j] += update.aligned(m, g, hyper, plan.nonfinite).sum()
     return counts
 
 

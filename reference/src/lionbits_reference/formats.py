@@ -9,13 +9,15 @@ For a block with ``absmax`` = max \|m'\| and a format with largest value ``top``
     k = min((t + dither) >> w, largest k)          dither = lane << (w - 16); sign kept unless k = 0
     decode: m = +-value(k) * scale                 value(k) is the float with bits k << w, times 2^127
 
-``t`` is also rint(y * 2^22) for y < 2 and bits(y) - (127 << 23) above: the form used here, as x86 is slow on
-subnormal numbers. A code is ``sign << (bits-1) | k``; narrow codes are packed within the row, element 0 in the
+``t`` is also rint(y * 2^22) for y < 2 and bits(y) - (127 << 23) above, and the larger of the two everywhere, if y is
+held at 2 in the first: the form used here, as x86 is slow on subnormal numbers. A code is ``sign << (bits-1) | k``; narrow codes are packed within the row, element 0 in the
 lowest bits of a byte. A block whose absmax is not finite (only with ``nonfinite="propagate"``) becomes NaN as a
 whole: scale NaN, codes 0.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +31,44 @@ TINY = 2.0**-100
 #: The largest magnitude that codes can hold. For some formats float32(FLT_MAX / top) * top overflows; an infinite
 #: momentum would be skipped for ever, and would make its whole block NaN.
 HUGE = 2.0**127
-_ONE_BITS = 127 << 23
+
+#: The bits of 1.0 and of 2.0, and the sign.
+_ONE, _TWO, _SIGN = 127 << 23, 128 << 23, -(1 << 31)
+
+
+class Numbers(NamedTuple):
+    """What arithmetic needs to know of a :class:`Format`, as 0-d tensors: then one compiled function serves all."""
+
+    bits: Tensor  # int32
+    shift: Tensor  # int32
+    largest_code: Tensor  # int32
+    top: Tensor  # float32
+
+    @classmethod
+    def of(cls, format: Format, device: torch.device) -> Numbers:
+        """The numbers of ``format`` on a device."""
+        counts = (format.bits, format.shift, format.largest_code)
+        whole = [torch.tensor(count, dtype=torch.int32, device=device) for count in counts]
+        return cls(*whole, torch.tensor(format.top, dtype=torch.float32, device=device))
+
+
+def value(code: Tensor, format: Format | Numbers) -> Tensor:
+    """float32 values of int32 codes, before scaling."""
+    normal = ((code & format.largest_code) << format.shift) + _ONE
+    # As the bits of 1.f * 2^e these are right for e > 0; for e = 0 they say 1 + f/2^Y where f * 2^(1-Y) is meant. The
+    # one that is meant is the smaller of the two, and the bits of positive floats sort as the floats do.
+    subnormal = (normal.view(torch.float32) * 2.0 - 2.0).view(torch.int32)
+    sign = (code << (32 - format.bits)) & _SIGN
+    return (torch.minimum(normal, subnormal) | sign).view(torch.float32)
+
+
+def code(m: Tensor, inverse: Tensor, limit: Tensor, lane: Tensor | int, format: Format | Numbers) -> Tensor:
+    """int32 codes of float32 ``m``, given what its blocks have: see :func:`block_inverse`."""
+    y = (m * inverse).abs()  # in this order even a NaN has its sign bit cleared
+    held = y.view(torch.int32).clamp(max=_TWO).view(torch.float32)
+    t = torch.maximum(torch.round(held * 2.0**22).to(torch.int32), y.view(torch.int32) - _ONE)
+    k = torch.minimum((t + (lane << (format.shift - 16))) >> format.shift, limit)
+    return k | (((m.view(torch.int32) & -k) >> (32 - format.bits)) & (format.largest_code + 1))
 
 
 def block_absmax(m: Tensor, format: Format) -> Tensor:
@@ -37,10 +76,17 @@ def block_absmax(m: Tensor, format: Format) -> Tensor:
     return _in_blocks(m, format).abs().amax(dim=-1)
 
 
-def block_scale(absmax: Tensor, format: Format) -> Tensor:
+def block_scale(absmax: Tensor, format: Format | Numbers) -> Tensor:
     """float32 scale for each absmax."""
-    scale = torch.where(absmax <= TINY, 0.0, absmax.clamp(max=HUGE) / torch.full_like(absmax, format.top))
+    scale = torch.where(absmax <= TINY, 0.0, absmax.clamp(max=HUGE) / _top(absmax, format))
     return torch.where(torch.isfinite(absmax), scale, torch.nan)
+
+
+def block_inverse(absmax: Tensor, format: Format | Numbers) -> tuple[Tensor, Tensor]:
+    """For each absmax, float32 r = top / absmax, and the largest code, int32; both 0 where all codes are."""
+    usable = torch.isfinite(absmax) & (absmax > TINY)
+    inverse = torch.where(usable, _top(absmax, format) / absmax.clamp(max=HUGE), 0.0)
+    return inverse, usable.to(torch.int32) * format.largest_code
 
 
 def encode(m: Tensor, absmax: Tensor, lane: Tensor | int, format: Format) -> Tensor:
@@ -51,35 +97,26 @@ def encode(m: Tensor, absmax: Tensor, lane: Tensor | int, format: Format) -> Ten
         absmax: (rows, blocks) as :func:`block_absmax` gives, or one number for a tensor-wise format.
         lane: int32 like ``m``, or one int; 0..65535.
     """
-    usable = torch.isfinite(absmax) & (absmax > TINY)
-    inverse = torch.where(usable, torch.full_like(absmax, format.top) / absmax.clamp(max=HUGE), 0.0)
-    y = _per_element(m.abs(), inverse, format)
-    t = torch.where(y < 2, torch.round(y * 2.0**22).to(torch.int32), y.view(torch.int32) - _ONE_BITS)
-    k = ((t + (lane << (format.shift - 16))) >> format.shift).clamp_(max=format.largest_code)
-    k = torch.where(y.isnan(), 0, k)  # infinity * 0, in a block that is NaN anyway
-    sign = ((m < 0) & (k > 0)).to(torch.int32) << (format.bits - 1)
-    return _pack((k | sign).to(torch.uint8), format.bits)
+    inverse, limit = (_per_element(x, m.shape[1], format) for x in block_inverse(absmax, format))
+    return _pack(code(m, inverse, limit, lane, format).to(torch.uint8), format.bits)
 
 
 def decode(codes: Tensor, scale: Tensor, columns: int, format: Format) -> Tensor:
     """float32 momentum (rows, columns); codes are (rows, bytes), scales (rows, blocks) or (1, 1)."""
-    code = _unpack(codes, format.bits, columns).to(torch.int32)
-    k = code & format.largest_code
-    # As the bits of 1.f * 2^e these are right for e > 0; for e = 0 they say 1 + f/2^Y where f * 2^(1-Y) is
-    # meant.
-    normal = ((k << format.shift) + _ONE_BITS).view(torch.float32)
-    value = torch.where(k < (1 << format.mantissa_bits), (normal - 1.0) * 2.0, normal)
-    negative = (code >> (format.bits - 1)).to(torch.bool)
-    return _per_element(torch.where(negative, -value, value), scale, format)
+    unscaled = value(_unpack(codes, format.bits, columns).to(torch.int32), format)
+    return unscaled * _per_element(scale, columns, format)
 
 
-def _per_element(x: Tensor, factor: Tensor, format: Format) -> Tensor:
-    """x times its block's factor, one rounding each."""
-    if factor.numel() == 1:
-        return x * factor.reshape(())
-    columns = x.shape[1]
-    blocks = _in_blocks(x, format) * factor[..., None]
-    return blocks.flatten(1)[:, :columns].contiguous()
+def _top(like: Tensor, format: Format | Numbers) -> Tensor:
+    """A tensor, so that dividing by it is a division; by a Python number it may be a multiplication."""
+    return torch.ones_like(like) * format.top
+
+
+def _per_element(x: Tensor, columns: int, format: Format) -> Tensor:
+    """What each block has, (rows, blocks), for each of its elements: (rows, columns), or one number for all."""
+    if x.numel() == 1:
+        return x.reshape(())
+    return x[..., None].expand(-1, -1, format.block_size).flatten(1)[:, :columns]
 
 
 def _in_blocks(x: Tensor, format: Format) -> Tensor:

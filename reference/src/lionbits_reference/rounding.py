@@ -30,6 +30,8 @@ STATE, PARAMETER = 0, 1  # purposes of a salt
 #: The lane of nearest rounding: half of what is dropped.
 NEAREST = 0x8000
 
+_NAN = 0x7FC00000  # the bits of a float32
+
 _MASK = 0xFFFFFFFF
 _GOLDEN_16, _GOLDEN_32 = 40503, 0x9E3779B9
 
@@ -37,12 +39,23 @@ Words = TypeVar("Words", int, Tensor)
 
 
 def fmix32(h: Words) -> Words:
-    """MurmurHash3's 32-bit finalizer, of an int or of each element of an int64 tensor, all in 0..2^32-1."""
-    h = h ^ (h >> 16)
-    h = (h * 0x85EBCA6B) & _MASK
-    h = h ^ (h >> 13)
-    h = (h * 0xC2B2AE35) & _MASK
-    return h ^ (h >> 16)
+    """MurmurHash3's 32-bit finalizer, of an int in 0..2^32-1 or of each element of an int32 tensor, bit for bit."""
+    h = h ^ ((h >> 16) & 0xFFFF)
+    h = _times(h, 0x85EBCA6B)
+    h = h ^ ((h >> 13) & 0x7FFFF)
+    h = _times(h, 0xC2B2AE35)
+    return h ^ ((h >> 16) & 0xFFFF)
+
+
+def word(x: Any) -> Any:
+    """The low 32 bits of an int, or of each element of an int64 tensor, as int32 has them: -2^31..2^31-1."""
+    low = ((x + (1 << 31)) & _MASK) - (1 << 31)
+    return low.to(torch.int32) if isinstance(low, Tensor) else low
+
+
+def _times(h: Words, factor: int) -> Words:
+    """Modulo 2^32, to which products of int32 tensors wrap by themselves."""
+    return h * word(factor) if isinstance(h, Tensor) else (h * factor) & _MASK
 
 
 def salt(seed: int, parameter: int, purpose: int) -> int:
@@ -64,37 +77,51 @@ def lanes(rounding: str, salt: int, step: Tensor, start: int, pitch: int, shape:
     """
     if rounding == "nearest":
         return NEAREST
-    words: Any = salt
-    phase: Any = 0
-    if rounding == "stochastic":
-        words = fmix32(salt ^ ((step * _GOLDEN_32) & _MASK))
-    else:
-        phase = step * _GOLDEN_16
+    words, phase = keys(rounding, torch.tensor(word(salt), dtype=torch.int32, device=step.device), step)
     rows, columns = shape
-    pairs = -(-columns // 2)
-    first, last = start // 2, start // 2 + max(rows - 1, 0) * (pitch // 2) + max(pairs - 1, 0)
-    row = torch.arange(rows, device=step.device) * (pitch // 2) + first
-    pair = row[:, None] + torch.arange(pairs, device=step.device)
-    high = torch.arange(first >> 32, (last >> 32) + 1, device=step.device)  # a rectangle rarely has two
-    inner = fmix32(high ^ words)
-    spread = inner if len(high) == 1 else inner[(pair >> 32) - (first >> 32)]
-    h = fmix32((pair & _MASK) ^ spread)
-    both = torch.stack((h, h >> 16), dim=-1).reshape(rows, 2 * pairs)[:, :columns]
-    lane: Tensor = (both + phase) & 0xFFFF
-    return lane.to(torch.int32)
+    half, odd = pairs(columns, step.device)
+    row = torch.arange(rows, device=step.device)[:, None] * (pitch // 2) + start // 2
+    last = start // 2 + max(rows - 1, 0) * (pitch // 2) + max(columns - 1, 0) // 2
+    if start // 2 >> 32 == last >> 32:
+        return lane(word(row) + half, spread(start // 2 >> 32, words), phase, odd)
+    pair = row + half
+    return lane(word(pair), spread((pair >> 32).to(torch.int32), words), phase, odd)
+
+
+def pairs(columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each column, which pair it is in, and how far down its lane stands in the pair's hash: int32[columns]."""
+    column = torch.arange(columns, dtype=torch.int32, device=device)
+    return column >> 1, (column & 1) << 4
+
+
+def keys(rounding: str, salt: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """What the step makes of int32 salts: (words, phase), both int32, of the steps' shape."""
+    if rounding == "stochastic":
+        return fmix32(salt ^ word(step * _GOLDEN_32)), torch.zeros_like(salt)
+    return salt, ((step * _GOLDEN_16) & 0xFFFF).to(torch.int32)
+
+
+def spread(high: int | Tensor, words: Tensor) -> Tensor:
+    """The hash of what many pairs have in common: the upper halves of their numbers, and the words of a parameter."""
+    return fmix32(words ^ high)
+
+
+def lane(low: Tensor, spread: Tensor, phase: Tensor, odd: Tensor) -> Tensor:
+    """int32 lanes, 0..65535, of pairs whose numbers have the lower halves ``low``."""
+    return ((fmix32(low ^ spread) >> odd) + phase) & 0xFFFF
 
 
 def load_param(stored: Tensor, rest: Tensor | None) -> Tensor:
     """p as float32; with ``rest`` (int16 or int8) the master value of a compensated bfloat16 parameter."""
+    p = stored.to(torch.float32)
     if rest is None:
-        return stored.to(torch.float32)
-    return ((_bits16(stored) << 16) + (rest.to(torch.int32) << _rest_shift(rest.dtype))).view(torch.float32)
+        return p
+    return (p.view(torch.int32) + (rest.to(torch.int32) << _rest_shift(rest.dtype))).view(torch.float32)
 
 
 def round_unbiased(p: Tensor, lane: Tensor | int) -> Tensor:
     """float32 to bfloat16 as ``(bits + lane) >> 16``; NaN stays NaN."""
-    bits = p.view(torch.int32)
-    return _from_bits16(torch.where(p.isnan(), 0x7FC0, (bits + lane) >> 16))
+    return _upper_half(torch.where(p.isnan(), _NAN, p.view(torch.int32) + lane))
 
 
 def split_master(p: Tensor, rest_dtype: torch.dtype, lane: Tensor | int) -> tuple[Tensor, Tensor]:
@@ -105,19 +132,16 @@ def split_master(p: Tensor, rest_dtype: torch.dtype, lane: Tensor | int) -> tupl
     bits = p.view(torch.int32)
     if rest_dtype == torch.int8:
         bits = (bits + (lane >> 8)) & ~0xFF
-    bits = torch.where(p.isnan(), 0x7FC00000, bits)
-    kept = (bits + 0x8000) >> 16
-    rest = (bits - (kept << 16)) >> _rest_shift(rest_dtype)
-    return _from_bits16(kept), rest.to(rest_dtype)
+    bits = torch.where(p.isnan(), _NAN, bits)
+    kept = _upper_half(bits + 0x8000)
+    rest = (bits - kept.to(torch.float32).view(torch.int32)) >> _rest_shift(rest_dtype)
+    return kept, rest.to(rest_dtype)
 
 
 def _rest_shift(dtype: torch.dtype) -> int:
     return 8 if dtype == torch.int8 else 0
 
 
-def _bits16(stored: Tensor) -> Tensor:
-    return stored.contiguous().view(torch.int16).to(torch.int32)
-
-
-def _from_bits16(bits: Tensor) -> Tensor:
-    return bits.to(torch.int16).view(torch.bfloat16)
+def _upper_half(bits: Tensor) -> Tensor:
+    """The bfloat16 that the upper 16 bits of a float32 are; with none below them nothing is rounded."""
+    return (bits & ~0xFFFF).view(torch.float32).to(torch.bfloat16)

@@ -24,16 +24,17 @@ def cut(slot: Slot, format: Format, limit: int = LIMIT) -> Iterator[Slot]:
     is a slot like any other, its tensors views of the slot's. A long row of a tensor that cannot
     be seen as a matrix without a copy (channels_last, say) is not cut.
     """
-    rows, columns = matrix_shape(slot.param.shape)
-    if rows * columns == 0:
+    rows, width = matrix_shape(slot.param.shape)
+    if rows * width == 0:
         return
-    if rows * columns <= limit:
+    if rows * width <= limit:
         yield slot
-    elif columns <= limit or not all(_is_matrix(t, rows, columns) for t in _tensors(slot)):
-        yield from _cut_rows(slot, format, rows, max(1, limit // columns))
+    elif width <= limit or not all(_is_matrix(t, rows, width) for t in _tensors(slot)):
+        yield from _cut_rows(slot, format, rows, max(1, limit // width))
     else:
         for row in _cut_rows(slot, format, rows, 1) if rows > 1 else (slot,):
-            yield from _cut_columns(row, format, columns, limit)
+            for first in range(0, width, limit):
+                yield columns(row, format, first, min(first + limit, width))
 
 
 def _cut_rows(slot: Slot, format: Format, rows: int, step: int) -> Iterator[Slot]:
@@ -50,22 +51,21 @@ def _cut_rows(slot: Slot, format: Format, rows: int, step: int) -> Iterator[Slot
         yield Slot(part(slot.param), part(slot.grad), state, slot.index, start, slot.row_pitch)
 
 
-def _cut_columns(slot: Slot, format: Format, columns: int, step: int) -> Iterator[Slot]:
-    for column in range(0, columns, step):
-        end = min(column + step, columns)
+def columns(slot: Slot, format: Format, first: int, last: int) -> Slot:
+    """Elements ``first`` to ``last`` of a slot that is one row, or can be seen as one; no block or byte may be torn."""
 
-        def part(tensor: Tensor, first: int = column, last: int = end) -> Tensor:
-            return tensor.reshape(1, -1)[:, first:last]
+    def part(tensor: Tensor, first: int = first, last: int = last) -> Tensor:
+        return tensor.reshape(1, -1)[:, first:last]
 
-        def state_part(key: str, tensor: Tensor, first: int = column, last: int = end) -> Tensor:
-            if key == "exp_avg_codes":
-                return part(tensor, first * format.bits // 8, -(-last * format.bits // 8))
-            if key == "exp_avg_scale":
-                return tensor if format.tensor_wise else part(tensor, first // format.block_size, format.blocks(last))
-            return part(tensor, first, last)
+    def state_part(key: str, tensor: Tensor) -> Tensor:
+        if key == "exp_avg_codes":
+            return part(tensor, first * format.bits // 8, -(-last * format.bits // 8))
+        if key == "exp_avg_scale":
+            return tensor if format.tensor_wise else part(tensor, first // format.block_size, format.blocks(last))
+        return part(tensor)
 
-        state = {key: state_part(key, value) for key, value in _state_tensors(slot).items()}
-        yield Slot(part(slot.param), part(slot.grad), state, slot.index, slot.start + column, slot.row_pitch)
+    state = {key: state_part(key, value) for key, value in _state_tensors(slot).items()}
+    return Slot(part(slot.param), part(slot.grad), state, slot.index, slot.start + first, slot.row_pitch)
 
 
 def _state_tensors(slot: Slot) -> dict[str, Tensor]:

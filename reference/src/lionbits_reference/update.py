@@ -17,12 +17,30 @@ mask: Liang et al., "Cautious Optimizers" (arXiv 2411.16085).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .spec import Hyper
+
+class Betas(Protocol):
+    """The numbers of :class:`lionbits_reference.spec.Hyper` that the rule takes: floats, or 0-d float32 tensors."""
+
+    @property
+    def b1(self) -> Any:
+        """Of the direction."""
+
+    @property
+    def one_minus_b1(self) -> Any:
+        """Formed in binary64."""
+
+    @property
+    def b2(self) -> Any:
+        """Of the momentum."""
+
+    @property
+    def one_minus_b2(self) -> Any:
+        """Formed in binary64."""
 
 
 class Updated(NamedTuple):
@@ -33,12 +51,12 @@ class Updated(NamedTuple):
     applied: Tensor  # bool: False where the element was skipped
 
 
-def blend(m: Tensor, g: Tensor, b: float, one_minus_b: float) -> Tensor:
+def blend(m: Tensor, g: Tensor, b: Any, one_minus_b: Any) -> Tensor:
     """m*b + g*(1-b), three roundings."""
     return m * b + g * one_minus_b
 
 
-def direction(m: Tensor, g: Tensor, hyper: Hyper, caution: str) -> Tensor:
+def direction(m: Tensor, g: Tensor, hyper: Betas, caution: str) -> Tensor:
     """u in {-1, 0, 1}, float32, after caution. Signs are compared, not products, which can underflow."""
     u = torch.sign(blend(m, g, hyper.b1, hyper.one_minus_b1))
     if caution == "none":
@@ -49,7 +67,7 @@ def direction(m: Tensor, g: Tensor, hyper: Hyper, caution: str) -> Tensor:
     return torch.where(u == -sign, sign, u)
 
 
-def next_momentum(m: Tensor, g: Tensor, hyper: Hyper, nonfinite: str) -> tuple[Tensor, Tensor]:
+def next_momentum(m: Tensor, g: Tensor, hyper: Betas, nonfinite: str) -> tuple[Tensor, Tensor]:
     """m', and which elements are applied.
 
     With ``nonfinite="skip"`` an element whose g or m' is not finite keeps its m. Looking at m' is enough:
@@ -58,12 +76,12 @@ def next_momentum(m: Tensor, g: Tensor, hyper: Hyper, nonfinite: str) -> tuple[T
     advanced = blend(m, g, hyper.b2, hyper.one_minus_b2)
     if nonfinite == "propagate":
         return advanced, torch.ones_like(advanced, dtype=torch.bool)
-    applied = torch.isfinite(advanced)
+    applied = advanced.abs() < torch.inf  # not so of a NaN either
     return torch.where(applied, advanced, m), applied
 
 
 def update(
-    p: Tensor, m: Tensor, g: Tensor, lr: Tensor, keep: Tensor, hyper: Hyper, caution: str, nonfinite: str
+    p: Tensor, m: Tensor, g: Tensor, lr: Tensor, keep: Tensor, hyper: Betas, caution: str, nonfinite: str
 ) -> Updated:
     """The rule on float32 tensors of one shape; ``lr`` and ``keep`` are 0-d float32. Writes nothing."""
     u = direction(m, g, hyper, caution)
@@ -72,7 +90,7 @@ def update(
     return Updated(torch.where(applied, moved, p), momentum, applied)
 
 
-def count_aligned(m: Tensor, g: Tensor, hyper: Hyper, nonfinite: str) -> Tensor:
-    """int64, 0-d: elements whose c and g share a non-zero sign and that are not skipped."""
+def aligned(m: Tensor, g: Tensor, hyper: Betas, nonfinite: str) -> Tensor:
+    """bool: elements whose c and g share a non-zero sign and that are not skipped."""
     _, applied = next_momentum(m, g, hyper, nonfinite)
-    return ((direction(m, g, hyper, "mask") != 0) & applied).sum()
+    return (direction(m, g, hyper, "mask") != 0) & applied

@@ -6,7 +6,7 @@ _DIRECTION = "u = torch.sign(blend(m, g, hyper.b1, hyper.one_minus_b1))"
 _FMA = "(m.double() * b + (g * one_minus_b).double()).float()"
 _FMA_1 = "(m.double() * hyper.b1 + (g * hyper.one_minus_b1).double()).float()"
 _FMA_2 = "((m * hyper.b1).double() + g.double() * hyper.one_minus_b1).float()"
-_GATHER = "both = torch.stack((h, h >> 16), dim=-1)"
+_HALVES = "return column >> 1, (column & 1) << 4"
 
 KERNELS = (
     # the rule
@@ -95,38 +95,41 @@ KERNELS = (
         "return torch.where(applied, advanced, 0.0), applied",
     ),
     kernel(
-        "infinity is let through", "update.py", "applied = torch.isfinite(advanced)", "applied = ~torch.isnan(advanced)"
+        "infinity is let through",
+        "update.py",
+        "applied = advanced.abs() < torch.inf",
+        "applied = ~torch.isnan(advanced)",
     ),
     kernel(
         "skipped elements count as aligned",
         "update.py",
-        '(direction(m, g, hyper, "mask") != 0) & applied).sum()',
-        '(direction(m, g, hyper, "mask") != 0) | ~applied).sum()',
+        '(direction(m, g, hyper, "mask") != 0) & applied',
+        '(direction(m, g, hyper, "mask") != 0) | ~applied',
     ),
     # the formats
     kernel(
         "scale by the reciprocal of top",
         "formats.py",
-        "absmax.clamp(max=HUGE) / torch.full_like(absmax, format.top))",
-        "absmax.clamp(max=HUGE) * (1 / torch.full_like(absmax, format.top)))",
+        "absmax.clamp(max=HUGE) / _top(absmax, format))",
+        "absmax.clamp(max=HUGE) * (1 / _top(absmax, format)))",
     ),
     kernel(
         "reciprocal that is an ulp short",
         "formats.py",
-        "y = _per_element(m.abs(), inverse, format)",
-        "y = _per_element(m.abs(), inverse * (1 - 2.0**-24), format)",
+        "y = (m * inverse).abs()",
+        "y = (m * (inverse * (1 - 2.0**-24))).abs()",
     ),
     kernel(
         "largest code not held",
         "formats.py",
-        ".clamp_(max=format.largest_code)",
-        ".clamp_(max=format.largest_code - 1)",
+        "usable.to(torch.int32) * format.largest_code",
+        "usable.to(torch.int32) * (format.largest_code - 1)",
     ),
     kernel(
         "ties toward zero",
         "formats.py",
-        "k = ((t + (lane << (format.shift - 16)))",
-        "k = ((t + ((lane << (format.shift - 16)) - 1).clamp(min=0) if isinstance(lane, torch.Tensor) else t + (lane << (format.shift - 16)) - 1)",
+        "(t + (lane << (format.shift - 16)))",
+        "(t + ((lane << (format.shift - 16)) - 1).clamp(min=0) if isinstance(lane, torch.Tensor) else t + (lane << (format.shift - 16)) - 1)",
     ),
     kernel(
         "dither one bit too low", "formats.py", "(lane << (format.shift - 16))", "(lane << (format.shift - 16) >> 1)"
@@ -134,10 +137,10 @@ KERNELS = (
     kernel(
         "subnormal codes as normal ones",
         "formats.py",
-        "value = torch.where(k < (1 << format.mantissa_bits), (normal - 1.0) * 2.0, normal)",
-        "value = torch.where(k == 0, 0.0, normal)",
+        "return (torch.minimum(normal, subnormal) | sign)",
+        "return (torch.where(normal == _ONE, 0, normal) | sign)",
     ),
-    kernel("zero keeps its sign", "formats.py", "sign = ((m < 0) & (k > 0))", "sign = torch.signbit(m)"),
+    kernel("zero keeps its sign", "formats.py", "m.view(torch.int32) & -k", "m.view(torch.int32)"),
     kernel("tiny blocks are kept", "formats.py", "TINY = 2.0**-100", "TINY = 0.0"),
     kernel(
         "nibbles in the other order",
@@ -154,8 +157,8 @@ KERNELS = (
     kernel(
         "scale of the neighbour block",
         "formats.py",
-        "blocks = _in_blocks(x, format) * factor[..., None]",
-        "blocks = _in_blocks(x, format) * factor.roll(1, -1)[..., None]",
+        "return x[..., None].expand(",
+        "return x.roll(1, -1)[..., None].expand(",
     ),
     kernel(
         "absmax by the signed maximum",
@@ -183,15 +186,15 @@ KERNELS = (
     ),
     kernel("the largest momentum is not held", "formats.py", "HUGE = 2.0**127", "HUGE = 2.0**128 - 2.0**104"),
     # the lanes
-    kernel("halves of the hash in the other order", "rounding.py", _GATHER, "both = torch.stack((h >> 16, h), dim=-1)"),
-    kernel("one lane for both of a pair", "rounding.py", _GATHER, "both = torch.stack((h, h), dim=-1)"),
-    kernel("lane without the step", "rounding.py", "phase = step * _GOLDEN_16", "phase = step * 0"),
-    kernel("lane of the step before", "rounding.py", "phase = step * _GOLDEN_16", "phase = (step - 1) * _GOLDEN_16"),
+    kernel("halves of the hash in the other order", "rounding.py", _HALVES, "return column >> 1, (~column & 1) << 4"),
+    kernel("one lane for both of a pair", "rounding.py", _HALVES, "return column >> 1, (column & 0) << 4"),
+    kernel("lane without the step", "rounding.py", "(step * _GOLDEN_16)", "(step * 0)"),
+    kernel("lane of the step before", "rounding.py", "(step * _GOLDEN_16)", "((step - 1) * _GOLDEN_16)"),
     kernel(
         "stochastic draws without the step",
         "rounding.py",
-        "words = fmix32(salt ^ ((step * _GOLDEN_32) & _MASK))",
-        "words = salt",
+        "return fmix32(salt ^ word(step * _GOLDEN_32)), ",
+        "return salt, ",
     ),
     kernel(
         "index within the shard",
@@ -205,7 +208,7 @@ KERNELS = (
         "piece.start, piece.row_pitch, matrix_shape(piece.param.shape))",
         "piece.start, matrix_shape(piece.param.shape)[1], matrix_shape(piece.param.shape))",
     ),
-    kernel("index above 2^33 wraps", "rounding.py", "fmix32(high ^ words)", "fmix32((high & 0) ^ words)"),
+    kernel("index above 2^33 wraps", "rounding.py", "return fmix32(words ^ high)", "return fmix32(words ^ (high & 0))"),
     kernel(
         "parameter position ignored",
         "backend.py",
@@ -243,8 +246,8 @@ KERNELS = (
     kernel(
         "compensated parameter cut, not rounded",
         "rounding.py",
-        "kept = (bits + 0x8000) >> 16",
-        "kept = (bits + 0x7FFF) >> 16",
+        "kept = _upper_half(bits + 0x8000)",
+        "kept = _upper_half(bits + 0x7FFF)",
     ),
     kernel("24 bits by truncation", "rounding.py", "bits = (bits + (lane >> 8)) & ~0xFF", "bits = bits & ~0xFF"),
     # many tensors
