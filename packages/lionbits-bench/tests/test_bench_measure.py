@@ -1,7 +1,9 @@
 """Heats: turns, failures that stay in their row, time that runs out, replays that differ."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from lionbits_bench.results import Findings, Row
 from lionbits_bench.timing import CopyMeter, Deadline, HostClock, Launches, Work
 
 EFFORT = Effort(rounds=2, warm=1, steps=3, host_steps=2, seconds=60.0)
+MEMORY = 1  # a step of its own
 WORKLOAD = workloads.uniform(3, (4, 8))
 
 
@@ -56,7 +59,7 @@ def test_contestants_take_turns(bench: Bench) -> None:
     rows = run(bench, [contestant(name, lambda name=name: stepped.append(name)) for name in names])
     turns = [name for i, name in enumerate(stepped) if i == 0 or stepped[i - 1] != name]
     assert turns == names * 2
-    each = 1 + EFFORT.warm + EFFORT.host_steps + EFFORT.steps
+    each = 1 + EFFORT.warm + EFFORT.host_steps + EFFORT.steps + MEMORY
     assert len(stepped) == len(names) * 2 * each
     for row in rows:
         assert not row.problem
@@ -124,6 +127,41 @@ def test_the_first_round_may_take_longer_than_the_share(bench: Bench) -> None:
     assert [len(row.seconds) for row in rows] == [EFFORT.steps] * 2
 
 
+def test_who_takes_too_long_is_stopped_and_told(bench: Bench) -> None:
+    def sleep() -> None:
+        time.sleep(20)
+
+    begin = time.monotonic()
+    rows: list[Row] = []
+    them = [contestant("a", sleep), contestant("b", lambda: None)]
+    effort = replace(EFFORT, limit=0.2, rounds=1)
+    time_heat(Heat((WORKLOAD,), them), bench, effort, 1, Deadline(60), rows)
+    assert [row.problem for row in rows] == ["stopped after 0.2 s", ""]
+    assert time.monotonic() - begin < 10
+    time.sleep(0.3)  # the alarm of the second does not ring later
+
+
+def test_the_time_of_the_host_is_measured_where_asked(bench: Bench) -> None:
+    rows: list[Row] = []
+    effort = replace(EFFORT, host_steps=0)
+    time_heat(Heat((WORKLOAD,), [contestant("a", lambda: None)]), bench, effort, 1, Deadline(60), rows)
+    assert (rows[0].problem, rows[0].host_seconds, len(rows[0].seconds)) == ("", [], 2 * EFFORT.steps)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells")
+def test_memory_of_a_step_is_seen(bench: Bench) -> None:
+    size = 64 << 20
+
+    def take() -> None:
+        torch.ones(size, dtype=torch.uint8)
+
+    small, large = run(bench, [contestant("a", lambda: None), contestant("b", take)])
+    assert small.temporary_bytes is not None
+    assert large.temporary_bytes is not None
+    assert small.temporary_bytes < size / 4
+    assert 0.9 * size < large.temporary_bytes < 1.3 * size
+
+
 class Sticking(HostClock):
     """Records one step less than it should."""
 
@@ -178,7 +216,7 @@ def test_launches_go_into_the_rows_that_were_timed(bench: Bench) -> None:
         if name in falls and stepped[name] > timed:
             raise RuntimeError("no right to profile")
 
-    timed = 2 * (1 + EFFORT.warm + EFFORT.host_steps + EFFORT.steps)
+    timed = 2 * (1 + EFFORT.warm + EFFORT.host_steps + EFFORT.steps + MEMORY)
     them = [contestant(name, lambda name=name: note(name), ours=name != "c") for name in stepped]
     rows, findings = run(bench, them), Findings()
     measure.count_heat(Heat((WORKLOAD,), them), bench, Deadline(60), rows, findings)

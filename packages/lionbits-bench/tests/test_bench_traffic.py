@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lionbits import Lion
-from lionbits_bench import contestants, traffic, workloads
+from lionbits_bench import contestants, peers, traffic, workloads
 from lionbits_reference.spec import Format, Plan
 
 SHAPE = (64, 1024)
@@ -64,9 +64,13 @@ def test_the_floor_of_a_variant_is_what_its_tensors_hold(dtype: str) -> None:
         assert traffic.floor_bytes(optimizer) == 3 * size * elements + 2 * state + again
 
 
+def adams(dtype: str) -> list[contestants.Contestant]:
+    return [contestant for contestant in peers.peers(dtype, CPU, ["torch"]) if "AdamW" in contestant.variant]
+
+
 @pytest.mark.parametrize("dtype", PLANS)
 def test_a_peers_floor_is_what_its_tensors_hold(dtype: str) -> None:
-    for contestant in contestants.peers(dtype)[:2]:
+    for contestant in adams(dtype):
         optimizer, tensors = made(contestant.build, dtype)
         elements, size = sum(p.numel() for p in tensors), PLANS[dtype].itemsize
         counters = 4 * len(tensors)
@@ -75,7 +79,7 @@ def test_a_peers_floor_is_what_its_tensors_hold(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", PLANS)
 def test_what_decides_what_fits_is_what_is_held(dtype: str) -> None:
-    for contestant in (*contestants.lions(["reference"], dtype), *contestants.peers(dtype)):
+    for contestant in (*contestants.lions(["reference"], dtype), *peers.peers(dtype, CPU)):
         tensors = workloads.tensors(workloads.one_tensor(16), PLANS[dtype], CPU)
         optimizer = contestant.build(tensors)
         optimizer.step()

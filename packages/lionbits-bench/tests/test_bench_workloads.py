@@ -15,6 +15,7 @@ from lionbits_bench.workloads import Workload
         (workloads.llama(), 291, 6_738_415_616),
         (workloads.resnet50(), 161, 25_557_032),
         (workloads.resnet50(channels_last=True), 161, 25_557_032),
+        (workloads.vit(), 152, 86_567_656),
         (workloads.gpt2(), 148, 124_439_808),
         (workloads.uniform(10_000, (100,)), 10_000, 1_000_000),
         (workloads.one_tensor(30), 1, 1 << 30),

@@ -1,13 +1,10 @@
-"""Who is measured: lionbits by backend and variant, and whatever peers are importable here."""
+"""Who is measured: lionbits by backend and variant. What it is measured beside is in :mod:`.peers`."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import warnings
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +14,8 @@ from torch.optim import Optimizer
 import lionbits
 from lionbits_reference.spec import Format
 
-Build = Callable[[list[Tensor]], Optimizer]
-
-#: Settings of every contestant that knows them; the time of a step does not depend on their values.
-COMMON: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.1}
+from . import rule
+from .rule import COMMON, Build, Check
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -36,6 +31,12 @@ BF16_VARIANTS: dict[str, dict[str, Any]] = {
     "8 bits, dithered parameters": {"optim_bits": 8, "param_rounding": "dithered"},
 }
 
+#: Short names of them, for the command line.
+SHORT = dict(zip(("32", "8", "4", "mask", "compensated", "dithered"), (*VARIANTS, *BF16_VARIANTS), strict=True))
+
+#: What rounded momentum may turn, of the signs of three steps, by its bits.
+ALLOWED = {32: 0.0, 8: 0.02, 4: 0.1}
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -48,6 +49,8 @@ class Contestant:
         state_bytes: per parameter element; decides which workload fits.
         build: makes it for a list of parameters.
         ours: whether it is lionbits.
+        check: of its rule, None where it is another than Lion's or AdamW's.
+        main: whether charts over sizes show it.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Contestant:
     state_bytes: float
     build: Build
     ours: bool
+    check: Check | None = None
+    main: bool = False
 
     @property
     def bytes_per_element(self) -> float:
@@ -63,66 +68,21 @@ class Contestant:
         return 2 * DTYPES[self.dtype].itemsize + self.state_bytes
 
 
-def lions(backends: list[str], dtype: str) -> list[Contestant]:
+def lions(backends: Sequence[str], dtype: str, variants: Collection[str] | None = None) -> list[Contestant]:
     """Every variant on every backend: variants outside, so that backends are measured next to each other."""
-    chosen = VARIANTS | (BF16_VARIANTS if dtype == "bf16" else {})
+    able = VARIANTS | (BF16_VARIANTS if dtype == "bf16" else {})
+    chosen = {name: settings for name, settings in able.items() if variants is None or name in variants}
     return [_lion(backend, variant, settings, dtype) for variant, settings in chosen.items() for backend in backends]
 
 
 def _lion(backend: str, variant: str, settings: dict[str, Any], dtype: str) -> Contestant:
     rest = 2.0 if settings.get("param_rounding") == "compensated" else 0.0
-    state = Format.of(settings["optim_bits"]).bytes_per_element + rest
+    bits = settings["optim_bits"]
+    plain = len(settings) == 1  # the paper's rule, but for the rounding of the momentum
+    check = partial(rule.lion, allowed=ALLOWED[bits]) if plain else None
 
     def build(parameters: list[Tensor]) -> Optimizer:
         return lionbits.Lion(parameters, **COMMON, **settings, backend=backend)
 
-    return Contestant(backend, variant, dtype, state, build, ours=True)
-
-
-def peers(dtype: str) -> list[Contestant]:
-    """Other optimizers that can be imported here."""
-    size = DTYPES[dtype].itemsize
-
-    def peer(name: str, variant: str, state: float, make: Callable[..., Optimizer], **settings: Any) -> Contestant:
-        return Contestant(name, variant, dtype, state, lambda ps: make(ps, **COMMON, **settings), ours=False)
-
-    found = [
-        peer("torch", "AdamW, fused", 2.0 * size, torch.optim.AdamW, fused=True),
-        peer("torch", "AdamW, foreach", 2.0 * size, torch.optim.AdamW, foreach=True),
-    ]
-    bitsandbytes = _imported("bitsandbytes")
-    if not isinstance(bitsandbytes, str):
-        found.append(peer("bitsandbytes", "Lion, 32 bits", 4.0, bitsandbytes.optim.Lion))
-        found.append(peer("bitsandbytes", "Lion8bit", 1.02, bitsandbytes.optim.Lion8bit))
-    lion_pytorch = _imported("lion_pytorch")
-    if not isinstance(lion_pytorch, str):
-        found.append(peer("lion-pytorch", "Lion", float(size), lion_pytorch.Lion))
-    return found
-
-
-def peers_found() -> dict[str, str]:
-    """The version of each peer, or why it is not there."""
-    found = {"torch": str(torch.__version__)}
-    for package, module in {"bitsandbytes": "bitsandbytes", "lion-pytorch": "lion_pytorch"}.items():
-        imported = _imported(module)
-        found[package] = imported if isinstance(imported, str) else _version(package)
-    return found
-
-
-def _imported(module: str) -> Any:
-    """The module, or a sentence that says why not. One that is installed and broken must not end the run."""
-    if importlib.util.find_spec(module) is None:
-        return "not installed"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside somebody else's import
-            return importlib.import_module(module)
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong is the reason
-        return f"does not import: {type(error).__name__}: {error}"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "of unknown version"
+    state = Format.of(bits).bytes_per_element + rest
+    return Contestant(backend, variant, dtype, state, build, True, check, main=plain)

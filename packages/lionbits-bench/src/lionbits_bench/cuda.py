@@ -71,6 +71,12 @@ class CudaClock:
         self.wait()
         return torch.cuda.max_memory_allocated(self.device)
 
+    def growth(self, work: Work) -> int | None:
+        """By how much tensors grow at most while ``work`` runs."""
+        before = torch.cuda.memory_allocated(self.device)
+        peak = self.peak(work)
+        return None if peak is None else peak - before
+
     def release(self) -> None:
         """Empty the caching allocator, whose blocks may have the wrong sizes for what comes next."""
         torch.cuda.empty_cache()

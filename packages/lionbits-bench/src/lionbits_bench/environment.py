@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -24,6 +26,8 @@ def describe(device: torch.device) -> dict[str, str]:
         "CUDA of torch": torch.version.cuda or "none",
         "Python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": _processor(),
+        "busy before, processes": _busy(),
         "CPU threads of torch": str(torch.get_num_threads()),
     }
     if device.type != "cuda":
@@ -51,6 +55,21 @@ def _diagnosis(name: str, device: torch.device) -> str:
         return select.diagnose(name, device)
     except Exception as error:  # noqa: BLE001 - one that breaks must not hide the others
         return f"{type(error).__name__}: {error}"
+
+
+def _processor() -> str:
+    """Its name; Linux alone tells more than the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
+
+
+def _busy() -> str:
+    """What ran here in the last minute: on a machine that others use too, many a time is theirs."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 def _asked(field: str, device: torch.device) -> str:

@@ -19,10 +19,10 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import traffic, workloads
+from . import rule, traffic, workloads
 from .contestants import DTYPES, Contestant
-from .results import Findings, Row, in_a_line
-from .timing import Clock, CopyMeter, Deadline, host_time
+from .results import Check, Findings, Row, in_a_line
+from .timing import Clock, CopyMeter, Deadline, TooSlow, host_time, limited
 from .workloads import Family
 
 Say = Callable[[str], None]
@@ -45,8 +45,9 @@ class Effort:
         rounds: turns that each contestant has.
         warm: steps before measuring.
         steps: timed steps, at most.
-        host_steps: steps whose call alone is timed, at most.
+        host_steps: steps whose call alone is timed, at most; none where that is all there is to time.
         seconds: after which a slow contestant is content with fewer, down to one.
+        limit: seconds after which a turn is ended, compiling included.
     """
 
     rounds: int
@@ -54,6 +55,7 @@ class Effort:
     steps: int
     host_steps: int
     seconds: float
+    limit: float | None = None
 
 
 @dataclass
@@ -80,11 +82,14 @@ def time_heat(
     beside = []
     later_rounds = deadline.share(share)
     for turn in range(effort.rounds):
+        if turn:
+            bench.say(f"{workload.name}, {fresh[0].dtype}: round {turn + 1} of {effort.rounds}")
         for contestant, row in zip(heat.contestants, fresh, strict=True):
             if deadline.expired or (turn and (row.problem or later_rounds.expired)):
                 continue
             beside.append(bench.meter.bandwidth())
-            _attempt(contestant, tensors, bench.clock, row, partial(_time, row, bench.clock, effort, before))
+            use = partial(_time, row, bench.clock, effort, before)
+            _attempt(contestant, tensors, bench.clock, row, use, effort.limit)
             if row.problem or turn == 0:
                 bench.say(f"{row.workload}: {row.title}: {row.problem or _glance(row, median(beside))}")
     beside.append(bench.meter.bandwidth())
@@ -113,6 +118,18 @@ def count_heat(heat: Heat, bench: Bench, deadline: Deadline, rows: Sequence[Row]
     _not_reached(missing, findings)
 
 
+def check(contestant: Contestant, clock: Clock, limit: float | None) -> Check:
+    """What it computes, before it is timed; what goes wrong is what was found."""
+    begin = time.perf_counter()
+    try:
+        with limited(limit):
+            found = rule.told(contestant.check, contestant.build, clock.device)
+    except TooSlow as slow:
+        found = str(slow)
+    clock.wait()
+    return Check(contestant.name, contestant.variant, found, time.perf_counter() - begin)
+
+
 def judge(rows: Sequence[Row], findings: Findings) -> None:
     """Say which rows have no numbers. A peer's failure is in its row, and no failure of this run."""
     for row in rows:
@@ -138,14 +155,22 @@ def _rows(heat: Heat, clock: Clock) -> tuple[workloads.Workload, list[Row]]:
 
 
 def _attempt(
-    contestant: Contestant, tensors: list[Tensor], clock: Clock, row: Row, use: Callable[[Optimizer], None]
+    contestant: Contestant,
+    tensors: list[Tensor],
+    clock: Clock,
+    row: Row,
+    use: Callable[[Optimizer], None],
+    limit: float | None = None,
 ) -> None:
     """Build an optimizer for as long as it is used; what goes wrong with it goes into its row, and nowhere else."""
     row.problem = ""
     collecting = gc.isenabled()
     gc.disable()
     try:
-        use(contestant.build(tensors))
+        with limited(limit):
+            use(contestant.build(tensors))
+    except TooSlow as slow:
+        row.problem = str(slow)
     except Exception as error:  # noqa: BLE001 - the row reports whatever goes wrong
         row.problem = in_a_line(error)
     finally:
@@ -156,7 +181,7 @@ def _attempt(
 
 
 def _time(row: Row, clock: Clock, effort: Effort, before: int, optimizer: Optimizer) -> None:
-    begin = time.perf_counter()
+    begin = start = time.perf_counter()
     peak = clock.peak(optimizer.step)  # the first step makes the state, and kernels, and may take seconds
     clock.wait()
     each = time.perf_counter() - begin
@@ -167,13 +192,17 @@ def _time(row: Row, clock: Clock, effort: Effort, before: int, optimizer: Optimi
         clock.wait()
         each = time.perf_counter() - begin
 
+    row.start_seconds = row.start_seconds or time.perf_counter() - start
+
     def often(most: int) -> range:
-        return range(max(1, min(most, math.floor(effort.seconds / max(each, 1e-9)))))
+        return range(min(most, max(1, math.floor(effort.seconds / max(each, 1e-9)))))
 
     host = [host_time(clock, optimizer.step) for _ in often(effort.host_steps)]
     row.host_seconds += host
-    row.seconds += [clock.time(optimizer.step, median(host)) for _ in often(effort.steps)]
+    row.seconds += [clock.time(optimizer.step, median(host or [0.0])) for _ in often(effort.steps)]
     row.floor_bytes, row.held_bytes = traffic.floor_bytes(optimizer), traffic.held_bytes(optimizer)
+    grown = clock.growth(optimizer.step)
+    row.grown_bytes = None if grown is None else max(grown, row.grown_bytes or 0)
     row.peak_bytes = None if peak is None else max(peak - before, row.peak_bytes or 0)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 SCHEMA = 1
@@ -13,6 +14,22 @@ def in_a_line(error: Exception) -> str:
     """The kind of an error and the first line of its message, as tables have room for."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def spread(samples: Sequence[float]) -> float | None:
+    """Between the quartiles; None where there are not two."""
+    if len(samples) < 2:
+        return None
+    low, high = quartiles(samples)
+    return high - low
+
+
+def quartiles(samples: Sequence[float]) -> tuple[float, float]:
+    """The first and the third, of one sample or more."""
+    if len(samples) == 1:
+        return samples[0], samples[0]
+    low, _, high = quantiles(samples, n=4, method="inclusive")
+    return low, high
 
 
 @dataclass
@@ -29,7 +46,7 @@ class Part:
 
     status: str = "waiting"
     seconds: float = 0.0
-    limit_seconds: float = 0.0
+    limit_seconds: float | None = 0.0
     findings: Findings = field(default_factory=Findings)
 
 
@@ -70,6 +87,9 @@ class Row:
     copy_bandwidth: float | None = None
     held_bytes: int | None = None
     peak_bytes: int | None = None
+    grown_bytes: int | None = None
+    start_seconds: float | None = None
+    computes: str = ""
     kernels: int | None = None
     transfers: int | None = None
     waits: int | None = None
@@ -83,6 +103,11 @@ class Row:
     def step_seconds(self) -> float | None:
         """The median."""
         return median(self.seconds) if self.seconds else None
+
+    @property
+    def spread(self) -> float | None:
+        """Seconds between the quartiles."""
+        return spread(self.seconds)
 
     @property
     def host_step_seconds(self) -> float | None:
@@ -103,8 +128,10 @@ class Row:
 
     @property
     def temporary_bytes(self) -> int | None:
-        """Peak memory beyond parameters, gradients and state."""
-        return None if self.peak_bytes is None or self.held_bytes is None else self.peak_bytes - self.held_bytes
+        """Peak memory beyond parameters, gradients and state; where tensors are not counted, growth during a step."""
+        if self.peak_bytes is None or self.held_bytes is None:
+            return self.grown_bytes
+        return self.peak_bytes - self.held_bytes
 
 
 @dataclass
@@ -128,12 +155,30 @@ class Replay:
 
 
 @dataclass
+class Check:
+    """What one optimizer was found to compute, and how long its first steps took, compiling included."""
+
+    name: str
+    variant: str
+    found: str
+    seconds: float
+
+    @property
+    def right(self) -> bool:
+        """Whether it computes what its rule says."""
+        return self.found.startswith("right")
+
+
+@dataclass
 class Results:
-    """Everything. ``copies`` are bandwidths in bytes per second in the order in which they were measured."""
+    """Everything. ``copies`` are bandwidths in bytes per second in the order in which they were measured.
+
+    ``minutes`` is what it may take in all, None where that is not limited; ``sizes`` are rows over sizes of one tensor.
+    """
 
     dry_run: bool
     device: str
-    minutes: float
+    minutes: float | None
     backends: list[str]
     parts: dict[str, Part]
     environment: dict[str, str] = field(default_factory=dict)
@@ -144,6 +189,9 @@ class Results:
     speed: list[Row] = field(default_factory=list)
     host: list[Row] = field(default_factory=list)
     replay: list[Replay] = field(default_factory=list)
+    programme: str = "gpu"
+    checks: list[Check] = field(default_factory=list)
+    sizes: list[Row] = field(default_factory=list)
 
     @property
     def failed(self) -> list[str]:
@@ -157,8 +205,8 @@ class Results:
 
     def as_json(self) -> dict[str, Any]:
         """All samples, and beside them the numbers of the tables."""
-        written = {"schema": SCHEMA, "programme": "gpu", **asdict(self)}
-        for part in ("speed", "host"):
+        written = {"schema": SCHEMA, **asdict(self)}
+        for part in ("speed", "host", "sizes"):
             rows: list[Row] = getattr(self, part)
             written[part] = [asdict(row) | _derived(row) for row in rows]
         return written
@@ -167,6 +215,7 @@ class Results:
 def _derived(row: Row) -> dict[str, float | None]:
     return {
         "step_seconds": row.step_seconds,
+        "spread": row.spread,
         "host_step_seconds": row.host_step_seconds,
         "bandwidth": row.bandwidth,
         "of_copy": row.of_copy,

@@ -5,12 +5,17 @@ What a device cannot tell is None there, so that no measurement asks where it ru
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import NamedTuple, Protocol
 
 import torch
+
+from . import memory
 
 Work = Callable[[], object]
 
@@ -43,6 +48,33 @@ class Deadline:
         return Deadline(self.left * fraction)
 
 
+class TooSlow(BaseException):
+    """Time for one contestant is up. It is no Exception: nothing that it interrupts may take it for one of its own."""
+
+
+@contextmanager
+def limited(seconds: float | None) -> Iterator[None]:
+    """Raise :class:`TooSlow` when the body takes longer, as soon as Python runs again.
+
+    Signals reach the main thread only, and not every system has them: elsewhere there is no limit.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if seconds is None or not main or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def up(*_: object) -> None:
+        raise TooSlow(f"stopped after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Clock(Protocol):
     """What measuring needs of a device."""
 
@@ -65,6 +97,9 @@ class Clock(Protocol):
     def peak(self, work: Work) -> int | None:
         """The most bytes in tensors while ``work`` runs."""
 
+    def growth(self, work: Work) -> int | None:
+        """By how much memory grows at most while ``work`` runs."""
+
     def release(self) -> None:
         """Give back memory that no tensor uses."""
 
@@ -79,9 +114,15 @@ class Clock(Protocol):
 
 
 class HostClock:
-    """The CPU: a step has ended when its call has. It knows nothing of launches, and caches stay warm."""
+    """The CPU: a step has ended when its call has. It knows nothing of launches, and caches stay warm.
+
+    ``budget`` is what tensors may take: by default little enough that a trial never disturbs the machine.
+    """
 
     device = torch.device("cpu")
+
+    def __init__(self, budget: int = 1 << 28) -> None:
+        self._budget = budget
 
     def wait(self) -> None:
         """Nothing runs on its own here."""
@@ -92,8 +133,8 @@ class HostClock:
         return host_time(self, work)
 
     def free_bytes(self) -> int:
-        """Little enough that a trial never disturbs the machine."""
-        return 1 << 28
+        """The budget: what others use of the machine's memory is theirs."""
+        return self._budget
 
     def allocated(self) -> int | None:
         """torch does not count memory of the CPU."""
@@ -104,8 +145,13 @@ class HostClock:
         work()
         return None
 
+    def growth(self, work: Work) -> int | None:
+        """Of the resident set, as the kernel tells it."""
+        return memory.growth(work)
+
     def release(self) -> None:
-        """The allocator of the CPU keeps nothing."""
+        """Have the allocator give back what it keeps."""
+        memory.trim()
 
     def launches(self, work: Work) -> Launches | None:
         """Run ``work`` all the same."""

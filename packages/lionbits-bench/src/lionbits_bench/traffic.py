@@ -48,7 +48,14 @@ def floor_bytes(optimizer: Optimizer) -> int:
 
 def state_bytes(optimizer: Optimizer, parameter: Tensor) -> int:
     """Bytes of the tensors in a parameter's state."""
-    return sum(value.nbytes for value in optimizer.state[parameter].values() if isinstance(value, Tensor))
+    return sum(_lying(value) for value in optimizer.state[parameter].values() if isinstance(value, Tensor))
+
+
+def _lying(tensor: Tensor) -> int:
+    """Bytes in memory; a tensor that wraps others, as torchao's quantised ones do, has theirs."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return int(tensor.nbytes)
+    return sum(_lying(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
 
 
 def held_bytes(optimizer: Optimizer) -> int:

@@ -104,6 +104,12 @@ def falling(make: Callable[[int], Workload], layers: int) -> Family:
     return tuple(make(n) for n in range(layers, 0, -1))
 
 
+def llama_family() -> Family:
+    """At last the first layer without most of its words, which are more than the layer is."""
+    least = replace(llama(1, vocabulary=4000), remark="the first 1 of 32 layers, 4,000 of 32,000 words")
+    return (*falling(llama, 32), least)
+
+
 def resnet50(
     *,
     stem: int = 64,
@@ -146,3 +152,55 @@ def gpt2(*, layers: int = 12, width: int = 768, vocabulary: int = 50257, context
         *((4 * width, width), (width,)),
     )
     return Workload("GPT-2 small", ((vocabulary, width), (context, width), *layer * layers, *norm))
+
+
+def vit(*, layers: int = 12, width: int = 768, patch: int = 16, positions: int = 197, classes: int = 1000) -> Workload:
+    """ViT-B/16 as torchvision has it: 152 tensors."""
+    norm = ((width,), (width,))
+    layer = (
+        *norm,
+        *((3 * width, width), (3 * width,)),  # q, k and v in one
+        *((width, width), (width,)),
+        *norm,
+        *((4 * width, width), (4 * width,)),
+        *((width, 4 * width), (width,)),
+    )
+    patches = ((width, 3, patch, patch), (width,))
+    first = ((1, 1, width), *patches, (1, positions, width))  # the class token comes first
+    return Workload("ViT-B/16", (*first, *layer * layers, *norm, (classes, width), (classes,)))
+
+
+#: Names of lists on the command line, in the order in which they are measured.
+NAMES = ("tensor", "resnet50", "vit", "gpt2", "llama", "small", "channels-last")
+
+
+def full(log2: int) -> dict[str, Family]:
+    """All lists by name; the single tensor has 2^log2 elements where they fit."""
+    lists = (
+        one_tensor_family(log2),
+        (resnet50(),),
+        (vit(),),
+        (gpt2(),),
+        llama_family(),
+        (uniform(10_000, (100,)),),
+        (resnet50(channels_last=True),),
+    )
+    return dict(zip(NAMES, lists, strict=True))
+
+
+def tiny() -> dict[str, Family]:
+    """The same, so small that they say nothing about speed, only whether everything works."""
+
+    def small_llama(layers: int) -> Workload:
+        return llama(layers, of=2, width=64, hidden=172, vocabulary=96)
+
+    lists = (
+        one_tensor_family(12),
+        (resnet50(stem=4, blocks=(1, 1), classes=10),),
+        (vit(layers=1, width=64, patch=4, positions=17, classes=10),),
+        (gpt2(layers=1, width=64, vocabulary=80, context=16),),
+        falling(small_llama, 2),
+        (uniform(50, (100,)),),
+        (resnet50(stem=4, blocks=(1, 1), classes=10, channels_last=True),),
+    )
+    return dict(zip(NAMES, lists, strict=True))

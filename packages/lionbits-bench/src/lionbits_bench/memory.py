@@ -1,0 +1,51 @@
+"""Memory of this process on the CPU, as the kernel counts it: torch does not.
+
+What is told is by how much the resident set grows while something runs: Linux keeps its highest value, and forgets it
+when asked to (``/proc/self/clear_refs``). Where that does not work nothing is told. Memory that an optimizer keeps
+from step to step outside its state is resident before, and is not seen.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+_CLEAR, _STATUS, _MEMORY = Path("/proc/self/clear_refs"), Path("/proc/self/status"), Path("/proc/meminfo")
+RESET_PEAK = "5"
+
+
+def growth(work: Callable[[], object]) -> int | None:
+    """Run ``work``; bytes by which the resident set was larger meanwhile than before."""
+    trim()  # else blocks that the last step left behind would hold this one's temporaries
+    try:
+        _CLEAR.write_text(RESET_PEAK)
+        before = _told(_STATUS, "VmHWM")
+    except OSError:
+        before = None
+    work()
+    return None if before is None else max((_told(_STATUS, "VmHWM") or 0) - before, 0)
+
+
+def trim() -> None:
+    """Have the allocator of C give back what it keeps; glibc's does."""
+    if os.name == "posix":
+        give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if give_back is not None:
+            give_back(0)
+
+
+def available() -> int:
+    """Bytes that the machine has left for anybody; a gigabyte where it does not tell."""
+    try:
+        return _told(_MEMORY, "MemAvailable") or 1 << 30
+    except OSError:
+        return 1 << 30
+
+
+def _told(file: Path, name: str) -> int | None:
+    for line in file.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return None
