@@ -1,14 +1,17 @@
-"""The command line."""
+"""The command line. torch is imported once it is known what for."""
 
 from __future__ import annotations
 
 import argparse
 import faulthandler
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lionbits_reference.spec import CAUTIONS
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 #: Seconds after the time that was given when a run that hangs is ended; what it found by then is written.
 PATIENCE = 20
@@ -17,8 +20,52 @@ PATIENCE = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; the result is the exit code."""
     begin = time.monotonic()
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser("lionbits-bench", description="Measure lionbits beside a copy and its peers.")
     commands = parser.add_subparsers(dest="command", required=True)
+    run, gpu, sass, compare = _add_run(commands), _add_gpu(commands), _add_sass(commands), _add_compare(commands)
+    _add_quality(commands, asked="quality" in arguments[:1])
+    given = parser.parse_args(arguments)
+    if given.command == "run":
+        return _run(run, given)
+    if given.command == "gpu":
+        return _gpu(gpu, given, begin)
+    if given.command == "sass":
+        return _sass(sass, given)
+    if given.command == "compare":
+        return _compare(compare, given)
+    code: int = given.run(given)
+    return code
+
+
+def _add_run(commands: Commands) -> argparse.ArgumentParser:
+    run = commands.add_parser(
+        "run",
+        help="a step of every variant and backend, beside a copy and every peer that is installed",
+        description="Check what each optimizer computes, then time its step on lists of parameters and over sizes. "
+        "Writes tables, charts and every sample. Exit code 0: all of lionbits was measured; 1: something of it failed.",
+    )
+    run.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    run.add_argument("--backends", type=_names, help="such as compiled,reference (default: all that serve; on a GPU "
+                     "without the reference)")  # fmt: skip
+    run.add_argument("--workloads", nargs="+", metavar="NAME", help="some of: tensor resnet50 vit gpt2 llama small "
+                     "channels-last (default: all but the last)")  # fmt: skip
+    run.add_argument("--variants", nargs="+", metavar="NAME", help="some of: 32 8 4 mask compensated dithered; the "
+                     "last two are of bf16 parameters (default: all)")  # fmt: skip
+    run.add_argument("--peers", nargs="+", metavar="NAME", default=["all"], help="all, none, or names of libraries, as "
+                     "torch bitsandbytes (default: all)")  # fmt: skip
+    run.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), help="of parameters and gradients (default: fp32 "
+                     "on the CPU, both on a GPU)")  # fmt: skip
+    run.add_argument("--rounds", type=int, default=5, help="turns of each contestant (default: %(default)s)")
+    run.add_argument("--seconds", type=float, default=0.5, help="of timing in a turn (default: %(default)g)")
+    run.add_argument("--limit", type=float, default=180.0, help="seconds after which a turn is ended, compiling "
+                     "included (default: %(default)g)")  # fmt: skip
+    run.add_argument("--out", type=Path, default=Path("lionbits-out/bench"), help="folder (default: %(default)s)")
+    run.add_argument("--quick", action="store_true", help="tiny sizes, two rounds: does it all work?")
+    return run
+
+
+def _add_gpu(commands: Commands) -> argparse.ArgumentParser:
     gpu = commands.add_parser(
         "gpu",
         help="everything that needs a GPU, in one call",
@@ -29,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gpu.add_argument("--out", type=Path, default=Path("lionbits-out/gpu"), help="folder (default: %(default)s)")
     gpu.add_argument("--backends", type=_names, help="such as triton,reference (default: all fast ones that serve)")
     gpu.add_argument("--minutes", type=_minutes, default=9.0, help="that it may take in all (default: %(default)g)")
+    return gpu
+
+
+def _add_sass(commands: Commands) -> argparse.ArgumentParser:
     listing = commands.add_parser(
         "sass",
         help="what the compiler makes of a backend's kernels, on any machine",
@@ -38,16 +89,82 @@ def main(arguments: Sequence[str] | None = None) -> int:
     listing.add_argument("--backend", default="triton", help="which has a module `compiled` (default: %(default)s)")
     listing.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], help="compute capabilities, as 90")
     listing.add_argument("--bits", type=int, nargs="+", default=[32, 8, 4, 2], help="of the momentum")
-    listing.add_argument("--caution", nargs="+", choices=CAUTIONS, default=CAUTIONS)
-    given = parser.parse_args(arguments)
-    return _gpu(gpu, given, begin) if given.command == "gpu" else _sass(listing, given)
+    listing.add_argument("--caution", nargs="+", metavar="NAME", help="as Lion's `cautious` (default: all)")
+    return listing
+
+
+def _add_compare(commands: Commands) -> argparse.ArgumentParser:
+    compare = commands.add_parser(
+        "compare",
+        help="two results.json, row by row",
+        description="Print the ratio of medians of every row, and where they differ by more than both spread.",
+    )
+    compare.add_argument("first", type=Path, help="results.json of `run` or `gpu`")
+    compare.add_argument("second", type=Path, help="another one")
+    return compare
+
+
+def _add_quality(commands: Commands, *, asked: bool) -> None:
+    """Its options are those of training, which know torch: whoever asks for something else need not wait for them."""
+    if not asked:
+        commands.add_parser("quality", help="held-out loss of every variant, over seeds, with a chart")
+        return
+    from . import quality
+
+    quality.add_parser(commands)
+
+
+def _compare(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    from . import compare
+
+    try:
+        return compare.run(given.first, given.second)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    import torch
+
+    from . import contestants, peers, run, workloads
+
+    cuda = given.device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here")
+    if not (given.rounds >= 1 and given.seconds > 0 and given.limit > 0):
+        parser.error("--rounds, --seconds and --limit must be positive")
+    libraries = {"all": peers.NAMES, "none": ()}.get(given.peers[0]) if len(given.peers) == 1 else None
+    variants = given.variants and _some(parser, "--variants", given.variants, contestants.SHORT)
+    choice = run.Choice(
+        device=given.device,
+        backends=given.backends,
+        workloads=_some(parser, "--workloads", given.workloads or workloads.NAMES[:-1], workloads.NAMES),
+        variants=variants and [contestants.SHORT[name] for name in variants],
+        peers=_some(parser, "--peers", given.peers, peers.NAMES) if libraries is None else libraries,
+        dtypes=given.dtypes or (["bf16", "fp32"] if cuda else ["fp32"]),
+        rounds=min(given.rounds, 2) if given.quick else given.rounds,
+        seconds=min(given.seconds, 0.05) if given.quick else given.seconds,
+        limit=given.limit,
+        quick=given.quick,
+    )
+    return run.run(choice, given.out)
+
+
+def _some(parser: argparse.ArgumentParser, option: str, names: Sequence[str], known: Collection[str]) -> list[str]:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        parser.error(f"{option}: there is no {unknown[0]!r}; known are {', '.join(known)}")
+    return list(dict.fromkeys(names))
 
 
 def _sass(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    from lionbits_reference.spec import CAUTIONS
+
     from . import sass
 
+    caution = _some(parser, "--caution", given.caution or CAUTIONS, CAUTIONS)
     try:
-        return sass.run(given.backend, given.arch, given.bits, given.caution)
+        return sass.run(given.backend, given.arch, given.bits, caution)
     except (ImportError, RuntimeError, FileNotFoundError) as error:
         parser.error(str(error))
 

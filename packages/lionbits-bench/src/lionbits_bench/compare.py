@@ -1,0 +1,83 @@
+"""``lionbits-bench compare``: two results of the same programme, row by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lionbits.cli.console import Table, show
+
+from .results import spread
+from .tables import NOTHING, number
+
+PARTS = ("speed", "host", "sizes")
+
+#: What makes two rows the same measurement.
+KEY = ("workload", "remark", "dtype", "name", "variant")
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """The median step of one row in both files; None where one has none."""
+
+    key: Key
+    first: list[float]
+    second: list[float]
+
+    @property
+    def ratio(self) -> float | None:
+        """Of the second median to the first: below 1, the second is faster."""
+        return median(self.second) / median(self.first) if self.first and self.second else None
+
+    @property
+    def flag(self) -> str:
+        """Whether the medians are further apart than either of them spreads."""
+        if not self.first or not self.second:
+            return "only in the first" if self.first else "only in the second"
+        difference = median(self.second) - median(self.first)
+        if abs(difference) <= max(spread(self.first) or 0.0, spread(self.second) or 0.0):
+            return ""
+        return "slower" if difference > 0 else "faster"
+
+
+def changes(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tuple[str, list[Change]]]:
+    """Part by part, the rows that either has measured, in the order of the first."""
+    for part in PARTS:
+        one, other = _samples(first, part), _samples(second, part)
+        keys = dict.fromkeys((*one, *other))
+        yield part, [Change(key, one.get(key, []), other.get(key, [])) for key in keys]
+
+
+def run(first: Path, second: Path) -> int:
+    """Print the table of every part; differences are no failure."""
+    for part, rows in changes(*(json.loads(path.read_text(encoding="utf-8")) for path in (first, second))):
+        if rows:
+            show(_table(part, rows, first, second))
+    return 0
+
+
+def _samples(results: dict[str, Any], part: str) -> dict[Key, list[float]]:
+    rows = (row for row in results.get(part, []) if row["seconds"])
+    return {tuple(str(row[name]) for name in KEY): list(row["seconds"]) for row in rows}
+
+
+def _table(part: str, rows: list[Change], first: Path, second: Path) -> Table:
+    columns = ("parameters", "dtype", "who", "variant", "first ms", "±", "second ms", "± ", "ratio", "")
+    caption = f"first: {first}; second: {second}; told where medians differ by more than both spread between quartiles"
+    table = Table(part, columns, caption, left=("dtype", "who", "variant", ""))
+    for change in rows:
+        workload, remark, dtype, name, variant = change.key
+        where = f"{workload}: {remark}" if remark else workload
+        ratio = NOTHING if change.ratio is None else f"{change.ratio:.3f}"
+        table.add(where, dtype, name, variant, *_figures(change.first), *_figures(change.second), ratio, change.flag)
+    return table
+
+
+def _figures(seconds: list[float]) -> tuple[str, str]:
+    return number(median(seconds) if seconds else None, 1e3, 3), number(spread(seconds), 1e3, 3)

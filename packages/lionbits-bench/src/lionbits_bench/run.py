@@ -1,0 +1,162 @@
+"""``lionbits-bench run``: a step of every variant and backend beside a copy and whatever else is installed.
+
+First everyone is checked against its rule, then lists of parameters are gone through, then one tensor of many sizes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from . import charts, memory, programme, report, workloads
+from .contestants import Contestant, lions
+from .measure import Effort, Heat, check, time_heat
+from .peers import peers
+from .programme import Parts, Programme, look, race
+from .results import Findings, Part, Results
+from .timing import Deadline
+
+#: Where torch.compile keeps what it compiled.
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+#: Every list and every round is an optimizer of its own to torch.compile. Its usual limit is eight; the ninth would not
+#: be compiled, and nothing would say so.
+RECOMPILING = {
+    "recompile_limit": 1 << 14,
+    "accumulated_recompile_limit": 1 << 14,
+    "fail_on_recompile_limit_hit": True,
+}
+
+#: A machine that others use, and an optimizer that takes temporaries for all tensors at once, have room too.
+SHARE_OF_MEMORY, MOST_MEMORY = 0.4, 4 << 30
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was asked for on the command line; None is everything."""
+
+    device: str
+    backends: Sequence[str] | None
+    workloads: Sequence[str]
+    variants: Collection[str] | None
+    peers: Sequence[str]
+    dtypes: Sequence[str]
+    rounds: int
+    seconds: float
+    limit: float
+    quick: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideBySide(Programme):
+    """``log2_sizes`` of one tensor, gone through with ``sizes_effort``."""
+
+    log2_sizes: Sequence[int]
+    sizes_effort: Effort
+
+
+class Run(programme.Run):
+    """One comparison."""
+
+    programme: SideBySide
+
+
+def planned(choice: Choice) -> SideBySide:
+    """The programme. Nothing but lists, rounds and sizes differs where it is quick."""
+    device = torch.device(choice.device)
+    cuda = device.type == "cuda"
+    lists = workloads.tiny() if choice.quick else workloads.full(30 if cuda else 24)
+    # on the CPU the call is the step: there is no time of the host beside it
+    effort = partial(Effort, warm=3, steps=1000, host_steps=5 if cuda else 0, limit=choice.limit)
+
+    def everyone(backends: Sequence[str], dtype: str) -> list[Contestant]:
+        return [*lions(backends, dtype, choice.variants), *peers(dtype, device, choice.peers)]
+
+    return SideBySide(
+        device=device,
+        families=tuple(lists[name] for name in choice.workloads),
+        dtypes=tuple(choice.dtypes),
+        everyone=everyone,
+        peers=choice.peers,
+        effort=effort(rounds=choice.rounds, seconds=choice.seconds),
+        copy_bytes=1 << (20 if choice.quick else 31 if cuda else 27),
+        memory=int(min(MOST_MEMORY, SHARE_OF_MEMORY * memory.available())),
+        log2_sizes=range(10, 13 if choice.quick else 25, 2),
+        sizes_effort=effort(rounds=min(choice.rounds, 3), seconds=min(choice.seconds, 0.1)),
+    )
+
+
+def check_everyone(run: Run, deadline: Deadline, findings: Findings) -> None:
+    """What each computes. A peer that is wrong is told; ours has no business here before it is right."""
+    del deadline
+    everyone = [contestant for dtype in run.programme.dtypes for contestant in run.contestants(dtype)]
+    for contestant in {(one.name, one.variant): one for one in everyone}.values():
+        found = check(contestant, run.bench.clock, run.programme.effort.limit)
+        run.results.checks.append(found)
+        run.say(f"check: {found.name} {found.variant}: {found.found}")
+        if contestant.ours and contestant.check and not found.right:
+            findings.failed.append(f"{found.name} {found.variant}: {found.found}")
+
+
+def go_through_sizes(run: Run, deadline: Deadline, findings: Findings) -> None:
+    """The main contestants on one tensor, from a thousand elements on."""
+    for dtype in run.programme.dtypes:
+        main = [contestant for contestant in run.contestants(dtype) if contestant.main]
+        for log2 in run.programme.log2_sizes if main else ():
+            heat = Heat((workloads.one_tensor(log2),), main)
+            run.results.copies += time_heat(heat, run.bench, run.programme.sizes_effort, 1, deadline, run.results.sizes)
+            run.save()
+
+
+def draw(run: Run, deadline: Deadline, findings: Findings) -> None:
+    """The charts."""
+    del deadline, findings
+    for path in charts.draw(run.results, run.out):
+        run.say(str(path))
+
+
+@contextmanager
+def compiling_anew() -> Iterator[None]:
+    """With an empty cache of kernels, so that compiling takes what it takes for somebody who begins."""
+    import torch._dynamo
+
+    before = os.environ.get(CACHE)
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        torch._dynamo.config.patch(RECOMPILING),
+    ):
+        os.environ[CACHE] = folder
+        try:
+            yield
+        finally:
+            del os.environ[CACHE]
+            if before is not None:
+                os.environ[CACHE] = before
+
+
+PARTS: Parts[Run] = {
+    "environment": (1, look),
+    "check": (1, check_everyone),
+    "speed": (1, race),
+    "sizes": (1, go_through_sizes),
+    "charts": (1, draw),
+}
+
+
+def run(choice: Choice, out: Path) -> int:
+    """All parts; however long it takes."""
+    results = Results(choice.quick, choice.device, None, [], {name: Part() for name in PARTS}, programme="run")
+    going = Run(planned(choice), choice.backends, out.resolve(), results)
+    with compiling_anew():
+        code = programme.carry_out(PARTS, going, Deadline(math.inf))
+    report.show(results)
+    print(f"\n{out / 'results.md'}, {out / 'results.json'}", flush=True)
+    return code
