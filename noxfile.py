@@ -19,7 +19,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 # Every distribution of this repository, those that others stand on first.
 PACKAGES = (
     *("reference", "packages/lionbits[cli]", "conformance"),
-    *("backends/table", "backends/triton", "packages/cuda-on-cpu", "backends/cupy"),
+    *("backends/compiled", "backends/table", "backends/triton", "packages/cuda-on-cpu", "backends/cupy"),
     "packages/lionbits-bench",
 )
 
@@ -72,7 +72,7 @@ def tests(session: nox.Session) -> None:
 
 
 # Backends of this repository, each of which the court judges in a session of its own.
-BACKENDS = ("reference", "triton", "cupy")
+BACKENDS = ("reference", "compiled", "triton", "cupy")
 
 
 @nox.session
@@ -134,7 +134,7 @@ def oldest(session: nox.Session) -> None:
 def kernels(session: nox.Session) -> None:
     """Print registers and instructions of every kernel, compiled for GPUs that need not be there (minutes)."""
     session.install(*wanted("test", "cuda"))
-    for backend in BACKENDS[1:]:
+    for backend in ("triton", "cupy"):
         session.run("python", "-m", "lionbits_bench", "sass", "--backend", backend, *session.posargs)
 
 

@@ -10,9 +10,10 @@ For a block with ``absmax`` = max \|m'\| and a format with largest value ``top``
     decode: m = +-value(k) * scale                 value(k) is the float with bits k << w, times 2^127
 
 ``t`` is also rint(y * 2^22) for y < 2 and bits(y) - (127 << 23) above, and the larger of the two everywhere, if y is
-held at 2 in the first: the form used here, as x86 is slow on subnormal numbers. A code is ``sign << (bits-1) | k``; narrow codes are packed within the row, element 0 in the
-lowest bits of a byte. A block whose absmax is not finite (only with ``nonfinite="propagate"``) becomes NaN as a
-whole: scale NaN, codes 0.
+held at 2 in the first: the form used here, as x86 is slow on subnormal numbers.
+
+A code is ``sign << (bits-1) | k``; narrow codes are packed within the row, element 0 in the lowest bits of a byte. A
+block whose absmax is not finite (only with ``nonfinite="propagate"``) becomes NaN as a whole: scale NaN, codes 0.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Numbers(NamedTuple):
     def of(cls, format: Format, device: torch.device) -> Numbers:
         """The numbers of ``format`` on a device."""
         counts = (format.bits, format.shift, format.largest_code)
-        whole = [torch.tensor(count, dtype=torch.int32, device=device) for count in counts]
-        return cls(*whole, torch.tensor(format.top, dtype=torch.float32, device=device))
+        bits, shift, largest = (torch.tensor(count, dtype=torch.int32, device=device) for count in counts)
+        return cls(bits, shift, largest, torch.tensor(format.top, dtype=torch.float32, device=device))
 
 
 def value(code: Tensor, format: Format | Numbers) -> Tensor:

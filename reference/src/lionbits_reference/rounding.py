@@ -55,7 +55,7 @@ def word(x: Any) -> Any:
 
 def _times(h: Words, factor: int) -> Words:
     """Modulo 2^32, to which products of int32 tensors wrap by themselves."""
-    return h * word(factor) if isinstance(h, Tensor) else (h * factor) & _MASK
+    return h * int(word(factor)) if isinstance(h, Tensor) else (h * factor) & _MASK
 
 
 def salt(seed: int, parameter: int, purpose: int) -> int:

@@ -53,7 +53,8 @@ class Updated(NamedTuple):
 
 def blend(m: Tensor, g: Tensor, b: Any, one_minus_b: Any) -> Tensor:
     """m*b + g*(1-b), three roundings."""
-    return m * b + g * one_minus_b
+    blended: Tensor = m * b + g * one_minus_b
+    return blended
 
 
 def direction(m: Tensor, g: Tensor, hyper: Betas, caution: str) -> Tensor:

@@ -14,9 +14,11 @@ KERNELS = (
     kernel(
         "decay coupled to the step", "update.py", "moved = p * keep - lr * u", "moved = p - (lr * u + (p - p * keep))"
     ),
-    kernel("fused multiply-add", "update.py", "return m * b + g * one_minus_b", f"return {_FMA}"),
-    kernel("lerp form", "update.py", "return m * b + g * one_minus_b", "return m + one_minus_b * (g - m)"),
-    kernel("difference form", "update.py", "return m * b + g * one_minus_b", "return (m - g) * b + g"),
+    kernel("fused multiply-add", "update.py", "blended: Tensor = m * b + g * one_minus_b", f"blended = {_FMA}"),
+    kernel(
+        "lerp form", "update.py", "blended: Tensor = m * b + g * one_minus_b", "blended = m + one_minus_b * (g - m)"
+    ),
+    kernel("difference form", "update.py", "blended: Tensor = m * b + g * one_minus_b", "blended = (m - g) * b + g"),
     kernel("fused multiply-add in the direction", "update.py", _DIRECTION, f"u = torch.sign({_FMA_1})"),
     kernel("the other fused multiply-add in the direction", "update.py", _DIRECTION, f"u = torch.sign({_FMA_2})"),
     kernel("lerp in the direction", "update.py", _DIRECTION, "u = torch.sign(m + hyper.one_minus_b1 * (g - m))"),
@@ -36,8 +38,8 @@ KERNELS = (
     kernel(
         "1-b formed in the kernel",
         "update.py",
-        "return m * b + g * one_minus_b",
-        "return m * b + g * (1 - torch.tensor(b))",
+        "blended: Tensor = m * b + g * one_minus_b",
+        "blended = m * b + g * (1 - torch.tensor(b))",
     ),
     kernel(
         "update from the new momentum",

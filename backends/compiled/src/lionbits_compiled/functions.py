@@ -1,0 +1,168 @@
+"""What is compiled: the reference's laws over blocks as the rows of matrices.
+
+Rows are (n, width) and contiguous, what a row has as a whole is (n, 1). Formats, betas and rates are tensors too, so
+that one function serves them all; each setting that is left is a function of its own. They write into their arguments
+and return nothing: nothing of a model's size is ever allocated.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lionbits_reference import formats, rounding, update
+
+from .compiling import Compiled
+
+
+class Betas(NamedTuple):
+    """0-d float32 tensors."""
+
+    b1: Tensor
+    one_minus_b1: Tensor
+    b2: Tensor
+    one_minus_b2: Tensor
+
+
+class Rates(NamedTuple):
+    """float32 (n, 1)."""
+
+    lr: Tensor
+    keep: Tensor
+    grad_scale: Tensor
+
+
+class Draw(NamedTuple):
+    """What the lanes of rows follow from: int32 (n, 1), and int32 (width,) of the columns."""
+
+    low: Tensor  # lower half of the number of a row's first pair
+    spread: Tensor
+    phase: Tensor
+    half: Tensor
+    odd: Tensor
+
+
+class Codes(NamedTuple):
+    """Momentum in codes, one a byte, and what a format is."""
+
+    codes: Tensor  # uint8 (n, width)
+    scale: Tensor  # float32 (n, 1)
+    format: formats.Numbers
+
+
+class Blocks(NamedTuple):
+    """What the new momentum is encoded with: (n, 1)."""
+
+    inverse: Tensor  # float32
+    limit: Tensor  # int32
+
+
+@functools.cache
+def advance(dtype: torch.dtype, caution: str, nonfinite: str) -> Compiled:
+    """A step with float32 momentum, of parameters and gradients of one dtype."""
+
+    def advance(param: Tensor, grad: Tensor, exp_avg: Tensor, rates: Rates, betas: Betas, skipped: Tensor) -> None:
+        g = grad.to(torch.float32) * rates.grad_scale
+        p = param.to(torch.float32)
+        new = update.update(p, exp_avg, g, rates.lr, rates.keep, betas, caution, nonfinite)
+        param.copy_(new.param)
+        exp_avg.copy_(new.momentum)
+        skipped.copy_(torch.where(new.applied, 0.0, 1.0).sum(dim=1, keepdim=True))
+
+    return Compiled(advance, f"32-bit steps of {dtype}, caution {caution}, {nonfinite}")
+
+
+@functools.cache
+def advance_codes(dtype: torch.dtype, caution: str, nonfinite: str, scales: bool) -> Compiled:
+    """A step that leaves the new momentum, not yet encoded, beside the codes; and, where rows have them, new scales."""
+
+    def advance(
+        param: Tensor,
+        grad: Tensor,
+        held: Codes,
+        rates: Rates,
+        betas: Betas,
+        skipped: Tensor,
+        momentum: Tensor,
+        blocks: Blocks,
+    ) -> None:
+        m = _momentum(held)
+        g = grad.to(torch.float32) * rates.grad_scale
+        p = param.to(torch.float32)
+        new = update.update(p, m, g, rates.lr, rates.keep, betas, caution, nonfinite)
+        param.copy_(new.param)
+        momentum.copy_(new.momentum)
+        skipped.copy_(torch.where(new.applied, 0.0, 1.0).sum(dim=1, keepdim=True))
+        if scales:
+            absmax = new.momentum.abs().amax(dim=1, keepdim=True)
+            inverse, limit = formats.block_inverse(absmax, held.format)
+            held.scale.copy_(formats.block_scale(absmax, held.format))
+            blocks.inverse.copy_(inverse)
+            blocks.limit.copy_(limit)
+
+    return Compiled(advance, f"steps on codes of {dtype}, caution {caution}, {nonfinite}{', scales' if scales else ''}")
+
+
+@functools.cache
+def encode(drawn: bool) -> Compiled:
+    """Momentum to codes, by lanes or, without a draw, to nearest."""
+
+    def encode(momentum: Tensor, blocks: Blocks, format: formats.Numbers, draw: Draw | None, codes: Tensor) -> None:
+        codes.copy_(formats.code(momentum, blocks.inverse, blocks.limit, _lane(draw), format))
+
+    return Compiled(encode, "codes, drawn" if drawn else "codes, nearest")
+
+
+@functools.cache
+def store(kept: torch.dtype | None, drawn: bool) -> Compiled:
+    """float32 parameters to bfloat16 ones, whose rest is kept in another dtype, or lost."""
+
+    def store(p: Tensor, param: Tensor, rest: Tensor | None, draw: Draw | None) -> None:
+        if rest is None:
+            param.copy_(rounding.round_unbiased(p, _lane(draw)))
+        else:
+            stored, dropped = rounding.split_master(p, rest.dtype, _lane(draw))
+            param.copy_(stored)
+            rest.copy_(dropped)
+
+    return Compiled(store, f"bfloat16 parameters{f' and {kept}' if kept else ''}{', drawn' if drawn else ''}")
+
+
+@functools.cache
+def load(rest: torch.dtype) -> Compiled:
+    """bfloat16 parameters and what they dropped to float32 ones."""
+
+    def load(param: Tensor, rest: Tensor, p: Tensor) -> None:
+        p.copy_(rounding.load_param(param, rest))
+
+    return Compiled(load, f"compensated parameters, {rest}")
+
+
+@functools.cache
+def count(dtype: torch.dtype, kind: str, nonfinite: str, quantised: bool) -> Compiled:
+    """Of each row, how many elements are aligned, or the largest new momentum."""
+
+    def count(held: Codes | Tensor, grad: Tensor, grad_scale: Tensor, betas: Betas, found: Tensor) -> None:
+        m = held if isinstance(held, Tensor) else _momentum(held)
+        g = grad.to(torch.float32) * grad_scale
+        if kind == "aligned":
+            aligned = update.aligned(m, g, betas, nonfinite)
+            found.copy_(torch.where(aligned, 1.0, 0.0).sum(dim=1, keepdim=True))
+        else:
+            momentum, _ = update.next_momentum(m, g, betas, nonfinite)
+            found.copy_(momentum.abs().amax(dim=1, keepdim=True))
+
+    return Compiled(count, f"{kind} with {dtype}, {nonfinite}{', codes' if quantised else ''}")
+
+
+def _momentum(held: Codes) -> Tensor:
+    return formats.value(held.codes.to(torch.int32), held.format) * held.scale
+
+
+def _lane(draw: Draw | None) -> Tensor | int:
+    if draw is None:
+        return rounding.NEAREST
+    return rounding.lane(draw.low + draw.half, draw.spread, draw.phase, draw.odd)

@@ -1,0 +1,243 @@
+"""Slots as matrices whose rows are blocks: where they lie, if they lie so, else copied into some that do.
+
+Most of a model is large tensors of whole blocks: they are matrices already, cut into runs so that what is computed on
+the way stays in the cache. Everything else (short rows, odd strides, thousands of small tensors, parameters of another
+dtype than their gradients) is gathered into scratch, filled up with zeros, which change nothing, and brought back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lionbits_reference import slices
+from lionbits_reference.rounding import word
+from lionbits_reference.spec import Plan, Slot, matrix_shape
+
+#: Elements of a row where the format has no blocks: of a long row, and of many short ones.
+LONG_ROW, SHORT_ROW = 256, 32
+
+#: Elements of a matrix: where it lies, and in scratch, which should not leave the cache before it is brought back.
+LARGEST, LARGEST_GATHERED = 1 << 20, 1 << 18
+
+#: Slots of fewer elements are gathered with others: calls cost more than copies.
+SMALL = 1 << 15
+
+
+class Layout(NamedTuple):
+    """A slot as rows of columns, joined to one row where that changes nothing, and cut into blocks."""
+
+    rows: int
+    columns: int
+    width: int  # elements of a block
+
+    @property
+    def height(self) -> int:
+        """Blocks, the short ones at the ends of rows included."""
+        return self.rows * -(-self.columns // self.width)
+
+
+def layout(plan: Plan, slot: Slot) -> Layout:
+    """How the slot becomes a matrix."""
+    format = plan.format
+    rows, columns = matrix_shape(slot.param.shape)
+    torn = format.quantised and (columns * format.bits % 8 or (format.block_size and columns % format.block_size))
+    placed = format.quantised or plan.draws_for_param
+    if not torn and (not placed or slot.row_pitch == columns):
+        rows, columns = 1, rows * columns
+    return Layout(rows, columns, format.block_size or (LONG_ROW if rows == 1 else SHORT_ROW))
+
+
+@dataclass(eq=False)
+class Matrix:
+    """Some slots, or parts of some, as rows.
+
+    Attributes:
+        members: their places in the call.
+        slots: the slots or parts themselves.
+        layouts: of each.
+        tensors: ``param``, ``grad``, state by name, contiguous, a block of each in a row. ``stored`` is the parameter
+            as it is stored, where ``param`` is float32 because there is more to it than rounding to nearest.
+        views: of ``tensors``, in the shapes of the slots, where they are copies.
+    """
+
+    members: list[int]
+    slots: list[Slot]
+    layouts: list[Layout]
+    tensors: dict[str, Tensor]
+    views: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def height(self) -> int:
+        """Rows, one that only fills up included."""
+        return len(self.tensors["param"])
+
+    @cached_property
+    def places(self) -> Tensor:
+        """int64: :attr:`members`."""
+        return torch.tensor(self.members)
+
+    @cached_property
+    def owners(self) -> Tensor:
+        """int64 (height,): which member each row belongs to."""
+        heights = torch.tensor([found.height for found in self.layouts])
+        heights[-1] += self.height - heights.sum()
+        return torch.repeat_interleave(torch.arange(len(heights)), heights)
+
+    @cached_property
+    def lows(self) -> Tensor:
+        """int32 (height, 1): lower half of the number of each row's first pair of lanes, in the parameter."""
+        lows = [_lows(slot, found) for slot, found in zip(self.slots, self.layouts, strict=True)]
+        fill = self.height - sum(map(len, lows))
+        return torch.cat((*lows, lows[-1][-1:].expand(fill)))[:, None]
+
+    @cached_property
+    def highs(self) -> Tensor:
+        """int32, of each member: the upper half of those numbers."""
+        return torch.tensor([slot.start >> 33 for slot in self.slots], dtype=torch.int32)
+
+    @property
+    def width(self) -> int:
+        """Elements of a row."""
+        return self.layouts[0].width
+
+    def fetch(self) -> None:
+        """Fill scratch from the slots."""
+        for name, views in self.views.items():
+            self.tensors[name].zero_()
+            torch._foreach_copy_(views, self._theirs(name))
+
+    def bring_back(self) -> None:
+        """Write what was computed in scratch to the slots."""
+        for name, views in self.views.items():
+            if name != "grad" and not (name == "param" and "stored" in self.views):
+                torch._foreach_copy_(self._theirs(name), views)
+
+    def _theirs(self, name: str) -> list[Any]:
+        if name == "grad":
+            return [slot.grad for slot in self.slots]
+        if name in ("param", "stored"):
+            return [slot.param for slot in self.slots]
+        return [slot.state[name] for slot in self.slots]
+
+
+class Scratch:
+    """Memory that serves one matrix after the other, as large as the largest of them."""
+
+    def __init__(self) -> None:
+        self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, dtype: torch.dtype, height: int, width: int) -> Tensor:
+        """A matrix of this name, with whatever is in it."""
+        size = height * width
+        flat = self._flat.get((name, dtype))
+        if flat is None or len(flat) < size:
+            flat = self._flat[name, dtype] = torch.empty(size, dtype=dtype)
+        return flat[:size].view(height, width)
+
+
+def parts(plan: Plan, slot: Slot) -> Iterator[Slot]:
+    """The slot in pieces, each of which lies ready or is little enough to be gathered."""
+    rows, columns, width = layout(plan, slot)
+    if rows > 1 or not all(tensor.is_contiguous() for tensor in _tensors(plan, slot)):
+        fill = -columns % width + columns
+        yield from slices.cut(slot, plan.format, max(LARGEST_GATHERED * columns // max(fill, 1) // 4096, 1) * 4096)
+        return
+    whole = columns - columns % width
+    size = LARGEST if lies_ready(plan, slices.columns(slot, plan.format, 0, whole)) else LARGEST_GATHERED
+    for first in range(0, whole, size):
+        yield slices.columns(slot, plan.format, first, min(first + size, whole))
+    if whole < columns:
+        yield slices.columns(slot, plan.format, whole, columns)
+
+
+def straddles(slot: Slot) -> bool:
+    """Whether its pairs' numbers do not all have the same upper half. A row of a matrix has to have one."""
+    rows, columns = matrix_shape(slot.param.shape)
+    first = slot.start // 2
+    last = first + (rows - 1) * (slot.row_pitch // 2) + (columns - 1) // 2
+    return first >> 32 != last >> 32
+
+
+def lies_ready(plan: Plan, slot: Slot) -> bool:
+    """Whether the slot is a matrix where it lies, and its parameter takes no more than rounding to nearest."""
+    rows, columns, width = layout(plan, slot)
+    tensors = _tensors(plan, slot)
+    return (
+        plan.param_rounding == "nearest"
+        and slot.param.dtype == slot.grad.dtype
+        and rows == 1
+        and columns % width == 0
+        and columns > width  # torch.compile makes one row a case of its own
+        and all(t.is_contiguous() and t.data_ptr() % 8 == 0 and t.storage_offset() % 8 == 0 for t in tensors)
+        and len({t.untyped_storage().data_ptr() for t in tensors}) == len(tensors)
+    )
+
+
+def ready(plan: Plan, member: int, slot: Slot) -> Matrix:
+    """A slot that lies ready: nothing is copied."""
+    found = layout(plan, slot)
+    tensors = {"param": slot.param.detach(), "grad": slot.grad.detach()}
+    tensors |= {key: slot.state[key] for key in _state_keys(plan)}
+    return Matrix([member], [slot], [found], {name: t.view(found.height, -1) for name, t in tensors.items()})
+
+
+def gathered(plan: Plan, members: Sequence[int], slots: Sequence[Slot], scratch: Scratch) -> Matrix:
+    """Rows in scratch for these slots, of layouts of one width; :meth:`Matrix.fetch` fills them."""
+    layouts = [layout(plan, slot) for slot in slots]
+    width = layouts[0].width
+    height = max(sum(found.height for found in layouts), 2)  # torch.compile makes one row a case of its own
+    tensors = {name: scratch.take(name, dtype, height, row) for name, (dtype, row) in _needed(plan, width).items()}
+    views: dict[str, list[Tensor]] = {name: [] for name in tensors}
+    first = 0
+    for slot, found in zip(slots, layouts, strict=True):
+        for name, tensor in tensors.items():
+            rows = tensor[first : first + found.height].view(found.rows, -1)
+            views[name].append(_shaped(rows, slot.state.get(name, slot.param)))
+        first += found.height
+    return Matrix(list(members), list(slots), layouts, tensors, views)
+
+
+def _needed(plan: Plan, width: int) -> dict[str, tuple[torch.dtype, int]]:
+    """dtypes and row sizes of scratch."""
+    simple = plan.param_rounding == "nearest" and plan.param_dtype == plan.grad_dtype
+    dtype = plan.param_dtype if simple else torch.float32
+    needed = {"param": (dtype, width), "grad": (dtype, width)}
+    sizes = {"exp_avg": width, "exp_avg_codes": width * plan.format.bits // 8, "exp_avg_scale": 1, "param_rest": width}
+    for name, spec in plan.state_spec((1, width)).items():
+        if name in _state_keys(plan):
+            needed[name] = (spec.dtype, sizes[name])
+    if plan.param_rounding != "nearest":
+        needed["stored"] = (plan.param_dtype, width)
+    return needed
+
+
+def _state_keys(plan: Plan) -> list[str]:
+    """State that has a part for each row. One scale for a whole tensor is a number of its slot."""
+    return [key for key in plan.state_spec(()) if not (key == "exp_avg_scale" and plan.format.tensor_wise)]
+
+
+def _tensors(plan: Plan, slot: Slot) -> list[Tensor]:
+    return [slot.param, slot.grad, *(slot.state[key] for key in _state_keys(plan))]
+
+
+def _lows(slot: Slot, found: Layout) -> Tensor:
+    lows: Tensor = torch.arange(found.height // found.rows, dtype=torch.int32) * (found.width // 2)
+    lows = lows + word(slot.start // 2)
+    if found.rows > 1:
+        lows = (torch.arange(found.rows, dtype=torch.int32)[:, None] * word(slot.row_pitch // 2) + lows).view(-1)
+    return lows
+
+
+def _shaped(rows: Tensor, like: Tensor) -> Tensor:
+    """The part of (rows, columns and more) that a tensor takes, in its shape."""
+    count = len(rows)
+    if count == 1:
+        return rows[0, : like.numel()].view(like.shape)
+    shaped: Tensor = rows[:, : like.numel() // count].unflatten(1, like.shape[1:])
+    return shaped

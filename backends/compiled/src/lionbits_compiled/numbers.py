@@ -1,0 +1,70 @@
+"""What rows have as a whole: the numbers of their slots, and what their lanes follow from."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from lionbits_reference import rounding
+from lionbits_reference.spec import Hyper, Scalars
+
+from .functions import Betas, Draw, Rates
+from .matrices import Matrix
+from .work import Work
+
+
+class Numbers:
+    """Of a call: what its matrices ask for.
+
+    Args:
+        work: the call's.
+        hyper, scalars: likewise.
+    """
+
+    def __init__(self, work: Work, hyper: Hyper, scalars: Scalars) -> None:
+        self.betas, self.scalars = _betas(hyper), scalars
+        self._work, self._seed = work, hyper.seed
+        self._rates = torch.stack((scalars.lr, scalars.keep, scalars.grad_scale))
+        self._keys: dict[tuple[str, int], Tensor] = {}
+
+    def rates(self, matrix: Matrix) -> Rates:
+        """Learning rates and what else multiplies, by row."""
+        lr, keep, grad_scale = by_row(matrix, self._rates)
+        return Rates(lr, keep, grad_scale)
+
+    def draw(self, matrix: Matrix, mode: str, purpose: int) -> Draw | None:
+        """What lanes follow from, or None for those of nearest rounding. No member straddles."""
+        if mode == "nearest":
+            return None
+        keys = self._keys.get((mode, purpose))
+        if keys is None:
+            keys = torch.stack(rounding.keys(mode, self._work.salts(self._seed, purpose), self.scalars.step))
+            self._keys[mode, purpose] = keys
+        words, phase = keys[:, matrix.places]
+        spread, phase = by_row(matrix, torch.stack((rounding.spread(matrix.highs, words), phase)), own=True)
+        return Draw(matrix.lows, spread, phase, *_columns(matrix.width))
+
+
+def by_row(matrix: Matrix, numbers: Tensor, *, own: bool = False) -> tuple[Tensor, ...]:
+    """Numbers (f, k) of a call's slots, or of the matrix's ``own`` members, as f tensors of (rows, 1)."""
+    if len(matrix.members) == 1:
+        place = 0 if own else matrix.members[0]
+        rows = numbers[:, place : place + 1].expand(-1, matrix.height).contiguous()
+    else:
+        rows = numbers.index_select(1, matrix.owners if own else matrix.places[matrix.owners])
+    return rows[:, :, None].unbind()
+
+
+@functools.lru_cache(maxsize=64)
+def _betas(hyper: Hyper) -> Betas:
+    """As tensors: other betas are no other function."""
+    numbers = (hyper.b1, hyper.one_minus_b1, hyper.b2, hyper.one_minus_b2)
+    b1, one_minus_b1, b2, one_minus_b2 = (torch.tensor(number, dtype=torch.float32) for number in numbers)
+    return Betas(b1, one_minus_b1, b2, one_minus_b2)
+
+
+@functools.cache
+def _columns(width: int) -> tuple[Tensor, Tensor]:
+    return rounding.pairs(width, torch.device("cpu"))

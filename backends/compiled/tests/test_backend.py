@@ -1,0 +1,130 @@
+"""Bits, sizes that change, and machines that cannot compile."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+import lionbits
+import lionbits_compiled as backend
+from lionbits_compiled import compiling, functions
+from lionbits_reference.spec import Format, Plan
+
+#: Rows of whole blocks and of none, one that is ready where it lies, and crowds of small ones.
+SHAPES = [
+    (64, 512),
+    (300, 256),
+    (33, 37),
+    (5,),
+    (),
+    (0, 4),
+    (1000, 64),
+    (128, 130),
+    (3, 3, 3, 40),
+    (1 << 17,),
+    (40_003,),
+]
+
+
+def parameters(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
+    """Two of them with strides of their own."""
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(shape, generator=generator) for shape in shapes]
+    made.append(torch.randn(512, 300, generator=generator).t())
+    made.append(torch.randn(16, 8, 12, 12, generator=generator).contiguous(memory_format=torch.channels_last))
+    return [torch.nn.Parameter(tensor.to(dtype)) for tensor in made]
+
+
+def trained(name: str, updates: int = 3, dtype: torch.dtype = torch.float32, **settings: object) -> list[torch.Tensor]:
+    """Parameters and state after some steps."""
+    params = parameters(SHAPES, dtype)
+    optimizer = lionbits.Lion(params, lr=1e-2, weight_decay=0.1, backend=name, **settings)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(updates):
+        for param in params:
+            param.grad = torch.empty_like(param).copy_(torch.randn(param.shape, generator=generator) * 1e-3)
+        optimizer.step()
+    states = [value for param in params for value in optimizer.state[param].values() if isinstance(value, torch.Tensor)]
+    return [*params, *states]
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bits_of_the_reference(bits: int, dtype: torch.dtype) -> None:
+    """Large tensors where they lie, small ones in crowds, ragged and strided ones in scratch."""
+    compiled, reference = (trained(name, 3, dtype, optim_bits=bits) for name in ("compiled", "reference"))
+    for got, want in zip(compiled, reference, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_no_shape_and_no_number_compiles_anew() -> None:
+    """Whatever is another number is another number of the same function."""
+    trained("compiled", 1, optim_bits=8)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for log2 in (9, 15, 18, 21):
+            param = torch.nn.Parameter(torch.randn(1 << log2))
+            optimizer = lionbits.Lion(
+                [param], lr=log2 * 1e-3, betas=(0.9, 1 - 1 / log2), optim_bits=8, backend="compiled"
+            )
+            for width in (32, 256, 1024):
+                other = torch.nn.Parameter(torch.randn(7 * log2, width + log2))
+                optimizer.add_param_group({"params": [other], "block_size": width, "weight_decay": 0.1, "lr": 1e-4})
+                other.grad = torch.randn_like(other)
+            param.grad = torch.randn_like(param)
+            optimizer.step()
+
+
+def test_subnormal_numbers_are_not_flushed() -> None:
+    """Neither by the compiled code nor, because it was loaded, by anything else in the process."""
+    ends = []
+    for name in ("reference", "compiled"):
+        param = torch.nn.Parameter(torch.full((1 << 16,), 3e-39))
+        param.grad = torch.full_like(param, 1e-40)
+        optimizer = lionbits.Lion32bit([param], lr=1e-41, weight_decay=0.5, backend=name)
+        optimizer.step()
+        ends.append((param, optimizer.momentum(param)))
+        assert (torch.full((4,), 2e-40) * 0.5 > 0).all()
+    (param, momentum), (twin, other) = ends
+    assert torch.equal(param, twin)
+    assert torch.equal(momentum, other)
+    assert momentum[0] > 0
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And names the way out; nothing has been changed by then."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no-such-compiler" in backend.supports(Plan(torch.float32, torch.float32, Format.of(8)), torch.device("cpu"))
+    param = torch.nn.Parameter(torch.ones(64, 64))
+    with pytest.raises(ValueError, match=r"no-such-compiler.*backend='reference'"):
+        lionbits.Lion8bit([param], backend="compiled")
+
+
+def test_other_devices_are_refused() -> None:
+    reason = backend.supports(Plan(torch.float32, torch.float32, Format.of(8)), torch.device("cuda"))
+    assert "CPU" in reason
+
+
+def test_the_first_call_says_what_takes_so_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal, and only the first."""
+
+    def double(x: torch.Tensor) -> None:
+        x.mul_(2.0)
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    function = compiling.Compiled(double, "something")
+    doubled = torch.ones(4, 8)
+    function(doubled)
+    assert "compiling something" in capsys.readouterr().err
+    function(torch.ones(6, 32))
+    assert capsys.readouterr().err == ""
+    assert (doubled == 2).all()
+
+
+def test_functions_are_made_once() -> None:
+    assert functions.encode(True) is functions.encode(True)
+    assert functions.encode(True) is not functions.encode(False)
