@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import lionbits
-from lionbits_bench import quality, quality_chart, quality_table
+from lionbits_bench import cli, quality, quality_chart, quality_table
 from lionbits_bench.quality_table import Outcome
 
 TINY = ("--layers", "1", "--width", "32", "--context", "16", "--batch", "2", "--backend", "reference", "--quiet")
@@ -95,8 +96,6 @@ def test_what_is_finished_is_not_trained_again(
 def test_ctrl_c_ends_after_a_whole_step(
     compare: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import signal
-
     advance, taken = quality.Run.advance, []
 
     def advance_and_press(self: Any) -> None:
@@ -141,6 +140,15 @@ def test_wrong_settings_are_told_before_training(
     assert compare(*options) == quality.USAGE
     assert str(options[1]) in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_knows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--steps", "1", "--seeds", "1", "--variants", "no momentum", "--out", str(tmp_path))
+    assert cli.main(["quality", *TINY, *options]) == 0
+    assert "no momentum" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["quality", *TINY, "--variants", "3 bits"])
+    assert "3 bits" in capsys.readouterr().err
 
 
 def test_every_variant_is_one_that_lion_accepts() -> None:

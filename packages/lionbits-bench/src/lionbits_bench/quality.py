@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "4 bits nearest": {"optim_bits": 4, "rounding": "nearest"},
     "linear 4 bits": QLIONS,
     "linear 4 bits nearest": {**QLIONS, "rounding": "nearest"},
+    "linear 4 bits nearest, one scale": {**QLIONS, "rounding": "nearest", "block_wise": False},  # QLion's own
     "2 bits": {"optim_bits": 2},
     "2 bits, b2 = 0.95": {"optim_bits": 2, "betas": (0.9, 0.95)},
     "2 bits, b2 = 0.9": {"optim_bits": 2, "betas": (0.9, 0.9)},

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: Percent beyond which a difference is told by its number alone: the near ones need the room.
-NEAR = 3.0
+NEAR = 5.0
 ROW_HEIGHT = 0.36  # inches
 
 
