@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from lionbits_reference.spec import Plan, Slot, matrix_shape
 LONG_ROW, SHORT_ROW = 256, 32
 
 #: Elements of a matrix: where it lies, and in scratch, which should not leave the cache before it is brought back.
-LARGEST, LARGEST_GATHERED = 1 << 20, 1 << 18
+LARGEST, LARGEST_GATHERED = 1 << 21, 1 << 18
 
 #: Slots of fewer elements are gathered with others: calls cost more than copies.
 SMALL = 1 << 15
@@ -64,6 +64,7 @@ class Matrix:
         tensors: ``param``, ``grad``, state by name, contiguous, a block of each in a row. ``stored`` is the parameter
             as it is stored, where ``param`` is float32 because there is more to it than rounding to nearest.
         views: of ``tensors``, in the shapes of the slots, where they are copies.
+        gaps: whether rows have elements that are nobody's.
     """
 
     members: list[int]
@@ -71,6 +72,7 @@ class Matrix:
     layouts: list[Layout]
     tensors: dict[str, Tensor]
     views: dict[str, list[Tensor]] = field(default_factory=dict)
+    gaps: bool = False
 
     @property
     def height(self) -> int:
@@ -93,13 +95,15 @@ class Matrix:
     def lows(self) -> Tensor:
         """int32 (height, 1): lower half of the number of each row's first pair of lanes, in the parameter."""
         lows = [_lows(slot, found) for slot, found in zip(self.slots, self.layouts, strict=True)]
+        if len(lows) == 1 and len(lows[0]) == self.height:
+            return lows[0][:, None]
         fill = self.height - sum(map(len, lows))
         return torch.cat((*lows, lows[-1][-1:].expand(fill)))[:, None]
 
-    @cached_property
-    def highs(self) -> Tensor:
-        """int32, of each member: the upper half of those numbers."""
-        return torch.tensor([slot.start >> 33 for slot in self.slots], dtype=torch.int32)
+    @property
+    def high(self) -> int:
+        """The upper half of those numbers, which members have in common."""
+        return self.slots[0].start >> 33
 
     @property
     def width(self) -> int:
@@ -109,7 +113,8 @@ class Matrix:
     def fetch(self) -> None:
         """Fill scratch from the slots."""
         for name, views in self.views.items():
-            self.tensors[name].zero_()
+            if self.gaps:
+                self.tensors[name].zero_()
             torch._foreach_copy_(views, self._theirs(name))
 
     def bring_back(self) -> None:
@@ -200,7 +205,8 @@ def gathered(plan: Plan, members: Sequence[int], slots: Sequence[Slot], scratch:
             rows = tensor[first : first + found.height].view(found.rows, -1)
             views[name].append(_shaped(rows, slot.state.get(name, slot.param)))
         first += found.height
-    return Matrix(list(members), list(slots), layouts, tensors, views)
+    gaps = height * width != sum(slot.param.numel() for slot in slots)
+    return Matrix(list(members), list(slots), layouts, tensors, views, gaps)
 
 
 def _needed(plan: Plan, width: int) -> dict[str, tuple[torch.dtype, int]]:
@@ -227,11 +233,16 @@ def _tensors(plan: Plan, slot: Slot) -> list[Tensor]:
 
 
 def _lows(slot: Slot, found: Layout) -> Tensor:
-    lows: Tensor = torch.arange(found.height // found.rows, dtype=torch.int32) * (found.width // 2)
-    lows = lows + word(slot.start // 2)
+    lows = _steps(found.height // found.rows, found.width // 2) + word(slot.start // 2)
     if found.rows > 1:
         lows = (torch.arange(found.rows, dtype=torch.int32)[:, None] * word(slot.row_pitch // 2) + lows).view(-1)
     return lows
+
+
+@lru_cache(maxsize=64)
+def _steps(count: int, size: int) -> Tensor:
+    """int32: 0, size, 2 * size ..."""
+    return torch.arange(count, dtype=torch.int32) * size
 
 
 def _shaped(rows: Tensor, like: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Numbers:
         self.betas, self.scalars = _betas(hyper), scalars
         self._work, self._seed = work, hyper.seed
         self._rates = torch.stack((scalars.lr, scalars.keep, scalars.grad_scale))
-        self._keys: dict[tuple[str, int], Tensor] = {}
+        self._keys: dict[tuple[str, int, int], Tensor] = {}
 
     def rates(self, matrix: Matrix) -> Rates:
         """Learning rates and what else multiplies, by row."""
@@ -38,13 +38,16 @@ class Numbers:
         """What lanes follow from, or None for those of nearest rounding. No member straddles."""
         if mode == "nearest":
             return None
-        keys = self._keys.get((mode, purpose))
-        if keys is None:
-            keys = torch.stack(rounding.keys(mode, self._work.salts(self._seed, purpose), self.scalars.step))
-            self._keys[mode, purpose] = keys
-        words, phase = keys[:, matrix.places]
-        spread, phase = by_row(matrix, torch.stack((rounding.spread(matrix.highs, words), phase)), own=True)
+        spread, phase = by_row(matrix, self._spread(mode, purpose, matrix.high))
         return Draw(matrix.lows, spread, phase, *_columns(matrix.width))
+
+    def _spread(self, mode: str, purpose: int, high: int) -> Tensor:
+        """int32 (2, k): spread, where the numbers of pairs have this upper half, and phase."""
+        found = self._keys.get((mode, purpose, high))
+        if found is None:
+            words, phase = rounding.keys(mode, self._work.salts(self._seed, purpose), self.scalars.step)
+            found = self._keys[mode, purpose, high] = torch.stack((rounding.spread(high, words), phase))
+        return found
 
 
 def by_row(matrix: Matrix, numbers: Tensor, *, own: bool = False) -> tuple[Tensor, ...]:

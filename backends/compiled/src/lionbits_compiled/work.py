@@ -30,18 +30,18 @@ class Work:
         self._indices = [slot.index for slot in slots]
         self._salts: dict[tuple[int, int], Tensor] = {}
         self._single: list[int] = []
-        small: dict[int, list[int]] = {}
+        small: dict[tuple[int, int], list[int]] = {}
         for place, slot in enumerate(slots):
             if slot.param.numel() == 0:
                 continue
             found = layout(plan, slot)
             if max(slot.param.numel(), found.height * found.width // 8) < SMALL and not straddles(slot):
-                small.setdefault(found.width, []).append(place)
+                small.setdefault((found.width, slot.start >> 33), []).append(place)
             else:
                 self._single.append(place)
         self.gathered = [
             gathered(plan, run, [slots[place] for place in run], self.scratch)
-            for width, places in small.items()
+            for (width, _), places in small.items()
             for run in _runs(places, [layout(plan, slots[place]).height for place in places], width)
         ]
 

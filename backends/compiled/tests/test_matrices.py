@@ -1,0 +1,131 @@
+"""How slots become matrices: what is copied, what is kept, how much memory that takes."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+import lionbits
+from lionbits_compiled import packing
+from lionbits_compiled.matrices import SMALL, Matrix, layout, lies_ready, parts
+from lionbits_compiled.work import Work
+from lionbits_reference import encode
+from lionbits_reference.spec import FLOAT32, Format, Plan, Slot
+
+EIGHT = Plan(torch.float32, torch.float32, Format.of(8))
+
+
+def slot(shape: tuple[int, ...], plan: Plan = EIGHT) -> Slot:
+    """Ones."""
+    state = encode(plan.format, torch.zeros(shape))
+    for key, spec in plan.state_spec(shape).items():
+        state.setdefault(key, torch.zeros(spec.shape, dtype=spec.dtype))
+    return Slot(torch.ones(shape, dtype=plan.param_dtype), torch.ones(shape, dtype=plan.grad_dtype), state, 0)
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (1 << 18,), (256, 16, 4, 4), (3000, 1024)])
+def test_whole_blocks_are_matrices_where_they_lie(shape: tuple[int, ...]) -> None:
+    """Nothing of them is copied: what the compiled code writes to is the parameter itself."""
+    held = slot(shape)
+    assert all(lies_ready(EIGHT, part) for part in parts(EIGHT, held))
+    (matrix, *_) = Work(EIGHT, [held]).matrices([held], drawing=True)
+    assert isinstance(matrix, Matrix)
+    assert matrix.tensors["param"].data_ptr() == held.param.data_ptr()
+
+
+def test_only_the_tail_of_a_long_vector_is_copied() -> None:
+    held = slot((1_000_003,))
+    *whole, tail = parts(EIGHT, held)
+    assert all(lies_ready(EIGHT, part) for part in whole)
+    assert tail.param.numel() == 1_000_003 % 256
+    assert sum(part.param.numel() for part in (*whole, tail)) == 1_000_003
+
+
+def test_parts_cover_ragged_rows_in_order() -> None:
+    """Rows that are no whole blocks are copied, some at a time."""
+    held = slot((700, 1601))
+    cut = list(parts(EIGHT, held))
+    assert len(cut) > 1
+    assert [part.start for part in cut] == [sum(p.param.shape[0] for p in cut[:i]) * 1602 for i in range(len(cut))]
+    assert sum(part.param.shape[0] for part in cut) == 700
+
+
+def test_rows_join_where_nothing_tells_them_apart() -> None:
+    """float32 momentum has no blocks, and no lanes: rows of five are one row."""
+    plain = Plan(torch.float32, torch.float32, FLOAT32)
+    assert layout(plain, slot((5000, 5), plain)).rows == 1
+    drawn = Plan(torch.bfloat16, torch.bfloat16, FLOAT32, param_rounding="dithered")
+    assert layout(drawn, slot((5000, 5), drawn)).rows == 5000
+    assert layout(drawn, slot((5000, 6), drawn)).rows == 1
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_packed_as_the_reference_packs(bits: int) -> None:
+    """Element 0 in the lowest bits."""
+    codes = torch.randint(0, 1 << bits, (6, 96), dtype=torch.uint8)
+    slots = codes.view(6, -1, 8 // bits)
+    want = sum((slots[..., j] << (j * bits)) for j in range(8 // bits))
+    packed, back = torch.empty(6, 96 * bits // 8, dtype=torch.uint8), torch.empty_like(codes)
+    packing.pack(codes.clone(), packed, bits)
+    assert torch.equal(packed, want)
+    packing.unpack(packed, back, bits)
+    assert torch.equal(back, codes)
+
+
+@pytest.mark.parametrize("settings", [{"optim_bits": 8}, {"optim_bits": 4}, {"optim_bits": 32}])
+def test_what_is_kept_does_not_grow_with_the_model(settings: dict[str, int]) -> None:
+    """Scratch has a size of its own, whatever there is of large, ragged and small tensors."""
+    shapes = [(1 << 22,), (2000, 1601), *[(100,)] * 300, *[(SMALL // 64, 32)] * 40]
+    params = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = lionbits.Lion(params, backend="compiled", **settings)  # type: ignore[arg-type]
+    optimizer.step()
+    works = [w.batch.memo["compiled"] for w, _ in optimizer._steady._works]  # type: ignore[union-attr]
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for work in works
+        for tensor in (*work.scratch._flat.values(), *(t for m in work.gathered for t in m.tensors.values()))
+    }
+    assert sum(storages.values()) < 64 << 20
+
+
+def test_between_steps_no_gradient_and_no_state_is_held() -> None:
+    """What the user lets go of is gone, large or small."""
+    params = [torch.nn.Parameter(torch.ones(1 << 17)), torch.nn.Parameter(torch.ones(40, 128))]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = lionbits.Lion8bit(params, backend="compiled")
+    optimizer.step()
+    refs = [weakref.ref(value) for param in params for value in (param.grad, optimizer.state[param]["exp_avg_codes"])]
+    for param in params:
+        param.grad = None
+        optimizer.state[param]["exp_avg_codes"] = optimizer.state[param]["exp_avg_codes"].clone()
+    gc.collect()
+    assert [ref() for ref in refs] == [None] * 4
+
+
+def test_the_next_process_finds_what_was_compiled(tmp_path: Path) -> None:
+    """In torch's own cache, which the environment can put elsewhere."""
+    script = (
+        "import torch\n"
+        "from torch._dynamo.utils import counters\n"
+        "from lionbits_compiled.packing import _widen\n"
+        "_widen(4)(torch.zeros(4, 8, dtype=torch.int32), torch.zeros(4, 8, dtype=torch.int64))\n"
+        "print(counters['inductor']['fxgraph_cache_hit'])\n"
+    )
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    hits = [
+        subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=300
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert hits == ["0", "1"]
