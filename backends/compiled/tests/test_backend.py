@@ -102,6 +102,11 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         lionbits.Lion8bit([param], backend="compiled")
 
 
+def test_without_the_headers_of_python_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda _: "/nowhere")
+    assert "/nowhere/Python.h" in compiling.obstacle()
+
+
 def test_other_devices_are_refused() -> None:
     reason = backend.supports(Plan(torch.float32, torch.float32, Format.of(8)), torch.device("cuda"))
     assert "CPU" in reason

@@ -6,9 +6,11 @@ import logging
 import os
 import shutil
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -28,6 +30,12 @@ def obstacle() -> str:
         return (
             f"torch.compile needs a C++ compiler, and {compiler!r} is not on the path. Install one (Debian: "
             f"apt install g++), name yours in CXX, or choose backend='reference'"
+        )
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        return (
+            f"torch.compile needs the headers of Python, and there is no {header}. Install them (Debian: apt install "
+            f"python3-dev), or choose backend='reference'"
         )
     return ""
 
