@@ -182,5 +182,5 @@ def test_what_only_a_gpu_has_is_in_the_table() -> None:
     text = report.markdown(found)
     assert "### list, bf16: half of it" in text
     assert "3 tensors, 1,000 elements; a copy ran at 4.0 GB/s." in text
-    assert "| triton | 8 bits | 2.000 | 1.500 | 2.0 | 50 % | 2 | 1 | 0 | 50 | 3.50 | 500.0 |" in text
+    assert "| triton | 8 bits | 2.000 | 1.500 | 2.00 | 50 % | 2 | 1 | 0 | 50 | 3.50 | 500.0 |" in text
     assert "| RuntimeError: no \\| graph |" in text

@@ -86,3 +86,33 @@ def test_what_decides_what_fits_is_what_is_held(dtype: str) -> None:
         held = traffic.held_bytes(optimizer) / (1 << 16)
         # step counts, a few bytes per tensor, are not in the figure
         assert held == pytest.approx(contestant.bytes_per_element, rel=0.01)
+
+
+class DeepSpeedCPULion(torch.optim.Adam):
+    """As that one, it holds what a step of Lion has no use for."""
+
+
+def test_state_that_lies_idle_is_held_and_not_moved() -> None:
+    (parameter,) = workloads.tensors(workloads.one_tensor(10), torch.float32, CPU)
+    moved = []
+    for kind in (torch.optim.Adam, DeepSpeedCPULion):
+        optimizer = kind([parameter])
+        optimizer.step()
+        assert traffic.held_bytes(optimizer) == 4 * parameter.nbytes + 4
+        moved.append(traffic.floor_bytes(optimizer))
+    assert moved[0] - moved[1] == 2 * parameter.nbytes
+
+
+def test_a_tensor_made_of_tensors_has_their_size() -> None:
+    inner = {"codes": torch.zeros(100, dtype=torch.uint8), "scales": torch.zeros(10)}
+
+    class Quantised(torch.nn.Parameter):
+        def __tensor_flatten__(self) -> tuple[list[str], None]:
+            return list(inner), None
+
+        codes, scales = inner.values()
+
+    parameter = torch.nn.Parameter(torch.zeros(100))
+    optimizer = torch.optim.SGD([parameter])
+    optimizer.state[parameter]["exp_avg"] = Quantised(torch.zeros(100))
+    assert traffic.state_bytes(optimizer, parameter) == 100 + 40

@@ -23,6 +23,9 @@ BAR_HEIGHT = 0.3  # inches
 #: Findings that no chart need mention.
 GOOD = ("right", "not checked")
 
+#: Times the longest bar, beyond which the line of a copy is told by its number alone.
+FAR = 4
+
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -51,15 +54,23 @@ def _bars(group: Group, rows: Sequence[Row], path: Path) -> None:
         axes = figure.add_subplot()
         for place, row in enumerate(ordered):
             _bar(axes, place, row)
-        copy = group.rows[0].copy_bandwidth
-        if copy is not None:
-            axes.axvline(copy / 1e9, color=INK, linestyle="--", linewidth=1.2)
-            axes.text(copy / 1e9, len(ordered) - 0.4, "a copy", ha="center", va="bottom", color=INK)
+        _copy(axes, (group.rows[0].copy_bandwidth or 0.0) / 1e9, (ordered[-1].bandwidth or 0.0) / 1e9, len(ordered))
         axes.set_yticks(range(len(ordered)), [_label(row) for row in ordered])
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("GB/s: bytes that a step has to move, over its time; the line is from quartile to quartile")
-        axes.set_xlim(0, 1.3 * max(copy or 0.0, *(row.bandwidth or 0.0 for row in ordered)) / 1e9)
         figure.suptitle(f"{group.title}\n{group.rows[0].elements:,} elements", fontsize=13)
+
+
+def _copy(axes: Axes, copy: float, best: float, top: float) -> None:
+    """Its line, where that leaves room for the bars to be told apart."""
+    near = copy < FAR * best
+    end = 1.3 * (max(copy, best) if near else best)
+    axes.set_xlim(0, end)
+    if near:
+        axes.axvline(copy, color=INK, linestyle="--", linewidth=1.2)
+        axes.text(copy, top - 0.4, "a copy", ha="center", va="bottom", color=INK)
+    else:
+        axes.text(end, top - 0.4, f"a copy: {copy:.1f} GB/s", ha="right", va="bottom", color=INK)
 
 
 def _label(row: Row) -> str:
@@ -84,7 +95,7 @@ def _bar(axes: Axes, place: int, row: Row) -> None:
         hatch="///" if wrong else "",
         edgecolor="white",
     )
-    text = f"  {1e3 * step:,.3g} ms" + (f", {wrong}" if wrong else "")
+    text = f"  {tables.milliseconds(step)} ms" + (f", {wrong}" if wrong else "")
     axes.text(high, place, text, va="center", color=INK, fontsize=9)
 
 

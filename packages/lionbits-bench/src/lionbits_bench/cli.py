@@ -61,7 +61,7 @@ def _add_run(commands: Commands) -> argparse.ArgumentParser:
     run.add_argument("--limit", type=float, default=180.0, help="seconds after which a turn is ended, compiling "
                      "included (default: %(default)g)")  # fmt: skip
     run.add_argument("--out", type=Path, default=Path("lionbits-out/bench"), help="folder (default: %(default)s)")
-    run.add_argument("--quick", action="store_true", help="tiny sizes, two rounds: does it all work?")
+    run.add_argument("--quick", action="store_true", help="two tiny lists, two rounds: does it all work?")
     return run
 
 
@@ -133,12 +133,13 @@ def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
         parser.error("--device cuda: torch sees no CUDA device here")
     if not (given.rounds >= 1 and given.seconds > 0 and given.limit > 0):
         parser.error("--rounds, --seconds and --limit must be positive")
+    lists = given.workloads or (workloads.FEW if given.quick else workloads.NAMES[:-1])
     libraries = {"all": peers.NAMES, "none": ()}.get(given.peers[0]) if len(given.peers) == 1 else None
     variants = given.variants and _some(parser, "--variants", given.variants, contestants.SHORT)
     choice = run.Choice(
         device=given.device,
         backends=given.backends,
-        workloads=_some(parser, "--workloads", given.workloads or workloads.NAMES[:-1], workloads.NAMES),
+        workloads=_some(parser, "--workloads", lists, workloads.NAMES),
         variants=variants and [contestants.SHORT[name] for name in variants],
         peers=_some(parser, "--peers", given.peers, peers.NAMES) if libraries is None else libraries,
         dtypes=given.dtypes or (["bf16", "fp32"] if cuda else ["fp32"]),

@@ -12,7 +12,7 @@ from typing import Any
 from lionbits.cli.console import Table, show
 
 from .results import spread
-from .tables import NOTHING, number
+from .tables import NOTHING, milliseconds
 
 PARTS = ("speed", "host", "sizes")
 
@@ -80,4 +80,4 @@ def _table(part: str, rows: list[Change], first: Path, second: Path) -> Table:
 
 
 def _figures(seconds: list[float]) -> tuple[str, str]:
-    return number(median(seconds) if seconds else None, 1e3, 3), number(spread(seconds), 1e3, 3)
+    return milliseconds(median(seconds) if seconds else None), milliseconds(spread(seconds))

@@ -99,7 +99,9 @@ PEERS = (
     Peer("torchao", "AdamW4bit", "torchao.optim", "AdamW4bit", _bytes(1.07), rule.adamw, compiled=True),
     Peer("flashoptim", "FlashLion", "flashoptim", "FlashLion", _bytes(2.1), EIGHT_BITS, devices=CUDA),
     # it makes a second state, which Lion has no use for, and has betas of its own
-    Peer("deepspeed", "CPULion", "deepspeed.ops.lion", "DeepSpeedCPULion", _two, rule.lion, BETAS, devices=("cpu",)),
+    Peer(
+        "deepspeed", "CPULion", "deepspeed.ops.lion", "DeepSpeedCPULion", _bytes(8), rule.lion, BETAS, devices=("cpu",)
+    ),
 )
 
 NAMES = tuple(dict.fromkeys(peer.name for peer in PEERS))
@@ -115,7 +117,8 @@ def peers(
 
 def peers_found(device: torch.device, names: Collection[str] = NAMES) -> dict[str, str]:
     """The version of each library, or why it is not there."""
-    return {peer.name: _found(peer, device) for peer in reversed(PEERS) if peer.name in names}
+    one_of_each = {peer.name: peer for peer in reversed(PEERS)}  # the first, which works on the most devices
+    return {name: _found(one_of_each[name], device) for name in NAMES if name in names}
 
 
 def _found(peer: Peer, device: torch.device) -> str:

@@ -12,7 +12,7 @@ from lionbits.cli.console import Table
 
 from . import tables
 from .results import Check, Replay, Results, Row, Verdict
-from .tables import count, number, percent
+from .tables import count, milliseconds, number, percent
 from .tables import markdown as _table
 
 #: Failures in the summary; one cause may have a hundred.
@@ -54,7 +54,9 @@ def _gpu(results: Results) -> tuple[str, Sections]:
 
 
 def _run(results: Results) -> tuple[str, Sections]:
-    return f"# Optimizers side by side on {results.device}\n" + (DRY if results.dry_run else ""), {
+    return f"# Optimizers side by side on {'the CPU' if results.device == 'cpu' else results.device}\n" + (
+        DRY if results.dry_run else ""
+    ), {
         "How it went": _parts(results),
         "Environment": _environment(results),
         "What each computes": _checks(results.checks),
@@ -151,7 +153,7 @@ def _sizes(rows: Sequence[Row]) -> Iterator[str]:
     if not rows:
         return
     sizes = sorted({row.elements for row in rows})
-    found = {(row.name, row.variant, row.dtype, row.elements): number(row.step_seconds, 1e3, 3) for row in rows}
+    found = {(row.name, row.variant, row.dtype, row.elements): milliseconds(row.step_seconds) for row in rows}
     lines = []
     for name, variant, dtype in dict.fromkeys(key[:3] for key in found):
         lines.append((name, variant, dtype, *(found.get((name, variant, dtype, size), "-") for size in sizes)))

@@ -67,9 +67,9 @@ ALWAYS = ("who", "variant", "ms", "GB/s", "of a copy")
 ALL = (
     Column("who", lambda row, _: row.name),
     Column("variant", lambda row, _: row.variant),
-    Column("ms", lambda row, _: number(row.step_seconds, 1e3, 3)),
-    Column("±", lambda row, _: number(row.spread, 1e3, 3)),
-    Column("GB/s", lambda row, _: number(row.bandwidth, 1e-9, 1)),
+    Column("ms", lambda row, _: milliseconds(row.step_seconds)),
+    Column("±", lambda row, _: milliseconds(row.spread)),
+    Column("GB/s", lambda row, _: number(row.bandwidth, 1e-9, 2)),
     Column("of a copy", lambda row, _: percent(row.of_copy)),
     Column("against eager", _times_eager),
     Column("begin s", lambda row, _: number(row.start_seconds, 1, 1)),
@@ -107,6 +107,11 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[
 def number(value: float | None, factor: float, digits: int) -> str:
     """A value in the unit of its column."""
     return NOTHING if value is None else f"{value * factor:,.{digits}f}"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Microseconds are told where they are more than noise."""
+    return number(seconds, 1e3, 3 if seconds is None or seconds < 0.1 else 1)
 
 
 def percent(value: float | None) -> str:

@@ -15,13 +15,16 @@ need a number of the whole tensor first, so gradient and momentum are read twice
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lionbits import Lion, options
 from lionbits_reference.spec import Plan, TensorSpec
+
+#: State that a step neither reads nor writes, by the class that holds it.
+IDLE = {"DeepSpeedCPULion": ("exp_avg_sq",)}
 
 
 def plan_bytes(plan: Plan, shape: Sequence[int]) -> int:
@@ -42,13 +45,16 @@ def floor_bytes(optimizer: Optimizer) -> int:
             if isinstance(optimizer, Lion):
                 total += plan_bytes(options.plan(group, parameter, parameter.grad.dtype), parameter.shape)
             else:
-                total += 2 * parameter.nbytes + parameter.grad.nbytes + 2 * state_bytes(optimizer, parameter)
+                idle = IDLE.get(type(optimizer).__name__, ())
+                state = state_bytes(optimizer, parameter, idle)
+                total += 2 * parameter.nbytes + parameter.grad.nbytes + 2 * state
     return total
 
 
-def state_bytes(optimizer: Optimizer, parameter: Tensor) -> int:
-    """Bytes of the tensors in a parameter's state."""
-    return sum(_lying(value) for value in optimizer.state[parameter].values() if isinstance(value, Tensor))
+def state_bytes(optimizer: Optimizer, parameter: Tensor, without: Collection[str] = ()) -> int:
+    """Bytes of the tensors in a parameter's state, but for some."""
+    state = optimizer.state[parameter].items()
+    return sum(_lying(value) for key, value in state if isinstance(value, Tensor) and key not in without)
 
 
 def _lying(tensor: Tensor) -> int:

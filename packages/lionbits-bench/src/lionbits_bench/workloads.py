@@ -173,6 +173,9 @@ def vit(*, layers: int = 12, width: int = 768, patch: int = 16, positions: int =
 #: Names of lists on the command line, in the order in which they are measured.
 NAMES = ("tensor", "resnet50", "vit", "gpt2", "llama", "small", "channels-last")
 
+#: Those that tell whether everything works; every further one takes minutes of compiling.
+FEW = ("tensor", "small")
+
 
 def full(log2: int) -> dict[str, Family]:
     """All lists by name; the single tensor has 2^log2 elements where they fit."""
