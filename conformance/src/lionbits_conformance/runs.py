@@ -8,8 +8,10 @@ runs get the same.
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +23,7 @@ import lionbits
 from lionbits_reference.spec import Format
 
 from . import believing, bits, values
+from .adversary import Adversary
 from .cases import TensorCase
 
 CPU = torch.device("cpu")
@@ -143,12 +146,21 @@ def backend_equals_reference(lion: Optimizer, backend: str, run: Run, device: to
 
 
 def paged_equals_resident(lion: Optimizer, backend: str, run: Run, device: torch.device = CPU) -> None:
-    """Paged state gives the bits of resident state, whatever the budget."""
+    """Paged state gives the bits of resident state, whatever the budget, the size of pages, and when copies happen."""
     grads = record(run)
     want = Player(lion, run, device, backend=backend).play(run, grads)
-    for budget in (None, 0, 4096):
-        got = Player(lion, run, device, backend=backend, is_paged=True, page_budget=budget).play(run, grads)
-        bits.require_equal(got.results(), want.results(), told("paged_equals_resident", backend, run))
+    chance = random.Random(run.options["seed"] + run.steps)
+    for budget in (None, 0, chance.choice((1024, 4096, 16384))):
+        got = Player(lion, run, device, backend=backend, is_paged=True, page_budget=budget)
+        if device.type == "cpu" and budget is not None:  # nothing would move there
+            lanes = functools.partial(_unkind, chance.getrandbits(32))
+            got.optimizer._pager = replace(got.optimizer._pager, page_size=chance.choice((1, 500, 4096)), lanes=lanes)
+        bits.require_equal(got.play(run, grads).results(), want.results(), told("paged_equals_resident", backend, run))
+
+
+def _unkind(seed: int, device: torch.device) -> Adversary:
+    del device
+    return Adversary(seed)
 
 
 def saving_changes_nothing(lion: Optimizer, backend: str, run: Run, device: torch.device = CPU) -> None:

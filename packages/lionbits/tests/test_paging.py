@@ -164,7 +164,7 @@ def test_loading_twice_leaves_no_old_pages(tmp_path: Path) -> None:
     train(optimizer, params, [1])
     given = copy.deepcopy(optimizer.state_dict())
     before = mappings(tmp_path)
-    assert before == len(pages(optimizer))
+    assert before == 2 < len(pages(optimizer))  # codes share a page, and float32 numbers another
     for _ in range(3):
         optimizer.load_state_dict(given)
     gc.collect()

@@ -24,31 +24,32 @@ def cut(slot: Slot, format: Format, limit: int = LIMIT) -> Iterator[Slot]:
     is a slot like any other, its tensors views of the slot's. A long row of a tensor that cannot
     be seen as a matrix without a copy (channels_last, say) is not cut.
     """
-    rows, width = matrix_shape(slot.param.shape)
-    if rows * width == 0:
+    count, width = matrix_shape(slot.param.shape)
+    if count * width == 0:
         return
-    if rows * width <= limit:
+    if count * width <= limit:
         yield slot
-    elif width <= limit or not all(_is_matrix(t, rows, width) for t in _tensors(slot)):
-        yield from _cut_rows(slot, format, rows, max(1, limit // width))
+    elif width <= limit or not all(_is_matrix(t, count, width) for t in _tensors(slot)):
+        yield from _cut_rows(slot, format, count, max(1, limit // width))
     else:
-        for row in _cut_rows(slot, format, rows, 1) if rows > 1 else (slot,):
+        for row in _cut_rows(slot, format, count, 1) if count > 1 else (slot,):
             for first in range(0, width, limit):
                 yield columns(row, format, first, min(first + limit, width))
 
 
-def _cut_rows(slot: Slot, format: Format, rows: int, step: int) -> Iterator[Slot]:
-    for row in range(0, rows, step):
+def _cut_rows(slot: Slot, format: Format, count: int, step: int) -> Iterator[Slot]:
+    for first in range(0, count, step):
+        yield rows(slot, format, first, min(first + step, count))
 
-        def part(tensor: Tensor, here: slice = slice(row, row + step)) -> Tensor:
-            return tensor[here]
 
-        state = {
-            key: value if key == "exp_avg_scale" and format.tensor_wise else part(value)
-            for key, value in _state_tensors(slot).items()
-        }
-        start = slot.start + row * slot.row_pitch
-        yield Slot(part(slot.param), part(slot.grad), state, slot.index, start, slot.row_pitch)
+def rows(slot: Slot, format: Format, first: int, last: int) -> Slot:
+    """Rows ``first`` to ``last`` of a slot that has several."""
+    state = {
+        key: value if key == "exp_avg_scale" and format.tensor_wise else value[first:last]
+        for key, value in _state_tensors(slot).items()
+    }
+    start = slot.start + first * slot.row_pitch
+    return Slot(slot.param[first:last], slot.grad[first:last], state, slot.index, start, slot.row_pitch)
 
 
 def columns(slot: Slot, format: Format, first: int, last: int) -> Slot:

@@ -233,7 +233,7 @@ def _tensors(plan: Plan, slot: Slot) -> list[Tensor]:
 
 
 def _lows(slot: Slot, found: Layout) -> Tensor:
-    lows = _steps(found.height // found.rows, found.width // 2) + word(slot.start // 2)
+    lows: Tensor = _steps(found.height // found.rows, found.width // 2) + word(slot.start // 2)
     if found.rows > 1:
         lows = (torch.arange(found.rows, dtype=torch.int32)[:, None] * word(slot.row_pitch // 2) + lows).view(-1)
     return lows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, ClassVar, cast
 
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from lionbits_reference.spec import Plan, checks
 
 from . import checkpoint, groups, options, paging, select
+from .paging import Movement, PagingStats
 from .steady import Steady
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -93,6 +95,9 @@ class Lion(Optimizer):
 
     #: What the last step left ready for the next. It is never copied: the copy makes its own.
     _steady: Steady | None = None
+
+    #: What brings state to the device, if it lives elsewhere. Never copied either.
+    _movement: Movement | None = None
 
     def __init__(
         self,
@@ -206,7 +211,7 @@ class Lion(Optimizer):
         held = self.param_groups, self.state, self._backend
         grads = None if self._steady is None else self._steady.grads(*held)
         if self._steady is None or grads is None:
-            self._steady = Steady(*held, self._pager, before=self._steady)
+            self._steady = Steady(*held, self._moves(), before=self._steady)
             grads = self._steady.first_grads()
         self._steady.run(grads, getattr(self, "grad_scale", None), self._skipped)
 
@@ -236,6 +241,10 @@ class Lion(Optimizer):
         """How many element updates were skipped as something was not finite. Waits for the device."""
         return sum(int(total.item()) for total in self._skipped.values())
 
+    def paging_stats(self) -> PagingStats:
+        """What paging has moved since this optimizer was made, copied or unpickled; all zeros where nothing has to."""
+        return replace(self._moves().stats)
+
     def state_dict(self) -> dict[str, Any]:
         """As in torch, not a copy; the same for every backend, paged or resident."""
         self._recount()
@@ -257,10 +266,14 @@ class Lion(Optimizer):
             examined = checkpoint.examine(self.param_groups, given)
             params = [param for group in self.param_groups for param in group["params"]]
             keys = [key for group in examined["param_groups"] for key in group["params"]]
-            for key, param in zip(keys, params, strict=True):
-                if key in examined["state"]:
-                    sealed = examined["state"][key]
-                    sealed.state = paging.adopted(self._pager, param.device, sealed.state)
+            known = [
+                (examined["state"][key], param)
+                for key, param in zip(keys, params, strict=True)
+                if key in examined["state"]
+            ]
+            copies = paging.adopt(self._pager, [(param.device, sealed.state) for sealed, param in known])
+            for (sealed, _), copied in zip(known, copies, strict=True):
+                sealed.state = copied
             return examined
 
         handle = self.register_load_state_dict_pre_hook(seal)  # after the user's hooks
@@ -288,9 +301,16 @@ class Lion(Optimizer):
         for param, held in self.state.items():
             if isinstance(held, checkpoint.Sealed):
                 self.state[param] = held.state
-            elif "_pager" in state and isinstance(param, Tensor):  # unpickled or copied, rather than loaded
-                self.state[param] = paging.adopted(self._pager, param.device, held)
+        if "_pager" in state:  # unpickled or copied, rather than loaded
+            params = [param for param in self.state if isinstance(param, Tensor)]
+            copies = paging.adopt(self._pager, [(param.device, self.state[param]) for param in params])
+            self.state.update(zip(params, copies, strict=True))
 
     def _recount(self) -> None:
         if self._steady is not None:
             self._steady.recount()
+
+    def _moves(self) -> Movement:
+        if self._movement is None:
+            self._movement = Movement(self._pager)
+        return self._movement

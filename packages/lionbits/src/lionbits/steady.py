@@ -16,7 +16,7 @@ from torch import Tensor
 from lionbits_reference.spec import Backend
 
 from . import options, select, work
-from .paging import Pager
+from .paging import Movement
 from .watch import Groups, States, Tensors
 
 Group = dict[str, Any]
@@ -29,7 +29,7 @@ class Steady:
     Args:
         groups, states: of the optimizer.
         requested: the backend that was asked for, or None.
-        pager: where state lives.
+        movement: of state that does not live beside its parameter.
         before: the one that this replaces. A captured graph goes on reading what that holds.
 
     Raises:
@@ -41,7 +41,7 @@ class Steady:
         groups: Sequence[Group],
         states: MutableMapping[Tensor, State],
         requested: Backend | None,
-        pager: Pager,
+        movement: Movement,
         before: Steady | None,
     ) -> None:
         works = work.collect(groups, states)
@@ -54,12 +54,12 @@ class Steady:
             )
         if before is not None:
             before.recount()
-        work.prepare(works, states, pager)
+        work.prepare(works, states, movement)
         self.captured = False
         self._before: Steady | None = before if before is not None and (before.captured or before._before) else None
         self._works = list(zip(works, backends, strict=True))
         self._devices = devices
-        self._requested, self._pager = requested, pager
+        self._requested, self._movement = requested, movement
         self._slots: list[Any] = [slot for w in works for slot in w.batch]
         self._counted: list[State] = [slot.state for slot in self._slots]
         self._params: list[Tensor] = [slot.param for slot in self._slots]
@@ -133,10 +133,11 @@ class Steady:
                 w.numbers.step.add_(1)
                 total = skipped[w.launch.device]
                 now = torch.zeros_like(total) if w.launch.raises else total
-                work.run(w, backend, self._pager, loss_scale, now)
+                work.run(w, backend, self._movement, loss_scale, now)
                 if w.launch.raises:
                     total += now
                     raising.append(now)
+            self._movement.settle()
         finally:
             for slot in self._slots:
                 slot.grad = None  # a gradient that is let go of must die

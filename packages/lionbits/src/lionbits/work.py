@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from lionbits_reference import caution, clipping, formats
-from lionbits_reference.spec import Backend, Batch, Hyper, Plan, Scalars, Slot, float32
+from lionbits_reference.spec import Backend, Batch, Hyper, Plan, Scalars, Slot, TensorSpec, float32
 
 from . import options
-from .paging import Pager
+from .paging import Movement
+from .paging.pages import moving
 from .scalars import Numbers, vector
 
 Group = dict[str, Any]
@@ -85,11 +86,18 @@ def collect(groups: Sequence[Group], states: Mapping[Tensor, State]) -> list[Wor
     return list(works.values())
 
 
-def prepare(works: Sequence[Work], states: MutableMapping[Tensor, State], pager: Pager) -> None:
+def prepare(works: Sequence[Work], states: MutableMapping[Tensor, State], movement: Movement) -> None:
     """Create state that is not there yet, and fill in slots and numbers. Where memory fails nothing has changed."""
-    fresh = [(m.param, _missing_state(w.launch.plan, m, states.get(m.param), pager)) for w in works for m in w.members]
-    for param, missing in fresh:
-        states.setdefault(param, {}).update(missing)
+    members = [(w.launch.plan, m) for w in works for m in w.members]
+    fresh = [(plan, m) for plan, m in members if not states.get(m.param)]
+    held = [(m.param.device, states[m.param], moving(plan)) for plan, m in members if states.get(m.param)]
+    pages = movement.allocate([(m.param.device, _moving_specs(plan, m.param)) for plan, m in fresh], held)
+    beside = [_state_beside(plan, m, states.get(m.param)) for plan, m in members]
+    for (_, m), tensors in zip(fresh, pages, strict=True):
+        states[m.param] = {"step": 0, **tensors}
+    for (_, m), tensors in zip(members, beside, strict=True):
+        states[m.param].update(tensors)
+    movement.settle_in([(m.param.device, states[m.param], moving(plan)) for plan, m in members])
     for w in works:
         w.batch = Batch(Slot(m.param, _gradient(m.param), states[m.param], m.position) for m in w.members)
         groups = [member.group for member in w.members]
@@ -99,24 +107,33 @@ def prepare(works: Sequence[Work], states: MutableMapping[Tensor, State], pager:
             w.numel = w.numbers.upload([slot.param.numel() for slot in w.batch], torch.int64)
 
 
-def _missing_state(plan: Plan, member: Member, state: State | None, pager: Pager) -> State:
-    param, group = member.param, member.group
-    missing: State = {}
-    if not state:
-        specs = plan.state_spec(param.shape).items()
-        missing = {"step": 0, **{key: pager.allocate(spec, param.device) for key, spec in specs}}
-    if _keeps_norms(group) and "grad_norms" not in (state or {}):
-        missing["grad_norms"] = torch.zeros(clipping.HISTORY, dtype=torch.float32, device=param.device)
-    return missing
+def _moving_specs(plan: Plan, param: Tensor) -> dict[str, TensorSpec]:
+    specs = plan.state_spec(param.shape)
+    return {key: specs[key] for key in moving(plan)}
 
 
-def run(work: Work, backend: Backend, pager: Pager, loss_scale: Tensor | None, skipped: Tensor) -> None:
+def _state_beside(plan: Plan, member: Member, state: State | None) -> State:
+    """State that is missing, or not there, and that stays with the parameter however the rest is paged."""
+    param, held = member.param, state or {}
+    beside: State = {}
+    if plan.format.tensor_wise:
+        scale = held.get("exp_avg_scale")
+        if scale is None:
+            beside["exp_avg_scale"] = torch.zeros(1, 1, dtype=torch.float32, device=param.device)
+        elif scale.device != param.device:
+            beside["exp_avg_scale"] = scale.to(param.device)
+    if _keeps_norms(member.group) and "grad_norms" not in held:
+        beside["grad_norms"] = torch.zeros(clipping.HISTORY, dtype=torch.float32, device=param.device)
+    return beside
+
+
+def run(work: Work, backend: Backend, movement: Movement, loss_scale: Tensor | None, skipped: Tensor) -> None:
     """Update the members, whose slots have gradients and whose step is counted.
 
     Args:
         work: what to do.
         backend: who does it.
-        pager: who brings the state.
+        movement: who brings the state.
         loss_scale: divides the gradients, or None.
         skipped: int64[1] on the members' device; the elements that are skipped are added to it.
     """
@@ -129,15 +146,15 @@ def run(work: Work, backend: Backend, pager: Pager, loss_scale: Tensor | None, s
         factors = [_clip_factor(member, slot, step, unscale) for member, slot, step in each]
         scalars = replace(scalars, grad_scale=scalars.grad_scale * vector(factors, device))
     if plan.format.tensor_wise:
-        scalars = _with_absmax(backend, work, pager, scalars)
+        scalars = _with_absmax(backend, work, movement, scalars)
     if plan.caution == "mask":
         assert cautious is not None
         assert work.numel is not None
         aligned = torch.zeros(len(slots), dtype=torch.int64, device=device)
-        for part, at in pager.parts(slots):
+        for part, at in movement.parts(plan, slots, writes=False):
             aligned[at] += backend.aligned(plan, part, hyper, scalars.part(at))
         scalars = replace(scalars, lr=scalars.lr * caution.rate_factor(cautious, aligned, work.numel))
-    for part, at in pager.parts(slots):
+    for part, at in movement.parts(plan, slots, writes=True):
         backend.step(plan, part, hyper, scalars.part(at))
     if scalars.absmax is not None:
         for slot, scale in zip(slots, formats.block_scale(scalars.absmax, plan.format), strict=True):
@@ -200,9 +217,9 @@ def _clip_factor(member: Member, slot: Slot, step: Tensor, unscale: Tensor | Non
     return clipping.clip_factor(norm, limit)
 
 
-def _with_absmax(backend: Backend, work: Work, pager: Pager, scalars: Scalars) -> Scalars:
+def _with_absmax(backend: Backend, work: Work, movement: Movement, scalars: Scalars) -> Scalars:
     plan, hyper, device = work.launch.plan, work.launch.hyper, work.launch.device
     absmax = torch.zeros(len(work.batch), dtype=torch.float32, device=device)
-    for part, at in pager.parts(work.batch):
+    for part, at in movement.parts(plan, work.batch, writes=False):
         absmax[at] = torch.maximum(absmax[at], backend.absmax(plan, part, hyper, scalars.part(at)))
     return replace(scalars, absmax=absmax)

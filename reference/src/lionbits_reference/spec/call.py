@@ -81,9 +81,13 @@ class Scalars:
     skipped: torch.Tensor
     absmax: torch.Tensor | None = None
 
-    def part(self, at: slice) -> Scalars:
-        """The numbers of a run of slots; views, and the same ``skipped``. Of all slots: these numbers themselves."""
-        if at.indices(len(self.lr)) == (0, len(self.lr), 1):
+    def part(self, at: slice | torch.Tensor) -> Scalars:
+        """The numbers of some slots, and the same ``skipped``. Of all slots: these numbers themselves.
+
+        Args:
+            at: a run of places, or int64 places on the slots' device.
+        """
+        if isinstance(at, slice) and at.indices(len(self.lr)) == (0, len(self.lr), 1):
             return self
         absmax = None if self.absmax is None else self.absmax[at]
         return Scalars(self.lr[at], self.keep[at], self.grad_scale[at], self.step[at], self.skipped, absmax)

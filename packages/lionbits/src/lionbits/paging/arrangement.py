@@ -1,0 +1,123 @@
+"""The two arrangements, with one interface: state beside its parameter, or in pages.
+
+``Resident`` keeps state beside its parameter. ``Paged`` keeps it on the host (in memory-mapped files under
+``page_dir``), and on the device what ``page_budget`` allows. Where the parameters are on the CPU themselves nothing has
+to move. Both are plain values: an optimizer that is copied or pickled takes its arrangement along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lionbits_reference.spec import TensorSpec, checks
+
+from . import host
+from .lanes import Lanes, OneLane, lanes
+
+#: Bytes of a page: large enough that a copy of one runs at the speed of the bus.
+PAGE_SIZE = 16 << 20
+
+
+@dataclass(frozen=True)
+class Resident:
+    """State lives on its parameter's device."""
+
+    def moves(self, device: torch.device) -> bool:
+        """Whether state of parameters on ``device`` has to be brought there: never."""
+        del device
+        return False
+
+    def lanes_of(self, device: torch.device) -> Lanes:
+        """Nothing moves, so that nothing can be in the way."""
+        del device
+        return OneLane()
+
+
+@dataclass(frozen=True)
+class Paged:
+    """State lives on the host; what there is room for, on the device.
+
+    Attributes:
+        page_budget: bytes of state that may be on a device at a time, at least two pages; None: what it can spare.
+        page_dir: a folder for memory-mapped files, or None for memory.
+        page_size: bytes of a page.
+        lanes: makes what copies on a device, where it is not to be its own streams. With it even state of parameters on
+            the CPU is brought and taken back, which is for tests.
+    """
+
+    page_budget: int | None = None
+    page_dir: str | Path | None = None
+    page_size: int = PAGE_SIZE
+    lanes: Callable[[torch.device], Lanes] | None = None
+
+    def __post_init__(self) -> None:
+        if self.page_budget is not None:
+            checks.integer("page_budget", self.page_budget, 0, hint="It counts bytes; None sets no limit.")
+        if not isinstance(self.page_dir, (str, Path, type(None))):
+            raise checks.refusal(TypeError, "page_dir", self.page_dir, "must be a path, or None")
+        if self.page_dir is not None and not Path(self.page_dir).is_dir():
+            raise checks.refusal(ValueError, "page_dir", self.page_dir, "must be an existing folder, or None")
+        checks.integer("page_size", self.page_size, 1, hint="It counts bytes.")
+
+    def moves(self, device: torch.device) -> bool:
+        """Whether state of parameters on ``device`` has to be brought there."""
+        return device.type != "cpu" or self.lanes is not None
+
+    def lanes_of(self, device: torch.device) -> Lanes:
+        """What copies there."""
+        return (self.lanes or lanes)(device)
+
+
+Pager = Resident | Paged
+
+
+def arrangement(is_paged: object, page_budget: int | None, page_dir: str | Path | None) -> Pager:
+    """The arrangement that optimizer arguments ask for.
+
+    Raises:
+        TypeError, ValueError: naming the argument; also for page settings without ``is_paged=True``.
+    """
+    checks.flag("is_paged", is_paged)
+    if is_paged:
+        return Paged(page_budget, page_dir)
+    for name, value in (("page_budget", page_budget), ("page_dir", page_dir)):
+        if value is not None:
+            raise checks.refusal(ValueError, name, value, "is for paged state", "Pass is_paged=True with it.")
+    return Resident()
+
+
+def adopt(pager: Pager, held: Sequence[tuple[torch.device, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Copies of the states of parameters on these devices, each tensor where it is kept.
+
+    Norms, and what else is small and not like the parameter, stay with it. Paged state comes to the host, whatever room
+    the device has: there it could be beside the state that it replaces.
+    """
+    copies: list[dict[str, Any]] = [dict(state) for _, state in held]
+    paged = [_paged(state) if isinstance(pager, Paged) else {} for state in copies]
+    for device in dict.fromkeys(device for device, _ in held):
+        places = [j for j, (d, _) in enumerate(held) if d == device]
+        assert isinstance(pager, Paged) or not any(paged)
+        if isinstance(pager, Paged):
+            specs = [{key: TensorSpec(tuple(t.shape), t.dtype) for key, t in paged[j].items()} for j in places]
+            pages = host.allocate(specs, pager.page_size, pager.page_dir, pinned=device.type == "cuda")
+            for j, tensors in zip(places, pages, strict=True):
+                copies[j] |= {key: page.copy_(paged[j][key].detach()) for key, page in tensors.items()}
+        for j in places:
+            for key, value in copies[j].items():
+                if isinstance(value, Tensor) and key not in paged[j]:
+                    copies[j][key] = value.detach().to(device, copy=True)
+    return copies
+
+
+def _paged(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if isinstance(value, Tensor) and key in MOVING}
+
+
+#: State that is as large as its parameter, or a part of that.
+MOVING = ("exp_avg", "exp_avg_codes", "exp_avg_scale", "param_rest")

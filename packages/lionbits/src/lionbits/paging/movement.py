@@ -1,0 +1,298 @@
+"""Pages on their way: brought ahead of the update, taken back behind it, so that the device does not wait for either.
+
+While page ``i`` is updated, ``i+1`` and ``i+2`` arrive and ``i-1`` leaves. Marks order what has to be: a frame is
+filled when what was in it has left, a page is brought when it has been taken back, updated when it has arrived, taken
+back when it is updated. The host waits for none of them. That a page is not brought again before it has been taken back
+needs no mark: it comes to the same frame, which is not free before.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from lionbits_reference.spec import Batch, Plan, Slot, TensorSpec
+
+from . import host, residence
+from .account import PagingStats
+from .arrangement import Paged, Pager
+from .lanes import Lanes, Mark
+from .pages import Page, Visit, cut, moving, visit
+
+#: Frames that pages pass through, and the fewest.
+FRAMES, FEWEST = 3, 2
+
+#: Bytes below which a page is not worth a copy: if there is no memory for two of these there is none.
+SMALLEST = 1 << 16
+
+At = slice | Tensor
+
+#: Device and state of a parameter, and which of its tensors may move.
+Held = tuple[torch.device, dict[str, Any], Sequence[str]]
+
+
+@dataclass
+class Route:
+    """The slots of a batch: those whose state stays, and the pages of all others."""
+
+    near: Batch
+    near_at: Tensor
+    near_bytes: int
+    pages: list[Page]
+    at: list[Tensor]  # places of each page's slots, on the device
+
+
+@dataclass
+class Frames:
+    """Memory on a device that pages pass through."""
+
+    memory: Tensor
+    size: int
+    free: list[Mark]
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.memory[i * self.size : (i + 1) * self.size]
+
+
+class Movement:
+    """What an arrangement does, and has done. It is neither copied nor pickled: the arrangement is, which is a value.
+
+    Args:
+        pager: where state lives.
+    """
+
+    def __init__(self, pager: Pager) -> None:
+        self.pager, self.stats = pager, PagingStats()
+        self._page_size = pager.page_size if isinstance(pager, Paged) else 0
+        self._lanes: dict[torch.device, Lanes] = {}
+        self._frames: dict[torch.device, Frames] = {}
+        self._staying = WeakTensorKeyDictionary()  # on the CPU, where devices do not tell
+
+    def allocate(
+        self, wanted: Sequence[tuple[torch.device, Mapping[str, TensorSpec]]], held: Sequence[Held]
+    ) -> list[dict[str, Tensor]]:
+        """Zeroed state for parameters on these devices: there as far as there is room, else on the host.
+
+        Args:
+            wanted: device and state of each parameter.
+            held: what there is already.
+        """
+        made: list[dict[str, Tensor]] = [{} for _ in wanted]
+        for device in dict.fromkeys(device for device, _ in wanted):
+            places = [j for j, (d, _) in enumerate(wanted) if d == device]
+            specs = [wanted[j][1] for j in places]
+            for j, tensors in zip(places, self._allocate(device, specs, held), strict=True):
+                made[j] = tensors
+        return made
+
+    def settle_in(self, held: Sequence[Held]) -> None:
+        """Let state that is not on its device yet (it was loaded, say) move there for good, as far as there is room."""
+        for device in dict.fromkeys(device for device, _, _ in held if self.pager.moves(device)):
+            far = [(state, keys) for d, state, keys in held if d == device and not self._stay(device, state, keys)]
+            for j in self._chosen(device, [sum(state[key].nbytes for key in keys) for state, keys in far], held):
+                state, keys = far[j]
+                try:
+                    near = {key: state[key].to(device, copy=True) for key in keys}
+                except torch.OutOfMemoryError:
+                    self._shrunk("state that was on the host", device)
+                    break
+                state.update(near)
+                self._now_stays(near)
+
+    def stays(self, tensor: Tensor, device: torch.device) -> bool:
+        """Whether a state tensor of a parameter on ``device`` lives there."""
+        if not self.pager.moves(device):
+            return True
+        return tensor in self._staying if device.type == "cpu" else tensor.device == device
+
+    def parts(self, plan: Plan, slots: Batch, *, writes: bool) -> Iterator[tuple[Sequence[Slot], At]]:
+        """Runs of slots whose state a kernel can reach, and their places in ``slots``.
+
+        Args:
+            plan: of the slots.
+            slots: a batch with gradients.
+            writes: whether the caller changes the state.
+
+        Raises:
+            RuntimeError: a page could not be brought or taken back; says which, and what has been updated.
+        """
+        device = slots[0].param.device
+        if not self.pager.moves(device):
+            yield slots, slice(0, len(slots))
+            return
+        lanes = self._lanes_of(device)
+        route, frames = self._ready(plan, slots, device)
+        self.stats.steps += writes
+        self.stats.hits += route.near_bytes
+        self.stats.resident_bytes = route.near_bytes
+        if route.near:
+            yield route.near, route.near_at
+        if frames is not None:
+            try:
+                yield from self._pass(plan, slots, route, frames, lanes, writes=writes)
+            except BaseException:
+                lanes.settle()
+                raise
+
+    def settle(self) -> None:
+        """Wait until the host has all state that lives there: whoever looks at it after a step sees that step.
+
+        It is the one thing that the host waits for, and only where something moved.
+        """
+        for lanes in self._lanes.values():
+            lanes.settle()
+
+    def _pass(
+        self, plan: Plan, slots: Batch, route: Route, frames: Frames, lanes: Lanes, *, writes: bool
+    ) -> Iterator[tuple[Sequence[Slot], At]]:
+        count, pages = len(frames.free), route.pages
+        arriving: list[tuple[Visit, Mark] | None] = []
+        for i, page in enumerate(pages):
+            while len(arriving) < min(i + count, len(pages)):
+                j = len(arriving)
+                coming = visit(plan, slots, pages[j], frames[j % count])
+                after = (frames.free[j % count],)
+                with _told(f"page {j + 1} of {len(pages)} could not be brought; {i} have been updated"):
+                    arriving.append((coming, lanes.bring(coming.bring, after)))
+                self.stats.pages_in += 1
+                self.stats.bytes_in += pages[j].size
+            now = arriving[i]
+            assert now is not None
+            here, arrived = now
+            lanes.compute_after(arrived)
+            yield here.slots, route.at[i]
+            frames.free[i % count] = done = lanes.computed()
+            if writes:
+                with _told(f"page {i + 1} of {len(pages)} could not be taken back: its momentum is of the step before"):
+                    frames.free[i % count] = lanes.take_back(here.take_back, (done,))
+                self.stats.pages_out += 1
+                self.stats.bytes_out += page.size
+            arriving[i] = None
+
+    def _ready(self, plan: Plan, slots: Batch, device: torch.device) -> tuple[Route, Frames | None]:
+        """The route of a batch, made anew where the device has less room than was thought, and frames for it."""
+        while True:
+            route: Route | None = slots.memo.get("paging")
+            if route is None:
+                route = slots.memo["paging"] = self._route(plan, slots, device)
+            largest = max((page.size for page in route.pages), default=0)
+            if not largest:
+                return route, None
+            frames = self._frames.get(device)
+            if frames is not None and frames.size >= largest:
+                return route, frames
+            frames = self._room_for(largest, len(route.pages), device)
+            if frames is not None:
+                self._frames[device] = frames
+                return route, frames
+            self._page_size //= 2
+            del slots.memo["paging"]
+
+    def _route(self, plan: Plan, slots: Batch, device: torch.device) -> Route:
+        self._lanes_of(device).settle()  # pages of before are no more
+        keys = moving(plan)
+        stays = [self._stay(device, slot.state, keys) for slot in slots]
+        near = [place for place, staying in enumerate(stays) if staying]
+        far = [place for place, staying in enumerate(stays) if not staying and slots[place].param.numel()]
+        pages = cut(plan, slots, far, self._page_size)
+        at = [torch.tensor(page.places, device=device) for page in pages]
+        size = sum(slots[place].state[key].nbytes for place in near for key in keys)
+        batch = Batch(slots[place] for place in near)
+        return Route(batch, torch.tensor(near, dtype=torch.int64, device=device), size, pages, at)
+
+    def _room_for(self, size: int, pages: int, device: torch.device) -> Frames | None:
+        """Frames of this size; None if smaller ones have to do."""
+        self._lanes_of(device).settle()  # nothing may still be on its way to or from frames that go
+        self._frames.pop(device, None)
+        budget = self.pager.page_budget if isinstance(self.pager, Paged) else None
+        most = FRAMES if budget is None else min(max(budget // size, FEWEST), FRAMES)
+        for count in range(min(most, max(pages, FEWEST)), FEWEST - 1, -1):
+            memory = self._empty(count, size, device)
+            if memory is not None:
+                self.stats.passing_bytes = count * size
+                return Frames(memory, size, [None] * count)
+        return None
+
+    def _empty(self, count: int, size: int, device: torch.device) -> Tensor | None:
+        try:
+            return empty(count * size, device)
+        except torch.OutOfMemoryError as error:
+            self._shrunk(f"{count} pages of {size:,} bytes", device)
+            if count == FEWEST and size // 2 < SMALLEST:
+                raise RuntimeError(
+                    f"{device} has no memory for {FEWEST} pages of {size:,} bytes of state. Free some: nothing of this "
+                    f"step has been done yet."
+                ) from error
+            return None
+
+    def _allocate(
+        self, device: torch.device, wanted: Sequence[Mapping[str, TensorSpec]], held: Sequence[Held]
+    ) -> list[dict[str, Tensor]]:
+        pager = self.pager
+        if not isinstance(pager, Paged):
+            return [_zeros(specs, device) for specs in wanted]
+        made: dict[int, dict[str, Tensor]] = {}
+        if pager.moves(device):
+            for j in self._chosen(device, [host.size(specs) for specs in wanted], held):
+                try:
+                    made[j] = _zeros(wanted[j], device)
+                except torch.OutOfMemoryError:
+                    self._shrunk(f"{host.size(wanted[j]):,} bytes of state", device)
+                    break
+                self._now_stays(made[j])
+        rest = [j for j in range(len(wanted)) if j not in made]
+        pages = host.allocate([wanted[j] for j in rest], pager.page_size, pager.page_dir, pinned=device.type == "cuda")
+        made |= dict(zip(rest, pages, strict=True))
+        return [made[j] for j in range(len(wanted))]
+
+    def _chosen(self, device: torch.device, sizes: Sequence[int], held: Sequence[Held]) -> list[int]:
+        """Which of these may come to stay on the device, beside what is there."""
+        assert isinstance(self.pager, Paged)
+        there = sum(
+            state[key].nbytes for d, state, keys in held if d == device and self._stay(d, state, keys) for key in keys
+        )
+        room = residence.room(self.pager.page_budget, device, there)
+        if sum(sizes) > room:
+            room -= FRAMES * self.pager.page_size
+        return sorted(residence.choose(sizes, room))
+
+    def _stay(self, device: torch.device, state: Mapping[str, Any], keys: Sequence[str]) -> bool:
+        return all(self.stays(state[key], device) for key in keys)
+
+    def _now_stays(self, tensors: Mapping[str, Tensor]) -> None:
+        self._staying.update({tensor: None for tensor in tensors.values() if tensor.device.type == "cpu"})
+
+    def _shrunk(self, what: str, device: torch.device) -> None:
+        self.stats.shrinks += 1
+        warnings.warn(f"{device} has no room for {what}, which the page budget allows: less will do.", stacklevel=6)
+
+    def _lanes_of(self, device: torch.device) -> Lanes:
+        found = self._lanes.get(device)
+        if found is None:
+            found = self._lanes[device] = self.pager.lanes_of(device)
+        return found
+
+
+def empty(size: int, device: torch.device) -> Tensor:
+    """So many bytes on the device."""
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def _zeros(specs: Mapping[str, TensorSpec], device: torch.device) -> dict[str, Tensor]:
+    return {key: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for key, spec in specs.items()}
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say what a failed copy means."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"paging: {what}; all other state is as it should be ({error})") from error
