@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Result:
     state_bytes: int
     skipped: int
     history: History
+    paging: dict[str, int] | None = None  # what it moved, of a paged variant
 
     @classmethod
     def of(cls, run: Run) -> Result:
@@ -38,6 +39,7 @@ class Result:
             state_bytes=variants.state_bytes(run.optimizer),
             skipped=int(run.optimizer.skipped_elements()),
             history=run.history,
+            paging=asdict(run.optimizer.paging_stats()) if run.config.variant.startswith("paged") else None,
         )
 
     @property
@@ -81,6 +83,7 @@ class Result:
                 "step_share": self.step_share,
                 "skipped_elements": self.skipped,
             },
+            "paging": self.paging,
             "seconds": self.history.seconds,
             "tokens_per_second": self.tokens_per_second,
             "history": {"train": self.history.train, "validation": self.history.validation},
@@ -146,4 +149,16 @@ def table(results: Sequence[Result]) -> Table:
         same = twin(results, i)
         if same is not None:
             drawn.caption += f"\n{result.variant} has the losses of {results[same].variant}, bit for bit."
+        if result.paging is not None:
+            drawn.caption += f"\n{paged(result.variant, result.paging)}"
     return drawn
+
+
+def paged(variant: str, moved: dict[str, int]) -> str:
+    """What a paged variant moved, in a sentence."""
+    if not moved["bytes_in"]:
+        return f"{variant} moved nothing: all its state can be reached where it is."
+    return (
+        f"{variant} brought {human_bytes(moved['bytes_in'])} to the device in {moved['pages_in']:,} pages and took "
+        f"{human_bytes(moved['bytes_out'])} back; {human_bytes(moved['resident_bytes'])} stay there."
+    )

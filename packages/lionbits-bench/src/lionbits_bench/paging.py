@@ -1,0 +1,61 @@
+"""Pictures of paging, drawn of what the engine does on paper numbers: a pass over pages, and what staying pages save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lionbits.paging.forecast import Event, Machine, hit_rate, schedule, stalls
+
+#: An accelerator with a PCIe 5 bus and HBM3, in bytes per second; the update of 8-bit state moves eight times the state.
+PAPER = Machine(bring=50e9, take_back=50e9, compute=3e12 / 8)
+
+#: Bytes of a page, pages of a pass, frames.
+PAGE, PAGES, FRAMES = 16 << 20, 12, 3
+
+COLOURS = {"bring": "tab:blue", "compute": "tab:green", "take back": "tab:orange"}
+POLICIES = {"belady": "knowing the future", "staying": "some stay (lionbits)", "lru": "the most recent ones (LRU)"}
+
+
+def draw(out: Path) -> list[Path]:
+    """Both pictures, in this folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    return [
+        draw_schedule(schedule([PAGE] * PAGES, PAPER, FRAMES), out / "paging-schedule.png"),
+        draw_hits(40, out / "paging-hits.png"),
+    ]
+
+
+def draw_schedule(events: Sequence[Event], path: Path) -> Path:
+    """One lane under the other, time to the right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    axes = figure.subplots()
+    for row, (kind, colour) in enumerate(COLOURS.items()):
+        for event in (event for event in events if event.kind == kind):
+            axes.barh(-row, 1e3 * (event.end - event.begin), left=1e3 * event.begin, color=colour, edgecolor="white")
+            if event.end - event.begin > events[-1].end / 40:
+                middle = 1e3 * (event.begin + event.end) / 2
+                axes.text(middle, -row, str(event.page + 1), ha="center", va="center", color="white", fontsize=8)
+    waited = sum(stalls(events))
+    axes.set_yticks(range(0, -len(COLOURS), -1), list(COLOURS))
+    axes.set_xlabel(f"ms; of {1e3 * events[-1].end:.2f} ms the device waits {1e3 * waited:.2f}")
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def draw_hits(pages: int, path: Path) -> Path:
+    """Hit rate against what the device holds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for policy, name in POLICIES.items():
+        rates = [hit_rate(policy, pages, room) for room in range(1, pages + 1)]
+        axes.plot([100 * room / pages for room in range(1, pages + 1)], [100 * rate for rate in rates], label=name)
+    axes.set_xlabel("% of the state that the device holds")
+    axes.set_ylabel("% of page uses that find the page there")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    return path
