@@ -52,8 +52,8 @@ def losses(folder: Path) -> dict[tuple[str, int], float]:
     return {(run["variant"], run["seed"]): run["validation"][-1][1] for run in runs(folder)}
 
 
-def outcome(variant: str, seed: int, loss: float, packed: int = 0) -> Outcome:
-    return Outcome(variant, {}, seed, [(1, 9.0), (10, loss)], 100, packed, 50, 0, seconds=2.0, optimizer_seconds=0.5)
+def outcome(variant: str, seed: int, loss: float, packed: int = 0, seconds: float = 2.0) -> Outcome:
+    return Outcome(variant, {}, seed, [(1, 9.0), (10, loss)], 100, packed, 50, 0, seconds, optimizer_seconds=0.5)
 
 
 def test_every_variant_of_a_seed_before_the_next_seed(
@@ -192,6 +192,11 @@ def test_differences_are_paired_by_seed() -> None:
     assert quality_table.difference(row) == "+13.33 ± 6.67 %"
     assert (baseline.percent, baseline.percent_error) == (None, None)
     assert quality_table.cells(row) == ("8 bits", "2.4000", "1.3528", "+13.33 ± 6.67 %", "0.500", "200.0", "50.0", "3")
+
+
+def test_times_are_medians_over_seeds() -> None:
+    (row,) = quality_table.rows([outcome("8 bits", seed, 2.0, seconds=s) for seed, s in enumerate((3, 2, 900))], SOME)
+    assert row.step_seconds == pytest.approx(0.3)
 
 
 def test_one_seed_has_no_spread_and_no_baseline_no_difference() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from lionbits.cli.console import Table
@@ -19,7 +19,7 @@ EXPLANATION = """\
 deviation over seeds. **against 32 bits**: the mean over seeds of the difference from the 32-bit run of the same seed
 (same weights, same data), in percent of the mean 32-bit loss, ± the standard error of that mean. **state bytes/param**:
 everything in the optimizer's state, scales and 32-bit state of small tensors included. **ms/step**: forward, backward
-and step; **of it Lion**: `optimizer.step()`."""
+and step, the median over seeds; **of it Lion**: `optimizer.step()`."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Outcome:
     def loss(self) -> float:
         """After the last step."""
         return self.validation[-1][1]
+
+    @property
+    def steps(self) -> int:
+        """That were taken."""
+        return self.validation[-1][0]
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Outcome:
@@ -108,7 +113,6 @@ def rows(outcomes: Sequence[Outcome], order: Sequence[str]) -> list[Row]:
 def _row(runs: Sequence[Outcome], baselines: Mapping[int, float]) -> Row:
     first = runs[0]
     paired = [run for run in runs if run.seed in baselines and first.variant != BASELINE]
-    steps = sum(run.validation[-1][0] for run in runs)
     return Row(
         variant=first.variant,
         losses=[run.loss for run in runs],
@@ -117,8 +121,8 @@ def _row(runs: Sequence[Outcome], baselines: Mapping[int, float]) -> Row:
         bytes_per_parameter=first.state_bytes / first.parameters,
         packed_share=first.packed_parameters / first.parameters,
         skipped_elements=sum(run.skipped_elements for run in runs),
-        step_seconds=sum(run.seconds for run in runs) / steps,
-        optimizer_seconds=sum(run.optimizer_seconds for run in runs) / steps,
+        step_seconds=median(run.seconds / run.steps for run in runs),  # a machine that slept spoils one seed only
+        optimizer_seconds=median(run.optimizer_seconds / run.steps for run in runs),
     )
 
 
