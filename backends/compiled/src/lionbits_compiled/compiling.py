@@ -8,7 +8,7 @@ import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
@@ -43,8 +43,10 @@ def obstacle() -> str:
 class Compiled:
     """A function of tensors that is compiled at its first call. It returns nothing: it writes into its arguments.
 
-    Sizes above one may be others at the next call. torch keeps what it has compiled on disk, so that the next process
-    only has to look it up.
+    What it is compiled for are contiguous tensors of the ranks and dtypes of the first call, none of which requires a
+    gradient or overlaps another, and any sizes above one. Callers keep to that: looking whether they do would take
+    torch longer, at every call, than the work of a small matrix. torch keeps what it has compiled on disk, so that the
+    next process only has to look it up.
 
     Args:
         function: of tensors, and of tuples of tensors.
@@ -52,29 +54,57 @@ class Compiled:
     """
 
     def __init__(self, function: Callable[..., None], title: str) -> None:
-        # torch.compile counts recompilations by code object, which closures of one function share: a copy counts anew.
-        assert isinstance(function, FunctionType)
-        name = f"{function.__name__}_{''.join(c if c.isalnum() else '_' for c in title)}"
-        own = FunctionType(
-            function.__code__.replace(co_name=name),
-            function.__globals__,
-            name,
-            function.__defaults__,
-            function.__closure__,
-        )
-        self._run: Callable[..., Any] = torch.compile(own, fullgraph=True)
-        self._title = title
-        self._ready = False
+        self._function, self._title = function, title
+        self._threads = 0
+        self._run: Callable[..., Any] = function
 
     def __call__(self, *arguments: Any) -> None:
-        """Compute, having compiled first if that is still to be done."""
-        if self._ready:
-            self._run(*arguments)
-            return
+        """Compute, having compiled first if that is still to be done for so many threads."""
+        if self._threads != torch.get_num_threads():
+            self._compile(arguments)
+        self._run(*arguments)
+
+    def _compile(self, arguments: Sequence[Any]) -> None:
+        run = torch.compile(self._own_code(), fullgraph=True, options={"guard_filter_fn": _trust})
         with _told(self._title):
-            _leave_sizes_open(arguments)
-            self._run(*arguments)
-        self._ready = True
+            run(*_example(arguments))
+        self._run, self._threads = run, torch.get_num_threads()
+
+    def _own_code(self) -> FunctionType:
+        """torch.compile counts recompilations by code object, which closures of one function share: copies do not."""
+        function = self._function
+        assert isinstance(function, FunctionType)
+        name = f"{function.__name__}_{''.join(c if c.isalnum() else '_' for c in self._title)}"
+        code = function.__code__.replace(co_name=name)
+        return FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
+
+
+def _trust(guards: Sequence[Any]) -> list[bool]:
+    """Which of these conditions are looked at before each call: none."""
+    return [False] * len(guards)
+
+
+#: Rows of the matrices that a function is compiled for. It serves any number; whether threads are worth their while is
+#: decided for this one.
+ROWS = 4096
+
+
+def _example(arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Zeros like the arguments, with many rows, and sizes that are said to change."""
+    return tuple(_example_of(argument) for argument in arguments)
+
+
+def _example_of(argument: Any) -> Any:
+    if argument is None:
+        return None
+    if not isinstance(argument, Tensor):
+        return type(argument)(*map(_example_of, argument))
+    shape = (ROWS, argument.shape[1]) if argument.dim() == 2 else tuple(argument.shape)
+    example = torch.zeros(shape, dtype=argument.dtype)
+    for dimension, size in enumerate(shape):
+        if size > 1:
+            torch._dynamo.mark_dynamic(example, dimension)
+    return example
 
 
 @contextmanager
@@ -91,13 +121,3 @@ def _told(title: str) -> Iterator[None]:
         if shown:
             print("\r" + " " * (len(line) + 4) + "\r", end="", file=sys.stderr, flush=True)
     log.info("compiled %s in %.1f s", title, time.perf_counter() - begin)
-
-
-def _leave_sizes_open(arguments: Any) -> None:
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            for dimension, size in enumerate(argument.shape):
-                if size > 1:
-                    torch._dynamo.mark_dynamic(argument, dimension)
-        elif argument is not None:
-            _leave_sizes_open(argument)

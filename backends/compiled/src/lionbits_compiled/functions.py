@@ -70,7 +70,7 @@ def advance(dtype: torch.dtype, caution: str, nonfinite: str) -> Compiled:
         new = update.update(p, exp_avg, g, rates.lr, rates.keep, betas, caution, nonfinite)
         param.copy_(new.param)
         exp_avg.copy_(new.momentum)
-        skipped.copy_(torch.where(new.applied, 0.0, 1.0).sum(dim=1, keepdim=True))
+        skipped.copy_((~new.applied).to(torch.float32).sum(dim=1, keepdim=True))
 
     return Compiled(advance, f"32-bit steps of {dtype}, caution {caution}, {nonfinite}")
 
@@ -95,7 +95,7 @@ def advance_codes(dtype: torch.dtype, caution: str, nonfinite: str, scales: bool
         new = update.update(p, m, g, rates.lr, rates.keep, betas, caution, nonfinite)
         param.copy_(new.param)
         momentum.copy_(new.momentum)
-        skipped.copy_(torch.where(new.applied, 0.0, 1.0).sum(dim=1, keepdim=True))
+        skipped.copy_((~new.applied).to(torch.float32).sum(dim=1, keepdim=True))
         if scales:
             absmax = new.momentum.abs().amax(dim=1, keepdim=True)
             inverse, limit = formats.block_inverse(absmax, held.format)
@@ -150,7 +150,7 @@ def count(dtype: torch.dtype, kind: str, nonfinite: str, quantised: bool) -> Com
         g = grad.to(torch.float32) * grad_scale
         if kind == "aligned":
             aligned = update.aligned(m, g, betas, nonfinite)
-            found.copy_(torch.where(aligned, 1.0, 0.0).sum(dim=1, keepdim=True))
+            found.copy_(aligned.to(torch.float32).sum(dim=1, keepdim=True))
         else:
             momentum, _ = update.next_momentum(m, g, betas, nonfinite)
             found.copy_(momentum.abs().amax(dim=1, keepdim=True))

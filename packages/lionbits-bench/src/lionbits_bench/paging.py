@@ -1,4 +1,4 @@
-"""Pictures of paging, drawn of what the engine does on paper numbers: a pass over pages, and what staying pages save."""
+"""Pictures of paging, of what the engine does on paper numbers: a pass over pages, and what staying pages save."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lionbits.paging.forecast import Event, Machine, hit_rate, schedule, stalls
 
-#: An accelerator with a PCIe 5 bus and HBM3, in bytes per second; the update of 8-bit state moves eight times the state.
+#: An accelerator with a PCIe 5 bus and HBM3, bytes per second; updating 8-bit state moves eight times the state.
 PAPER = Machine(bring=50e9, take_back=50e9, compute=3e12 / 8)
 
 #: Bytes of a page, pages of a pass, frames.

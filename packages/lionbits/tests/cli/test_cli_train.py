@@ -30,8 +30,8 @@ def test_a_run_leaves_its_four_files(train: Train, read_metrics: Callable[..., A
     assert (tmp_path / "sample.txt").read_text(encoding="utf-8").startswith("def ")
     metrics = read_metrics(tmp_path)
     assert set(metrics) == {
-        "schema", "variant", "class", "config", "environment", "parameters", "validation", "optimizer", "paging", "seconds",
-        "tokens_per_second", "history",
+        "schema", "variant", "class", "config", "environment", "parameters", "validation", "optimizer", "paging",
+        "seconds", "tokens_per_second", "history",
     }  # fmt: skip
     assert (metrics["variant"], metrics["class"]) == ("lion8", "Lion8bit")
     assert metrics["validation"]["bits_per_byte"] == metrics["validation"]["loss"] / math.log(2)
