@@ -12,12 +12,12 @@ from lionbits.cli.console import Table
 
 BASELINE = "32 bits"
 NOTHING = "-"
-COLUMNS = ("variant", "loss", "deviation", f"against {BASELINE}", "state bytes/param", "ms/step", "of it Lion", "seeds")
+COLUMNS = ("variant", "loss", "deviation", f"against {BASELINE}", "bytes/param", "ms/step", "of it Lion", "seeds")
 
 EXPLANATION = """\
 **loss**: nats per byte on held-out files after the last step, the mean over seeds. **deviation**: its sample standard
 deviation over seeds. **against 32 bits**: the mean over seeds of the difference from the 32-bit run of the same seed
-(same weights, same data), in percent of the mean 32-bit loss, ± the standard error of that mean. **state bytes/param**:
+(same weights, same data), in percent of the mean 32-bit loss, ± the standard error of that mean. **bytes/param**:
 everything in the optimizer's state, scales and 32-bit state of small tensors included. **ms/step**: forward, backward
 and step, the median over seeds; **of it Lion**: `optimizer.step()`."""
 
