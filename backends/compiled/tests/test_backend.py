@@ -60,21 +60,26 @@ def test_the_bits_of_the_reference(bits: int, dtype: torch.dtype) -> None:
         assert torch.equal(got, want)
 
 
+def steps_of_all_sizes(log2: int) -> None:
+    """A step over tensors of many widths, with numbers of their own."""
+    param = torch.nn.Parameter(torch.randn(1 << log2))
+    optimizer = lionbits.Lion([param], lr=log2 * 1e-3, betas=(0.9, 1 - 1 / log2), optim_bits=8, backend="compiled")
+    for block, name in ((32, "e3m4"), (256, "e4m3"), (1024, "e0m7"), (4096, "e1m6")):
+        other = torch.nn.Parameter(torch.randn(7 * log2, block + log2))
+        group = {"block_size": block, "state_format": name, "weight_decay": 0.1, "lr": 1e-4}
+        optimizer.add_param_group({"params": [other], **group})
+        other.grad = torch.randn_like(other)
+    param.grad = torch.randn_like(param)
+    optimizer.step()
+
+
 def test_no_shape_and_no_number_compiles_anew() -> None:
-    """Whatever is another number is another number of the same function."""
-    trained("compiled", 1, optim_bits=8)
+    """Whatever is another number is another number of the same function, but for widths that have their own."""
+    for log2 in (10, 20):
+        steps_of_all_sizes(log2)
     with torch.compiler.set_stance("fail_on_recompile"):
         for log2 in (9, 15, 18, 21):
-            param = torch.nn.Parameter(torch.randn(1 << log2))
-            optimizer = lionbits.Lion(
-                [param], lr=log2 * 1e-3, betas=(0.9, 1 - 1 / log2), optim_bits=8, backend="compiled"
-            )
-            for width in (32, 256, 1024):
-                other = torch.nn.Parameter(torch.randn(7 * log2, width + log2))
-                optimizer.add_param_group({"params": [other], "block_size": width, "weight_decay": 0.1, "lr": 1e-4})
-                other.grad = torch.randn_like(other)
-            param.grad = torch.randn_like(param)
-            optimizer.step()
+            steps_of_all_sizes(log2)
 
 
 def test_subnormal_numbers_are_not_flushed() -> None:
@@ -131,5 +136,5 @@ def test_the_first_call_says_what_takes_so_long(
 
 
 def test_functions_are_made_once() -> None:
-    assert functions.encode(True) is functions.encode(True)
-    assert functions.encode(True) is not functions.encode(False)
+    assert functions.encode(True, 256) is functions.encode(True, 256)
+    assert functions.encode(True, 0) is not functions.encode(False, 0)

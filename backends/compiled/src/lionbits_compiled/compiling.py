@@ -51,10 +51,11 @@ class Compiled:
     Args:
         function: of tensors, and of tuples of tensors.
         title: what it does, in the messages.
+        width: the one size that is always the same; 0: none is.
     """
 
-    def __init__(self, function: Callable[..., None], title: str) -> None:
-        self._function, self._title = function, title
+    def __init__(self, function: Callable[..., None], title: str, width: int = 0) -> None:
+        self._function, self._title, self._width = function, title + (f", rows of {width}" if width else ""), width
         self._threads = 0
         self._run: Callable[..., Any] = function
 
@@ -67,7 +68,7 @@ class Compiled:
     def _compile(self, arguments: Sequence[Any]) -> None:
         run = torch.compile(self._own_code(), fullgraph=True, options={"guard_filter_fn": _trust})
         with _told(self._title):
-            run(*_example(arguments))
+            run(*(_example(argument, self._width) for argument in arguments))
         self._run, self._threads = run, torch.get_num_threads()
 
     def _own_code(self) -> FunctionType:
@@ -89,20 +90,16 @@ def _trust(guards: Sequence[Any]) -> list[bool]:
 ROWS = 4096
 
 
-def _example(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """Zeros like the arguments, with many rows, and sizes that are said to change."""
-    return tuple(_example_of(argument) for argument in arguments)
-
-
-def _example_of(argument: Any) -> Any:
+def _example(argument: Any, width: int) -> Any:
+    """Zeros like an argument, with many rows, and sizes that are said to change."""
     if argument is None:
         return None
     if not isinstance(argument, Tensor):
-        return type(argument)(*map(_example_of, argument))
+        return type(argument)(*(_example(part, width) for part in argument))
     shape = (ROWS, argument.shape[1]) if argument.dim() == 2 else tuple(argument.shape)
     example = torch.zeros(shape, dtype=argument.dtype)
     for dimension, size in enumerate(shape):
-        if size > 1:
+        if size > 1 and (size != width or (dimension == 0 and len(shape) == 2)):
             torch._dynamo.mark_dynamic(example, dimension)
     return example
 

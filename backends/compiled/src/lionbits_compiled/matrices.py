@@ -19,11 +19,12 @@ from lionbits_reference import slices
 from lionbits_reference.rounding import word
 from lionbits_reference.spec import Plan, Slot, matrix_shape
 
-#: Elements of a row where the format has no blocks: of a long row, and of many short ones.
-LONG_ROW, SHORT_ROW = 256, 32
+#: Elements of a row where the format has no blocks: of long slots, of small ones, and of many short rows.
+LONG_ROW, ROW, SHORT_ROW = 1024, 128, 32
 
-#: Elements of a matrix: where it lies, and in scratch, which should not leave the cache before it is brought back.
-LARGEST, LARGEST_GATHERED = 1 << 21, 1 << 18
+#: Elements of a matrix: where it lies; where the new momentum goes through scratch, which should stay in the cache; and
+#: all in scratch.
+LARGEST, LARGEST_IN_CODES, LARGEST_GATHERED = 1 << 26, 1 << 22, 1 << 18
 
 #: Slots of fewer elements are gathered with others: calls cost more than copies.
 SMALL = 1 << 15
@@ -50,7 +51,8 @@ def layout(plan: Plan, slot: Slot) -> Layout:
     placed = format.quantised or plan.draws_for_param
     if not torn and (not placed or slot.row_pitch == columns):
         rows, columns = 1, rows * columns
-    return Layout(rows, columns, format.block_size or (LONG_ROW if rows == 1 else SHORT_ROW))
+    plain = SHORT_ROW if rows > 1 else ROW if columns < SMALL else LONG_ROW
+    return Layout(rows, columns, format.block_size or plain)
 
 
 @dataclass(eq=False)
@@ -154,7 +156,9 @@ def parts(plan: Plan, slot: Slot) -> Iterator[Slot]:
         yield from slices.cut(slot, plan.format, max(LARGEST_GATHERED * columns // max(fill, 1) // 4096, 1) * 4096)
         return
     whole = columns - columns % width
-    size = LARGEST if lies_ready(plan, slices.columns(slot, plan.format, 0, whole)) else LARGEST_GATHERED
+    size = LARGEST_IN_CODES if plan.format.quantised else LARGEST
+    if not lies_ready(plan, slices.columns(slot, plan.format, 0, whole)):
+        size = LARGEST_GATHERED
     for first in range(0, whole, size):
         yield slices.columns(slot, plan.format, first, min(first + size, whole))
     if whole < columns:

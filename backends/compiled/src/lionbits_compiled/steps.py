@@ -25,17 +25,20 @@ def step(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
         functions.load(tensors["param_rest"].dtype)(tensors["stored"], tensors["param_rest"], param)
     skipped = work.scratch.take("skipped", torch.float32, matrix.height, 1)
     shared = numbers.rates(matrix), numbers.betas, skipped
+    default = plan.caution == "none" and plan.nonfinite == "skip"
+    width = matrix.width if default and matrix.width in functions.WIDTHS else 0
     if plan.format.quantised:
         momentum = work.scratch.take("momentum", torch.float32, matrix.height, matrix.width)
         codes, blocks = held(work, matrix), _blocks(work, matrix, numbers)
-        advance = functions.advance_codes(param.dtype, plan.caution, plan.nonfinite, not plan.format.tensor_wise)
+        advance = functions.advance_codes(param.dtype, plan.caution, plan.nonfinite, not plan.format.tensor_wise, width)
         advance(param, grad, codes, *shared, momentum, blocks)
         draw = numbers.draw(matrix, hyper.rounding, rounding.STATE)
-        functions.encode(draw is not None)(momentum, blocks, codes.format, draw, codes.codes)
+        functions.encode(draw is not None, width)(momentum, blocks, codes.format, draw, codes.codes)
         if plan.format.bits < 8:
             packing.pack(codes.codes, tensors["exp_avg_codes"], plan.format.bits)
     else:
-        functions.advance(param.dtype, plan.caution, plan.nonfinite)(param, grad, tensors["exp_avg"], *shared)
+        advance = functions.advance(param.dtype, plan.caution, plan.nonfinite, width)
+        advance(param, grad, tensors["exp_avg"], *shared)
     if plan.nonfinite == "skip":
         numbers.scalars.skipped.add_(skipped.sum().to(torch.int64))  # exact: there are fewer than 2^24
     if "stored" in tensors:
