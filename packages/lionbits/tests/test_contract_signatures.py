@@ -59,6 +59,7 @@ KEYWORDS: dict[str, Any] = {
     "maximize": True,
     "seed": 3,
     "page_budget": None,
+    "page_size": None,
     "page_dir": None,
     "backend": "reference",
     "overrides": {"*": {"lr": 0.125}},
@@ -120,7 +121,7 @@ def test_every_class_takes_every_keyword(name: str, key: str) -> None:
     elif key in group and KEYWORDS[key] is not None:
         assert group[key] == KEYWORDS[key]
     else:
-        assert key in ("state_format", "page_budget", "page_dir", "backend")
+        assert key in ("state_format", "page_budget", "page_size", "page_dir", "backend")
 
 
 @pytest.mark.parametrize("key", ["foreach", "differentiable", "fused", "capturable", "eps", "amsgrad", "optim_bit"])
@@ -176,7 +177,16 @@ def test_repr_names_the_class_and_its_settings(name: str) -> None:
     lines = repr(optimizer).splitlines()
     assert lines[0] == f"{name} ("
     assert lines[-1] == ")"
-    settings = {*CLASSIC, *KEYWORDS} - {"params", "args", "is_paged", "page_budget", "page_dir", "backend", "overrides"}
+    settings = {*CLASSIC, *KEYWORDS} - {
+        "params",
+        "args",
+        "is_paged",
+        "page_budget",
+        "page_size",
+        "page_dir",
+        "backend",
+        "overrides",
+    }
     for start in (i for i, line in enumerate(lines) if line.startswith("Parameter Group")):
         group = [line.split(":")[0].strip() for line in lines[start + 1 : start + 1 + len(settings)]]
         assert group == sorted(settings)

@@ -37,6 +37,7 @@ GROUPS: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "is_paged": ({"is_paged": True}, ValueError, ("is_paged=True", "optimizer")),
     "page_dir": ({"page_dir": "."}, ValueError, ("page_dir='.'", "optimizer")),
     "page_budget": ({"page_budget": 1}, ValueError, ("page_budget=1", "optimizer")),
+    "page_size": ({"page_size": 1}, ValueError, ("page_size=1", "optimizer")),
     "args": ({"args": None}, ValueError, ("args=None", "optimizer")),
     "overrides": ({"overrides": {}}, ValueError, ("overrides={}", "optimizer")),
     "params number": ({"params": 5}, TypeError, ("params=5",)),

@@ -18,7 +18,7 @@ from lionbits_reference.spec import Backend, checks
 from . import options, select
 
 #: Settings of the optimizer as a whole, which a parameter group may not have.
-WHOLE = ("args", "is_paged", "page_budget", "page_dir", "backend", "overrides")
+WHOLE = ("args", "is_paged", "page_budget", "page_size", "page_dir", "backend", "overrides")
 
 Group = dict[str, Any]
 Overrides = dict[str, dict[str, Any]]

@@ -33,7 +33,7 @@ class Lion(Optimizer):
     of AdamW's learning rate with three to ten times its weight decay.
 
     Everything from ``lr`` to ``weight_decay``, and from ``optim_bits`` on, may be set per parameter group,
-    but for ``args``, ``seed``, ``is_paged``, ``page_budget``, ``page_dir``, ``backend`` and ``overrides``,
+    but for ``args``, ``seed``, ``is_paged``, the ``page_`` settings, ``backend`` and ``overrides``,
     which are the optimizer's.
 
     Args:
@@ -70,7 +70,8 @@ class Lion(Optimizer):
             ``"propagate"``: plain arithmetic.
         maximize: go up instead of down.
         seed: of the rounding lanes, 0..2^64-1. No global generator is used.
-        page_budget: with ``is_paged``: bytes of state that may be on the device at a time.
+        page_budget: with ``is_paged``: bytes of state that may be on the device at a time. None: what it can spare.
+        page_size: with ``is_paged``: bytes that move at a time. None: 16 MiB.
         page_dir: with ``is_paged``: a folder for memory-mapped files, for state larger than memory.
         backend: a name or a backend module; None: ``LIONBITS_BACKEND``, else the best that serves.
         overrides: name pattern -> settings for named parameters, ``{"*embed*": {"optim_bits": 32}}``. They
@@ -123,6 +124,7 @@ class Lion(Optimizer):
         maximize: bool = False,
         seed: int = 0,
         page_budget: int | None = None,
+        page_size: int | None = None,
         page_dir: str | None = None,
         backend: str | ModuleType | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
@@ -149,7 +151,7 @@ class Lion(Optimizer):
         defaults |= options.from_args(args)
         defaults = {key: options.plain(value) for key, value in defaults.items()}
         options.check(defaults)
-        self._pager = paging.arrangement(is_paged, page_budget, page_dir)
+        self._pager = paging.arrangement(is_paged, page_budget, page_dir, page_size)
         self._check_fixed(defaults | {"is_paged": is_paged})
         self._backend = select.requested(self.default_backend if backend is None else backend)
         self._overrides = groups.check_overrides(overrides, {**defaults, **self.own_settings})

@@ -42,6 +42,7 @@ class Options(TypedDict, total=False):
     maximize: bool
     seed: int
     page_budget: int | None
+    page_size: int | None
     page_dir: str | None
     backend: Any
     overrides: Mapping[str, Mapping[str, Any]] | None

@@ -28,6 +28,7 @@ class _Options(TypedDict, total=False):
     seed: int
     is_paged: bool
     page_budget: int | None
+    page_size: int | None
     page_dir: str | None
     backend: Any
     overrides: Any

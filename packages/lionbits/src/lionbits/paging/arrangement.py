@@ -63,7 +63,7 @@ class Paged:
             raise checks.refusal(TypeError, "page_dir", self.page_dir, "must be a path, or None")
         if self.page_dir is not None and not Path(self.page_dir).is_dir():
             raise checks.refusal(ValueError, "page_dir", self.page_dir, "must be an existing folder, or None")
-        checks.integer("page_size", self.page_size, 1, hint="It counts bytes.")
+        checks.integer("page_size", self.page_size, 1, hint="It counts bytes; None means 16 MiB.")
 
     def moves(self, device: torch.device) -> bool:
         """Whether state of parameters on ``device`` has to be brought there."""
@@ -77,7 +77,7 @@ class Paged:
 Pager = Resident | Paged
 
 
-def arrangement(is_paged: object, page_budget: int | None, page_dir: str | Path | None) -> Pager:
+def arrangement(is_paged: object, page_budget: int | None, page_dir: str | Path | None, page_size: int | None) -> Pager:
     """The arrangement that optimizer arguments ask for.
 
     Raises:
@@ -85,8 +85,8 @@ def arrangement(is_paged: object, page_budget: int | None, page_dir: str | Path 
     """
     checks.flag("is_paged", is_paged)
     if is_paged:
-        return Paged(page_budget, page_dir)
-    for name, value in (("page_budget", page_budget), ("page_dir", page_dir)):
+        return Paged(page_budget, page_dir, PAGE_SIZE if page_size is None else page_size)
+    for name, value in (("page_budget", page_budget), ("page_dir", page_dir), ("page_size", page_size)):
         if value is not None:
             raise checks.refusal(ValueError, name, value, "is for paged state", "Pass is_paged=True with it.")
     return Resident()
