@@ -91,13 +91,13 @@ def prepare(works: Sequence[Work], states: MutableMapping[Tensor, State], moveme
     members = [(w.launch.plan, m) for w in works for m in w.members]
     fresh = [(plan, m) for plan, m in members if not states.get(m.param)]
     held = [(m.param.device, states[m.param], moving(plan)) for plan, m in members if states.get(m.param)]
-    pages = movement.allocate([(m.param.device, _moving_specs(plan, m.param)) for plan, m in fresh], held)
+    pages = movement.residence.allocate([(m.param.device, _moving_specs(plan, m.param)) for plan, m in fresh], held)
     beside = [_state_beside(plan, m, states.get(m.param)) for plan, m in members]
     for (_, m), tensors in zip(fresh, pages, strict=True):
         states[m.param] = {"step": 0, **tensors}
     for (_, m), tensors in zip(members, beside, strict=True):
         states[m.param].update(tensors)
-    movement.settle_in([(m.param.device, states[m.param], moving(plan)) for plan, m in members])
+    movement.residence.settle_in([(m.param.device, states[m.param], moving(plan)) for plan, m in members])
     for w in works:
         w.batch = Batch(Slot(m.param, _gradient(m.param), states[m.param], m.position) for m in w.members)
         groups = [member.group for member in w.members]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass
@@ -34,3 +37,9 @@ class PagingStats:
         """The part of the bytes needed that did not have to be brought; 1 where nothing was needed."""
         needed = self.hits + self.bytes_in
         return self.hits / needed if needed else 1.0
+
+
+def shrunk(stats: PagingStats, what: str, device: torch.device) -> None:
+    """Count it, and warn."""
+    stats.shrinks += 1
+    warnings.warn(f"{device} has no room for {what}, which the page budget allows: less will do.", stacklevel=6)

@@ -8,34 +8,28 @@ needs no mark: it comes to the same frame, which is not free before.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from lionbits_reference.spec import Batch, Plan, Slot, TensorSpec
+from lionbits_reference.spec import Batch, Plan, Slot
 
-from . import host, residence
-from .account import PagingStats
+from .account import PagingStats, shrunk
 from .arrangement import Paged, Pager
 from .lanes import Lanes, Mark
-from .pages import Page, Visit, cut, moving, visit
+from .pages import FRAMES, Page, Visit, cut, moving, visit
+from .residence import Residence
 
-#: Frames that pages pass through, and the fewest.
-FRAMES, FEWEST = 3, 2
+#: The fewest frames that pages pass through.
+FEWEST = 2
 
 #: Bytes below which a page is not worth a copy: if there is no memory for two of these there is none.
 SMALLEST = 1 << 16
 
 At = slice | Tensor
-
-#: Device and state of a parameter, and which of its tensors may move.
-Held = tuple[torch.device, dict[str, Any], Sequence[str]]
 
 
 @dataclass
@@ -70,47 +64,10 @@ class Movement:
 
     def __init__(self, pager: Pager) -> None:
         self.pager, self.stats = pager, PagingStats()
+        self.residence = Residence(pager, self.stats)
         self._page_size = pager.page_size if isinstance(pager, Paged) else 0
         self._lanes: dict[torch.device, Lanes] = {}
         self._frames: dict[torch.device, Frames] = {}
-        self._staying = WeakTensorKeyDictionary()  # on the CPU, where devices do not tell
-
-    def allocate(
-        self, wanted: Sequence[tuple[torch.device, Mapping[str, TensorSpec]]], held: Sequence[Held]
-    ) -> list[dict[str, Tensor]]:
-        """Zeroed state for parameters on these devices: there as far as there is room, else on the host.
-
-        Args:
-            wanted: device and state of each parameter.
-            held: what there is already.
-        """
-        made: list[dict[str, Tensor]] = [{} for _ in wanted]
-        for device in dict.fromkeys(device for device, _ in wanted):
-            places = [j for j, (d, _) in enumerate(wanted) if d == device]
-            specs = [wanted[j][1] for j in places]
-            for j, tensors in zip(places, self._allocate(device, specs, held), strict=True):
-                made[j] = tensors
-        return made
-
-    def settle_in(self, held: Sequence[Held]) -> None:
-        """Let state that is not on its device yet (it was loaded, say) move there for good, as far as there is room."""
-        for device in dict.fromkeys(device for device, _, _ in held if self.pager.moves(device)):
-            far = [(state, keys) for d, state, keys in held if d == device and not self._stay(device, state, keys)]
-            for j in self._chosen(device, [sum(state[key].nbytes for key in keys) for state, keys in far], held):
-                state, keys = far[j]
-                try:
-                    near = {key: state[key].to(device, copy=True) for key in keys}
-                except torch.OutOfMemoryError:
-                    self._shrunk("state that was on the host", device)
-                    break
-                state.update(near)
-                self._now_stays(near)
-
-    def stays(self, tensor: Tensor, device: torch.device) -> bool:
-        """Whether a state tensor of a parameter on ``device`` lives there."""
-        if not self.pager.moves(device):
-            return True
-        return tensor in self._staying if device.type == "cpu" else tensor.device == device
 
     def parts(self, plan: Plan, slots: Batch, *, writes: bool) -> Iterator[tuple[Sequence[Slot], At]]:
         """Runs of slots whose state a kernel can reach, and their places in ``slots``.
@@ -198,7 +155,7 @@ class Movement:
     def _route(self, plan: Plan, slots: Batch, device: torch.device) -> Route:
         self._lanes_of(device).settle()  # pages of before are no more
         keys = moving(plan)
-        stays = [self._stay(device, slot.state, keys) for slot in slots]
+        stays = [self.residence.stay(device, slot.state, keys) for slot in slots]
         near = [place for place, staying in enumerate(stays) if staying]
         far = [place for place, staying in enumerate(stays) if not staying and slots[place].param.numel()]
         pages = cut(plan, slots, far, self._page_size)
@@ -224,54 +181,13 @@ class Movement:
         try:
             return empty(count * size, device)
         except torch.OutOfMemoryError as error:
-            self._shrunk(f"{count} pages of {size:,} bytes", device)
+            shrunk(self.stats, f"{count} pages of {size:,} bytes", device)
             if count == FEWEST and size // 2 < SMALLEST:
                 raise RuntimeError(
                     f"{device} has no memory for {FEWEST} pages of {size:,} bytes of state. Free some: nothing of this "
                     f"step has been done yet."
                 ) from error
             return None
-
-    def _allocate(
-        self, device: torch.device, wanted: Sequence[Mapping[str, TensorSpec]], held: Sequence[Held]
-    ) -> list[dict[str, Tensor]]:
-        pager = self.pager
-        if not isinstance(pager, Paged):
-            return [_zeros(specs, device) for specs in wanted]
-        made: dict[int, dict[str, Tensor]] = {}
-        if pager.moves(device):
-            for j in self._chosen(device, [host.size(specs) for specs in wanted], held):
-                try:
-                    made[j] = _zeros(wanted[j], device)
-                except torch.OutOfMemoryError:
-                    self._shrunk(f"{host.size(wanted[j]):,} bytes of state", device)
-                    break
-                self._now_stays(made[j])
-        rest = [j for j in range(len(wanted)) if j not in made]
-        pages = host.allocate([wanted[j] for j in rest], pager.page_size, pager.page_dir, pinned=device.type == "cuda")
-        made |= dict(zip(rest, pages, strict=True))
-        return [made[j] for j in range(len(wanted))]
-
-    def _chosen(self, device: torch.device, sizes: Sequence[int], held: Sequence[Held]) -> list[int]:
-        """Which of these may come to stay on the device, beside what is there."""
-        assert isinstance(self.pager, Paged)
-        there = sum(
-            state[key].nbytes for d, state, keys in held if d == device and self._stay(d, state, keys) for key in keys
-        )
-        room = residence.room(self.pager.page_budget, device, there)
-        if sum(sizes) > room:
-            room -= FRAMES * self.pager.page_size
-        return sorted(residence.choose(sizes, room))
-
-    def _stay(self, device: torch.device, state: Mapping[str, Any], keys: Sequence[str]) -> bool:
-        return all(self.stays(state[key], device) for key in keys)
-
-    def _now_stays(self, tensors: Mapping[str, Tensor]) -> None:
-        self._staying.update({tensor: None for tensor in tensors.values() if tensor.device.type == "cpu"})
-
-    def _shrunk(self, what: str, device: torch.device) -> None:
-        self.stats.shrinks += 1
-        warnings.warn(f"{device} has no room for {what}, which the page budget allows: less will do.", stacklevel=6)
 
     def _lanes_of(self, device: torch.device) -> Lanes:
         found = self._lanes.get(device)
@@ -283,10 +199,6 @@ class Movement:
 def empty(size: int, device: torch.device) -> Tensor:
     """So many bytes on the device."""
     return torch.empty(size, dtype=torch.uint8, device=device)
-
-
-def _zeros(specs: Mapping[str, TensorSpec], device: torch.device) -> dict[str, Tensor]:
-    return {key: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for key, spec in specs.items()}
 
 
 @contextmanager

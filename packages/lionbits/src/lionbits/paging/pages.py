@@ -14,6 +14,9 @@ from lionbits_reference.spec import Plan, Slot, TensorSpec, matrix_shape
 
 from . import host
 
+#: Frames on the device that pages pass through: one is updated, one arrives, one leaves.
+FRAMES = 3
+
 #: What columns are cut at where the format has no blocks; even, so that pairs of lanes stay together.
 _COLUMNS = 256
 

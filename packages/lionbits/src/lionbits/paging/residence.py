@@ -7,12 +7,113 @@ passing through is as good as knowing the future: docs/paging.md has the curves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from lionbits_reference.spec import TensorSpec
+
+from . import host
+from .account import PagingStats, shrunk
+from .arrangement import Paged, Pager
+from .pages import FRAMES
 
 #: Of the memory that a CUDA device has free at the first step, the part that state may take without a budget.
 SPARE = 0.8
+
+
+#: Device and state of a parameter, and which of its tensors may move.
+Held = tuple[torch.device, dict[str, Any], Sequence[str]]
+
+
+class Residence:
+    """Places state, and knows what stays on its device.
+
+    Args:
+        pager: where state lives.
+        stats: where it is told that a device had no room.
+    """
+
+    def __init__(self, pager: Pager, stats: PagingStats) -> None:
+        self._pager, self._stats = pager, stats
+        self._staying = WeakTensorKeyDictionary()  # on the CPU, where devices do not tell
+
+    def allocate(
+        self, wanted: Sequence[tuple[torch.device, Mapping[str, TensorSpec]]], held: Sequence[Held]
+    ) -> list[dict[str, Tensor]]:
+        """Zeroed state for parameters on these devices: there as far as there is room, else on the host.
+
+        Args:
+            wanted: device and state of each parameter.
+            held: what there is already.
+        """
+        made: list[dict[str, Tensor]] = [{} for _ in wanted]
+        for device in dict.fromkeys(device for device, _ in wanted):
+            places = [j for j, (d, _) in enumerate(wanted) if d == device]
+            specs = [wanted[j][1] for j in places]
+            for j, tensors in zip(places, self._allocate(device, specs, held), strict=True):
+                made[j] = tensors
+        return made
+
+    def settle_in(self, held: Sequence[Held]) -> None:
+        """Let state that is not on its device yet (it was loaded, say) move there for good, as far as there is room."""
+        for device in dict.fromkeys(device for device, _, _ in held if self._pager.moves(device)):
+            far = [(state, keys) for d, state, keys in held if d == device and not self.stay(device, state, keys)]
+            for j in self._chosen(device, [sum(state[key].nbytes for key in keys) for state, keys in far], held):
+                state, keys = far[j]
+                try:
+                    near = {key: state[key].to(device, copy=True) for key in keys}
+                except torch.OutOfMemoryError:
+                    shrunk(self._stats, "state that was on the host", device)
+                    break
+                state.update(near)
+                self._now_stays(near)
+
+    def stay(self, device: torch.device, state: Mapping[str, Any], keys: Sequence[str]) -> bool:
+        """Whether these state tensors of a parameter on ``device`` live there."""
+        return all(self._stays(state[key], device) for key in keys)
+
+    def _stays(self, tensor: Tensor, device: torch.device) -> bool:
+        if not self._pager.moves(device):
+            return True
+        return tensor in self._staying if device.type == "cpu" else tensor.device == device
+
+    def _allocate(
+        self, device: torch.device, wanted: Sequence[Mapping[str, TensorSpec]], held: Sequence[Held]
+    ) -> list[dict[str, Tensor]]:
+        pager = self._pager
+        if not isinstance(pager, Paged):
+            return [_zeros(specs, device) for specs in wanted]
+        made: dict[int, dict[str, Tensor]] = {}
+        if pager.moves(device):
+            for j in self._chosen(device, [host.size(specs) for specs in wanted], held):
+                try:
+                    made[j] = _zeros(wanted[j], device)
+                except torch.OutOfMemoryError:
+                    shrunk(self._stats, f"{host.size(wanted[j]):,} bytes of state", device)
+                    break
+                self._now_stays(made[j])
+        rest = [j for j in range(len(wanted)) if j not in made]
+        pages = host.allocate([wanted[j] for j in rest], pager.page_size, pager.page_dir, pinned=device.type == "cuda")
+        made |= dict(zip(rest, pages, strict=True))
+        return [made[j] for j in range(len(wanted))]
+
+    def _chosen(self, device: torch.device, sizes: Sequence[int], held: Sequence[Held]) -> list[int]:
+        """Which of these may come to stay on the device, beside what is there."""
+        assert isinstance(self._pager, Paged)
+        there = sum(
+            state[key].nbytes for d, state, keys in held if d == device and self.stay(d, state, keys) for key in keys
+        )
+        left = room(self._pager.page_budget, device, there)
+        if sum(sizes) > left:
+            left -= FRAMES * self._pager.page_size
+        return sorted(choose(sizes, left))
+
+    def _now_stays(self, tensors: Mapping[str, Tensor]) -> None:
+        self._staying.update({tensor: None for tensor in tensors.values() if tensor.device.type == "cpu"})
 
 
 def choose(sizes: Sequence[int], room: int) -> set[int]:
@@ -37,3 +138,7 @@ def room(budget: int | None, device: torch.device, there: int) -> int:
         return 1 << 62
     free, _ = torch.cuda.mem_get_info(device)
     return int(free * SPARE)
+
+
+def _zeros(specs: Mapping[str, TensorSpec], device: torch.device) -> dict[str, Tensor]:
+    return {key: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for key, spec in specs.items()}
