@@ -14,7 +14,8 @@ import torch
 
 import lionbits
 from lionbits_compiled import packing
-from lionbits_compiled.matrices import SMALL, Matrix, layout, lies_ready, parts
+from lionbits_compiled.layouts import SMALL, layout, lies_ready, parts
+from lionbits_compiled.matrices import Matrix
 from lionbits_compiled.work import Work
 from lionbits_reference import encode
 from lionbits_reference.spec import FLOAT32, Format, Plan, Slot

@@ -10,7 +10,8 @@ from torch import Tensor
 from lionbits_reference import rounding
 from lionbits_reference.spec import Plan, Slot
 
-from .matrices import LARGEST_GATHERED, SMALL, Matrix, Scratch, gathered, layout, lies_ready, parts, ready, straddles
+from .layouts import LARGEST_GATHERED, SMALL, layout, lies_ready, parts, straddles
+from .matrices import Matrix, Scratch, gathered, ready
 
 
 class Work:

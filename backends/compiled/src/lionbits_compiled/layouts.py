@@ -1,0 +1,100 @@
+"""How slots become matrices: rows and blocks, pieces that lie ready, pieces that have to be gathered.
+
+Most of a model is large tensors of whole blocks: they are matrices already, cut into runs so that what is computed on
+the way stays in the cache. Everything else is short rows, odd strides, thousands of small tensors, or parameters of
+another dtype than their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lionbits_reference import slices
+from lionbits_reference.spec import Plan, Slot, matrix_shape
+
+#: Elements of a row where the format has no blocks: of long slots, of small ones, and of many short rows.
+LONG_ROW, ROW, SHORT_ROW = 1024, 128, 32
+
+#: Elements of a matrix: where it lies; where the new momentum goes through scratch, which should stay in the cache; and
+#: all in scratch.
+LARGEST, LARGEST_IN_CODES, LARGEST_GATHERED = 1 << 26, 1 << 22, 1 << 18
+
+#: Slots of fewer elements are gathered with others: calls cost more than copies.
+SMALL = 1 << 15
+
+
+class Layout(NamedTuple):
+    """A slot as rows of columns, joined to one row where that changes nothing, and cut into blocks."""
+
+    rows: int
+    columns: int
+    width: int  # elements of a block
+
+    @property
+    def height(self) -> int:
+        """Blocks, the short ones at the ends of rows included."""
+        return self.rows * -(-self.columns // self.width)
+
+
+def layout(plan: Plan, slot: Slot) -> Layout:
+    """How the slot becomes a matrix."""
+    format = plan.format
+    rows, columns = matrix_shape(slot.param.shape)
+    torn = format.quantised and (columns * format.bits % 8 or (format.block_size and columns % format.block_size))
+    placed = format.quantised or plan.draws_for_param
+    if not torn and (not placed or slot.row_pitch == columns):
+        rows, columns = 1, rows * columns
+    plain = SHORT_ROW if rows > 1 else ROW if columns < SMALL else LONG_ROW
+    return Layout(rows, columns, format.block_size or plain)
+
+
+def parts(plan: Plan, slot: Slot) -> Iterator[Slot]:
+    """The slot in pieces, each of which lies ready or is little enough to be gathered."""
+    rows, columns, width = layout(plan, slot)
+    if rows > 1 or not all(tensor.is_contiguous() for tensor in _tensors(plan, slot)):
+        fill = -columns % width + columns
+        yield from slices.cut(slot, plan.format, max(LARGEST_GATHERED * columns // max(fill, 1) // 4096, 1) * 4096)
+        return
+    whole = columns - columns % width
+    size = LARGEST_IN_CODES if plan.format.quantised else LARGEST
+    if not lies_ready(plan, slices.columns(slot, plan.format, 0, whole)):
+        size = LARGEST_GATHERED
+    for first in range(0, whole, size):
+        yield slices.columns(slot, plan.format, first, min(first + size, whole))
+    if whole < columns:
+        yield slices.columns(slot, plan.format, whole, columns)
+
+
+def straddles(slot: Slot) -> bool:
+    """Whether its pairs' numbers do not all have the same upper half. A row of a matrix has to have one."""
+    rows, columns = matrix_shape(slot.param.shape)
+    first = slot.start // 2
+    last = first + (rows - 1) * (slot.row_pitch // 2) + (columns - 1) // 2
+    return first >> 32 != last >> 32
+
+
+def lies_ready(plan: Plan, slot: Slot) -> bool:
+    """Whether the slot is a matrix where it lies, and its parameter takes no more than rounding to nearest."""
+    rows, columns, width = layout(plan, slot)
+    tensors = _tensors(plan, slot)
+    return (
+        plan.param_rounding == "nearest"
+        and slot.param.dtype == slot.grad.dtype
+        and rows == 1
+        and columns % width == 0
+        and columns > width  # torch.compile makes one row a case of its own
+        and all(t.is_contiguous() and t.data_ptr() % 8 == 0 and t.storage_offset() % 8 == 0 for t in tensors)
+        and len({t.untyped_storage().data_ptr() for t in tensors}) == len(tensors)
+    )
+
+
+def state_keys(plan: Plan) -> list[str]:
+    """State that has a part for each row. One scale for a whole tensor is a number of its slot."""
+    return [key for key in plan.state_spec(()) if not (key == "exp_avg_scale" and plan.format.tensor_wise)]
+
+
+def _tensors(plan: Plan, slot: Slot) -> list[Tensor]:
+    return [slot.param, slot.grad, *(slot.state[key] for key in state_keys(plan))]
