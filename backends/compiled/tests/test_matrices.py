@@ -31,7 +31,7 @@ def slot(shape: tuple[int, ...], plan: Plan = EIGHT) -> Slot:
     return Slot(torch.ones(shape, dtype=plan.param_dtype), torch.ones(shape, dtype=plan.grad_dtype), state, 0)
 
 
-@pytest.mark.parametrize("shape", [(512, 512), (1 << 18,), (256, 16, 4, 4), (3000, 1024)])
+@pytest.mark.parametrize("shape", [(512, 512), (1 << 18,), (256, 16, 4, 4), (3000, 1024), (1000, 64), (100_000, 96)])
 def test_whole_blocks_are_matrices_where_they_lie(shape: tuple[int, ...]) -> None:
     """Nothing of them is copied: what the compiled code writes to is the parameter itself."""
     held = slot(shape)

@@ -43,12 +43,19 @@ def layout(plan: Plan, slot: Slot) -> Layout:
     """How the slot becomes a matrix."""
     format = plan.format
     rows, columns = matrix_shape(slot.param.shape)
-    torn = format.quantised and (columns * format.bits % 8 or (format.block_size and columns % format.block_size))
+    block = _block(plan, columns)
+    torn = format.quantised and (columns * format.bits % 8 or (block and columns % block))
     placed = format.quantised or plan.draws_for_param
     if not torn and (not placed or slot.row_pitch == columns):
         rows, columns = 1, rows * columns
     plain = SHORT_ROW if rows > 1 else ROW if columns < SMALL else LONG_ROW
-    return Layout(rows, columns, format.block_size or plain)
+    return Layout(rows, columns, block or plain)
+
+
+def _block(plan: Plan, columns: int) -> int:
+    """Elements of a block; where a row is a short one, those of the row, if rows can be matrices so."""
+    block = plan.format.block_size
+    return columns if columns % 32 == 0 and 0 < columns < block else block
 
 
 def parts(plan: Plan, slot: Slot) -> Iterator[Slot]:
@@ -57,6 +64,12 @@ def parts(plan: Plan, slot: Slot) -> Iterator[Slot]:
     if rows > 1 or not all(tensor.is_contiguous() for tensor in _tensors(plan, slot)):
         fill = -columns % width + columns
         yield from slices.cut(slot, plan.format, max(LARGEST_GATHERED * columns // max(fill, 1) // 4096, 1) * 4096)
+        return
+    if width != (plan.format.block_size or width):  # rows that are short blocks
+        held = matrix_shape(slot.param.shape)[0]
+        step = (LARGEST_IN_CODES if lies_ready(plan, slot) else LARGEST_GATHERED) // width // 8 * 8  # 8: alignment
+        for first in range(0, held, step):
+            yield slot if held <= step else slices.rows(slot, plan.format, first, min(first + step, held))
         return
     whole = columns - columns % width
     size = LARGEST_IN_CODES if plan.format.quantised else LARGEST
