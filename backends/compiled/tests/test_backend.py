@@ -98,6 +98,35 @@ def test_subnormal_numbers_are_not_flushed() -> None:
     assert momentum[0] > 0
 
 
+@pytest.mark.parametrize("settings", [{}, {"cautious": "mask"}, {"block_wise": False}])
+def test_torchs_defaults_do_not_matter(settings: dict[str, object]) -> None:
+    """Neither the dtype nor the device that torch makes tensors with where nobody says."""
+    want = trained("compiled", 2, optim_bits=8, **settings)
+    params = parameters(SHAPES)
+    optimizer = lionbits.Lion(params, lr=1e-2, weight_decay=0.1, optim_bits=8, backend="compiled", **settings)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.empty_like(param).copy_(torch.randn(param.shape, generator=generator) * 1e-3)
+        torch.set_default_dtype(torch.bfloat16)
+        torch.set_default_device("meta")
+        try:
+            optimizer.step()
+        finally:
+            torch.set_default_device(None)
+            torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(got, param) for got, param in zip(params, want, strict=False))
+
+
+def test_every_skipped_element_is_counted() -> None:
+    """Of more than a float32 can count."""
+    param = torch.nn.Parameter(torch.zeros((1 << 24) + 4097))
+    param.grad = torch.full_like(param, torch.inf)
+    optimizer = lionbits.Lion32bit([param], backend="compiled")
+    optimizer.step()
+    assert optimizer.skipped_elements() == param.numel()
+
+
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """And names the way out; nothing has been changed by then."""
     monkeypatch.setenv("CXX", "no-such-compiler")

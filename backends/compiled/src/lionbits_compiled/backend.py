@@ -49,7 +49,7 @@ def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> N
 
 def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
     """See :meth:`lionbits_reference.spec.Backend.aligned`."""
-    counts = torch.zeros(len(slots), dtype=torch.int64)
+    counts = torch.zeros(len(slots), dtype=torch.int64, device="cpu")
     for matrix, found in _count("aligned", plan, slots, hyper, scalars):
         counts.index_add_(0, matrix.places[matrix.owners], found.to(torch.int64))
     return counts
@@ -57,7 +57,7 @@ def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -
 
 def absmax(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
     """See :meth:`lionbits_reference.spec.Backend.absmax`."""
-    largest = torch.zeros(len(slots), dtype=torch.float32)
+    largest = torch.zeros(len(slots), dtype=torch.float32, device="cpu")
     for matrix, found in _count("absmax", plan, slots, hyper, scalars):
         largest.scatter_reduce_(0, matrix.places[matrix.owners], found, "amax")
     return largest

@@ -97,7 +97,7 @@ def _example(argument: Any, width: int) -> Any:
     if not isinstance(argument, Tensor):
         return type(argument)(*(_example(part, width) for part in argument))
     shape = (ROWS, argument.shape[1]) if argument.dim() == 2 else tuple(argument.shape)
-    example = torch.zeros(shape, dtype=argument.dtype)
+    example = torch.zeros(shape, dtype=argument.dtype, device="cpu")
     for dimension, size in enumerate(shape):
         if size > 1 and (size != width or (dimension == 0 and len(shape) == 2)):
             torch._dynamo.mark_dynamic(example, dimension)

@@ -48,14 +48,14 @@ class Matrix:
     @cached_property
     def places(self) -> Tensor:
         """int64: :attr:`members`."""
-        return torch.tensor(self.members)
+        return torch.tensor(self.members, device="cpu")
 
     @cached_property
     def owners(self) -> Tensor:
         """int64 (height,): which member each row belongs to."""
-        heights = torch.tensor([found.height for found in self.layouts])
+        heights = torch.tensor([found.height for found in self.layouts], device="cpu")
         heights[-1] += self.height - heights.sum()
-        return torch.repeat_interleave(torch.arange(len(heights)), heights)
+        return torch.repeat_interleave(torch.arange(len(heights), device="cpu"), heights)
 
     @cached_property
     def lows(self) -> Tensor:
@@ -108,7 +108,7 @@ class Scratch:
         size = height * width
         flat = self._flat.get((name, dtype))
         if flat is None or len(flat) < size:
-            flat = self._flat[name, dtype] = torch.empty(size, dtype=dtype)
+            flat = self._flat[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
         return flat[:size].view(height, width)
 
 
@@ -154,14 +154,16 @@ def _needed(plan: Plan, width: int) -> dict[str, tuple[torch.dtype, int]]:
 def _lows(slot: Slot, found: Layout) -> Tensor:
     lows: Tensor = _steps(found.height // found.rows, found.width // 2) + word(slot.start // 2)
     if found.rows > 1:
-        lows = (torch.arange(found.rows, dtype=torch.int32)[:, None] * word(slot.row_pitch // 2) + lows).view(-1)
+        lows = (
+            torch.arange(found.rows, dtype=torch.int32, device="cpu")[:, None] * word(slot.row_pitch // 2) + lows
+        ).view(-1)
     return lows
 
 
 @lru_cache(maxsize=64)
 def _steps(count: int, size: int) -> Tensor:
     """int32: 0, size, 2 * size ..."""
-    return torch.arange(count, dtype=torch.int32) * size
+    return torch.arange(count, dtype=torch.int32, device="cpu") * size
 
 
 def _shaped(rows: Tensor, like: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def by_row(matrix: Matrix, numbers: Tensor, *, own: bool = False) -> tuple[Tenso
 def _betas(hyper: Hyper) -> Betas:
     """As tensors: other betas are no other function."""
     numbers = (hyper.b1, hyper.one_minus_b1, hyper.b2, hyper.one_minus_b2)
-    b1, one_minus_b1, b2, one_minus_b2 = (torch.tensor(number, dtype=torch.float32) for number in numbers)
+    b1, one_minus_b1, b2, one_minus_b2 = (torch.tensor(number, dtype=torch.float32, device="cpu") for number in numbers)
     return Betas(b1, one_minus_b1, b2, one_minus_b2)
 
 

@@ -40,7 +40,7 @@ def step(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
         advance = functions.advance(param.dtype, plan.caution, plan.nonfinite, width)
         advance(param, grad, tensors["exp_avg"], *shared)
     if plan.nonfinite == "skip":
-        numbers.scalars.skipped.add_(skipped.sum().to(torch.int64))  # exact: there are fewer than 2^24
+        numbers.scalars.skipped.add_(skipped.sum(dtype=torch.float64).to(torch.int64))
     if "stored" in tensors:
         _store_param(work, matrix, numbers)
 
@@ -48,7 +48,7 @@ def step(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
 def count(kind: str, work: Work, matrix: Matrix, numbers: Numbers) -> Tensor:
     """float32, of each row: how many elements are ``"aligned"``, or the largest new momentum, ``"absmax"``."""
     plan, grad = work.plan, matrix.tensors["grad"]
-    found = torch.empty(matrix.height, 1)
+    found = torch.empty(matrix.height, 1, dtype=torch.float32, device="cpu")
     state = held(work, matrix) if plan.format.quantised else matrix.tensors["exp_avg"]
     counting = functions.count(grad.dtype, kind, plan.nonfinite, plan.format.quantised)
     counting(state, grad, numbers.rates(matrix).grad_scale, numbers.betas, found)

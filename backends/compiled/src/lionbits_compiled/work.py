@@ -66,7 +66,7 @@ class Work:
         found = self._salts.get((seed, purpose))
         if found is None:
             salts = [rounding.word(rounding.salt(seed, index, purpose)) for index in self._indices]
-            found = self._salts[seed, purpose] = torch.tensor(salts, dtype=torch.int32)
+            found = self._salts[seed, purpose] = torch.tensor(salts, dtype=torch.int32, device="cpu")
         return found
 
 
