@@ -74,6 +74,10 @@ BAD: dict[str, tuple[Callable[[State], Any], type[Exception], tuple[str, ...]]] 
     "a group without params": (_edit(*GROUP, "params", to=...), ValueError, ("param_groups[0]", "'params'")),
     "too many groups": (lambda given: {**given, "param_groups": given["param_groups"] * 2}, ValueError, ("groups",)),
     "too few parameters": (_edit(*GROUP, "params", to=[0, 1, 2]), ValueError, ("[4]", "[3]")),
+    "a parameter twice": (_edit(*GROUP, "params", to=[0, 1, 2, 2]), ValueError, ("twice",)),
+    "parameters a number": (_edit(*GROUP, "params", to=4), TypeError, ("param_groups[0]['params']",)),
+    "parameters of no kind": (_edit(*GROUP, "params", to=[[0], 1, 2, 3]), TypeError, ("param_groups[0]['params']",)),
+    "names too few": (_edit(*GROUP, "param_names", to=["a"]), ValueError, ("param_groups[0]", "param_names", "4")),
     "version too new": (_edit(*GROUP, "lionbits_version", to=99), ValueError, ("lionbits_version", "99")),
     "version zero": (_edit(*GROUP, "lionbits_version", to=0), ValueError, ("lionbits_version", "0")),
     "version a text": (_edit(*GROUP, "lionbits_version", to="1"), ValueError, ("lionbits_version", "'1'")),
@@ -96,6 +100,7 @@ BAD: dict[str, tuple[Callable[[State], Any], type[Exception], tuple[str, ...]]] 
     "step infinite": (_edit(*FIRST, "step", to=float("inf")), ValueError, ("parameter 0", "step=inf")),
     "step a text": (_edit(*FIRST, "step", to="2"), ValueError, ("parameter 0", "step='2'")),
     "step a bool": (_edit(*FIRST, "step", to=True), ValueError, ("parameter 0", "step=True")),
+    "step beyond int64": (_edit(*FIRST, "step", to=1e30), ValueError, ("parameter 0", "step=1e+30")),
     "no codes": (_edit(*FIRST, "exp_avg_codes", to=...), ValueError, ("parameter 0", "exp_avg_codes")),
     "no scale": (_edit(*FIRST, "exp_avg_scale", to=...), ValueError, ("parameter 0", "exp_avg_scale")),
     "codes a number": (_edit(*FIRST, "exp_avg_codes", to=3), ValueError, ("parameter 0", "exp_avg_codes")),
@@ -110,6 +115,12 @@ BAD: dict[str, tuple[Callable[[State], Any], type[Exception], tuple[str, ...]]] 
     "norms a number": (_edit(*FIRST, "grad_norms", to=3.0), ValueError, ("parameter 0", "grad_norms")),
     "norms too few": (_edit(*FIRST, "grad_norms", to=torch.ones(99)), ValueError, ("grad_norms", "(99,)")),
     "norms cast": (_edit(*FIRST, "grad_norms", to=torch.ones(100).double()), ValueError, ("grad_norms", "float64")),
+    "scale negative": (_edit(*FIRST, "exp_avg_scale", to=-torch.ones(64, 1)), ValueError, ("parameter 0", "negative")),
+    "scale nan": (_edit(*FIRST, "exp_avg_scale", to=torch.full((64, 1), torch.nan)), ValueError, ("not finite",)),
+    "scale infinite": (_edit(*FIRST, "exp_avg_scale", to=torch.full((64, 1), torch.inf)), ValueError, ("not finite",)),
+    "scale too large": (_edit(*FIRST, "exp_avg_scale", to=torch.full((64, 1), 1e37)), ValueError, ("not finite",)),
+    "momentum nan": (_edit("state", 2, "exp_avg", to=torch.full((33,), torch.nan)), ValueError, ("parameter 2",)),
+    "norm negative": (_edit(*FIRST, "grad_norms", to=-torch.ones(100)), ValueError, ("parameter 0", "grad_norms")),
     "state that is not Lion's": (
         _edit(*FIRST, "exp_avg_sq", to=torch.zeros(64, 64)),
         ValueError,
@@ -247,3 +258,32 @@ def test_percentile_clipping_may_be_turned_on_later() -> None:
     target.param_groups[0]["percentile_clipping"] = 50
     train(target, params, [2])
     assert target.state[params[0]]["grad_norms"].shape == (100,)
+
+
+def test_what_propagate_left_loads_with_propagate() -> None:
+    """A block of NaN is lawful there, and there alone."""
+    params = weights()
+    optimizer = Lion8bit(params, nonfinite="propagate")
+    params[0].grad = torch.full((64, 64), torch.nan)
+    optimizer.step()
+    given = copy.deepcopy(optimizer.state_dict())
+    assert given["state"][0]["exp_avg_scale"].isnan().all()
+    target = Lion8bit(weights())
+    target.load_state_dict(given)
+    assert_same(target.state_dict(), given)
+    _refused(target, _edit(*GROUP, "nonfinite", to="skip")(given), ValueError, ("parameter 0", "exp_avg_scale"))
+
+
+@pytest.mark.parametrize("cls", [Lion32bit, Lion8bit, PagedLion8bit])
+def test_state_of_any_strides_is_laid_out_for_kernels(cls: type[Lion]) -> None:
+    """Tools may hand over transposed or expanded tensors; kernels count on state in its logical order."""
+    given = trained(cls)
+    for state in given["state"].values():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.ndim == 2:
+                state[key] = value.t().contiguous().t()
+    target = cls(weights())
+    target.load_state_dict(given)
+    assert_same(target.state_dict(), trained(cls))
+    tensors = [value for state in target.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    assert all(tensor.is_contiguous() for tensor in tensors)

@@ -1,5 +1,6 @@
 """Lion for PyTorch with 32-, 8- and 4-bit state, paged or resident, the same bits on every backend."""
 
+from .convert import convert
 from .optimizer import Lion
 from .qlion import QLion, SymmetricQuantizer
 from .select import BackendUnavailable
@@ -27,4 +28,5 @@ __all__ = [
     "PagedLion32bit",
     "QLion",
     "SymmetricQuantizer",
+    "convert",
 ]

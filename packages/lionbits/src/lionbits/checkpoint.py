@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lionbits_reference import clipping
-from lionbits_reference.spec import checks
+from lionbits_reference.spec import Plan, checks
 
 from . import options, work
 
@@ -24,7 +24,7 @@ VERSION_KEY = "lionbits_version"
 
 _NO_NORMS = torch.zeros(clipping.HISTORY, dtype=torch.float32, device="cpu")
 _NOT_SETTINGS = ("params", "param_names")
-_FORMAT_KEYS = ("optim_bits", "state_format", "block_size", "block_wise")
+FORMAT_KEYS = ("optim_bits", "state_format", "block_size", "block_wise")
 
 
 class Sealed:
@@ -51,6 +51,20 @@ def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
         TypeError, ValueError: version, structure, settings, formats, shapes or dtypes do not fit; the message
             says which.
     """
+    completed = complete_groups(groups, state_dict)
+    for i, (here, there) in enumerate(zip(groups, completed, strict=True)):
+        _check_format(i, here, there)
+    states: dict[Any, Any] = dict(state_dict["state"])
+    states |= {key: Sealed(state) for key, _, _, state in read_states(groups, completed, state_dict)}
+    return {**state_dict, "state": states, "param_groups": completed}
+
+
+def complete_groups(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The groups of a state dict, each checked, with what an older version did not write filled in from ours.
+
+    Raises:
+        TypeError, ValueError: as :func:`examine`, but for formats, which may differ from ours.
+    """
     saved_groups = _checked_form(state_dict)
     ours = [len(group["params"]) for group in groups]
     theirs = [len(group["params"]) for group in saved_groups]
@@ -59,21 +73,33 @@ def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
             f"loaded state dict has a different number of parameter groups or parameters: the optimizer's groups "
             f"hold {ours} parameters, the state dict's {theirs}. Build the optimizer over the same groups first."
         )
+    ids = [key for group in saved_groups for key in group["params"]]
+    if len(set(ids)) != len(ids):
+        raise ValueError("param_groups of the state dict list a parameter twice.")
     completed = [_complete(i, ours, saved) for i, (ours, saved) in enumerate(zip(groups, saved_groups, strict=True))]
     seeds = {group["seed"] for group in completed}
     if len(seeds) != 1:
         raise ValueError(f"param_groups of the state dict have seeds {sorted(seeds)}; an optimizer has one seed.")
-    owner = dict(_owners(groups, completed))
-    states: dict[Any, Any] = {}
+    return completed
+
+
+def read_states(
+    groups: list[dict[str, Any]], completed: list[dict[str, Any]], state_dict: Mapping[str, Any]
+) -> Iterator[tuple[Any, Tensor, dict[str, Any], dict[str, Any]]]:
+    """Of each parameter that has state: its id in the state dict, our parameter, its saved settings, its checked state.
+
+    Notes under keys of their own are left out; torch lets them pass.
+
+    Raises:
+        TypeError, ValueError: a state is not what the saved settings say.
+    """
+    owner = dict(owners(groups, completed))
     for key, state in state_dict["state"].items():
         if key in owner:
             param, group = owner[key]
-            states[key] = Sealed(_examine_state(key, param, group, state))
+            yield key, param, group, _examine_state(key, param, group, state)
         elif isinstance(key, int):
             raise ValueError(f"state_dict has state for parameter {key!r}, which none of its groups lists.")
-        else:
-            states[key] = state  # a note under a key of its own, as torch lets pass
-    return {**state_dict, "state": states, "param_groups": completed}
 
 
 def check_mapping(state_dict: object) -> None:
@@ -100,11 +126,20 @@ def _checked_form(state_dict: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
             raise TypeError(f"param_groups[{i}] of the state dict is a {type(group).__name__}; it must be a dict.")
         if "params" not in group:
             raise ValueError(f"param_groups[{i}] of the state dict lacks 'params'.")
+        _check_ids(i, group)
     return groups
 
 
+def _check_ids(i: int, group: Mapping[str, Any]) -> None:
+    """Refuse parameters that are no list of numbers or names, or that have fewer or more names than there are."""
+    ids, names = group["params"], group.get("param_names")
+    if not isinstance(ids, (list, tuple)) or not all(isinstance(key, (int, str)) for key in ids):
+        raise TypeError(f"param_groups[{i}]['params'] of the state dict is no list of numbers or names.")
+    if names is not None and (not isinstance(names, (list, tuple)) or len(names) != len(ids)):
+        raise ValueError(f"param_groups[{i}] of the state dict has {len(ids)} parameters and param_names={names!r}.")
+
+
 def _complete(i: int, group: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved group with its version checked and what an older version did not write filled in from ours."""
     version = saved.get(VERSION_KEY, VERSION)
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise ValueError(
@@ -114,21 +149,25 @@ def _complete(i: int, group: dict[str, Any], saved: Mapping[str, Any]) -> dict[s
     complete = {key: value for key, value in group.items() if key not in _NOT_SETTINGS}
     complete |= {key: value for key, value in saved.items() if key != VERSION_KEY}
     options.check(complete)
-    here, there = options.state_format(group), options.state_format(complete)
-    if here != there:
-        asked = {key: complete[key] for key in _FORMAT_KEYS}
-        raise ValueError(
-            f"param_groups[{i}] of the state dict holds momentum in {there}, "
-            f"the optimizer in {here}. Build the optimizer with {asked}."
-        )
     return complete
 
 
-def _owners(
-    groups: list[dict[str, Any]], saved: list[dict[str, Any]]
+def _check_format(i: int, group: dict[str, Any], saved: dict[str, Any]) -> None:
+    here, there = options.state_format(group), options.state_format(saved)
+    if here != there:
+        asked = {key: saved[key] for key in FORMAT_KEYS}
+        raise ValueError(
+            f"param_groups[{i}] of the state dict holds momentum in {there}, "
+            f"the optimizer in {here}. Build the optimizer with {asked}, "
+            f"or load lionbits.convert(state_dict, optimizer)."
+        )
+
+
+def owners(
+    groups: list[dict[str, Any]], settings: list[dict[str, Any]]
 ) -> Iterator[tuple[Any, tuple[Tensor, dict[str, Any]]]]:
-    """Saved parameter id -> (our parameter, the settings that it will have)."""
-    for here, there in zip(groups, saved, strict=True):
+    """Saved parameter id -> (our parameter, its group in ``settings``, which are groups of a state dict)."""
+    for here, there in zip(groups, settings, strict=True):
         for key, param in zip(there["params"], here["params"], strict=True):
             yield key, (param, there)
 
@@ -153,10 +192,27 @@ def _examine_state(key: Any, param: Tensor, group: dict[str, Any], state: Any) -
             else f"state of parameter {key!r} has grad_norms of {norms.dtype} and shape {tuple(norms.shape)}; "
             f"float32 of shape (100,) is needed."
         )
+    _check_values(key, plan, plain)
     unknown = plain.keys() - plan.state_spec(param.shape).keys() - {"step", "grad_norms"}
     if unknown:
         raise ValueError(f"state of parameter {key!r} has {sorted(map(str, unknown))}, which lionbits does not keep.")
     return plain
+
+
+def _check_values(key: Any, plan: Plan, state: Mapping[str, Any]) -> None:
+    """Refuse numbers that no step writes: codes can be any bits, but a bad scale or norm would harm for good.
+
+    An infinite momentum would have its element skipped at every step, a negative scale turns its block around, and a
+    negative norm the gradient. Momentum that is not finite may come of ``nonfinite="propagate"`` alone.
+    """
+    name = "exp_avg_scale" if plan.format.quantised else "exp_avg"
+    largest = state[name].detach() * plan.format.top if plan.format.quantised else state[name].detach()
+    if plan.nonfinite == "skip" and not torch.isfinite(largest).all():
+        raise ValueError(f"state of parameter {key!r} has {name} that is not finite, which only 'propagate' leaves.")
+    if plan.format.quantised and (largest < 0).any():
+        raise ValueError(f"state of parameter {key!r} has a negative exp_avg_scale.")
+    if "grad_norms" in state and (state["grad_norms"] < 0).any():
+        raise ValueError(f"state of parameter {key!r} has a negative norm in grad_norms.")
 
 
 def _checked_step(key: Any, state: Mapping[str, Any]) -> int:
@@ -168,6 +224,6 @@ def _checked_step(key: Any, state: Mapping[str, Any]) -> int:
     if isinstance(step, Tensor) and step.numel() == 1:
         step = step.item()
     whole = isinstance(step, int) or (isinstance(step, float) and step.is_integer())
-    if isinstance(step, bool) or not whole or step < 0:
-        raise ValueError(f"state of parameter {key!r} has step={step!r}; it must be an int >= 0.")
+    if isinstance(step, bool) or not whole or not 0 <= step < 2**62:
+        raise ValueError(f"state of parameter {key!r} has step={step!r}; it must be an int >= 0 that int64 holds.")
     return int(step)

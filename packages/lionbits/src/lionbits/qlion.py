@@ -12,6 +12,9 @@ from lionbits_reference.spec import Hyper, checks
 
 from .optimizer import Lion, Params
 
+#: QLion's own names for settings that decide in which form momentum is held.
+FORM = ("use_4bit", "quant_threshold")
+
 
 class _Options(TypedDict, total=False):
     """What :class:`lionbits.Lion` takes beyond QLion's own arguments."""

@@ -111,7 +111,8 @@ def adopt(pager: Pager, held: Sequence[tuple[torch.device, Mapping[str, Any]]]) 
         for j in places:
             for key, value in copies[j].items():
                 if isinstance(value, Tensor) and key not in paged[j]:
-                    copies[j][key] = value.detach().to(device, copy=True)
+                    contiguous = torch.contiguous_format  # kernels go through state in its logical order
+                    copies[j][key] = value.detach().to(device, copy=True, memory_format=contiguous)
     return copies
 
 
