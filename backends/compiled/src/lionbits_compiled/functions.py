@@ -61,7 +61,7 @@ class Blocks(NamedTuple):
 
 
 #: Widths that have code of their own in steps with default settings: it is a little faster than code for any.
-WIDTHS = (1024, 256, 128)
+WIDTHS = (4096, 256, 128)
 
 
 @functools.cache

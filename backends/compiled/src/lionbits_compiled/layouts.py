@@ -16,7 +16,7 @@ from lionbits_reference import slices
 from lionbits_reference.spec import Plan, Slot, matrix_shape
 
 #: Elements of a row where the format has no blocks: of long slots, of small ones, and of many short rows.
-LONG_ROW, ROW, SHORT_ROW = 1024, 128, 32
+LONG_ROW, ROW, SHORT_ROW = 4096, 128, 32
 
 #: Elements of a matrix: where it lies; where the new momentum goes through scratch, which should stay in the cache; and
 #: all in scratch.
