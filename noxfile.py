@@ -18,7 +18,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 
 # Every distribution of this repository, those that others stand on first.
 PACKAGES = (
-    *("reference", "packages/lionbits[cli]", "conformance"),
+    *("reference", "packages/lionbits[cli,safetensors]", "conformance"),
     *("backends/compiled", "backends/table", "backends/triton", "packages/cuda-on-cpu", "backends/cupy"),
     "packages/lionbits-bench",
 )

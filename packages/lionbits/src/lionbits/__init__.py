@@ -3,7 +3,9 @@
 from .convert import convert
 from .optimizer import Lion
 from .qlion import QLion, SymmetricQuantizer
+from .saving import save
 from .select import BackendUnavailable
+from .tensorfile import load_safetensors, save_safetensors
 from .variants import (
     Lion4bit,
     Lion8bit,
@@ -29,4 +31,7 @@ __all__ = [
     "QLion",
     "SymmetricQuantizer",
     "convert",
+    "load_safetensors",
+    "save",
+    "save_safetensors",
 ]

@@ -118,7 +118,52 @@ def test_an_unreadable_checkpoint_is_told(
     if content is not None:
         path.write_bytes(content)
     assert main(["train", "--resume", str(path)]) == 2
-    assert "cannot read the checkpoint" in capsys.readouterr().err
+    assert f"cannot read the checkpoint {path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_or_altered_checkpoint_is_told_by_name(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: float
+) -> None:
+    """Cut short anywhere, or with one bit changed."""
+    assert train("--steps", 2, "--out", tmp_path) == 0
+    path = tmp_path / CHECKPOINT
+    whole = path.read_bytes()
+    at = int(part * len(whole))
+    for content in (whole[:at], whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]):
+        path.write_bytes(content)
+        assert main(["train", "--resume", str(path)]) == 2
+        assert f"cannot read the checkpoint {path}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_lacks_something_or_does_not_fit_is_told_by_name(
+    train: Train, read_checkpoint: Read, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--steps", 2, "--out", tmp_path) == 0
+    whole, path = read_checkpoint(tmp_path), tmp_path / CHECKPOINT
+    for key in ("optimizer", "history", "model"):
+        torch.save({name: value for name, value in whole.items() if name != key}, path)
+        assert main(["train", "--resume", str(path)]) == 2
+        assert f"the checkpoint {path} lacks {key}" in capsys.readouterr().err
+    group = {**whole["optimizer"]["param_groups"][0], "lionbits_version": 99}
+    for broken, words in (
+        ({"optimizer": {**whole["optimizer"], "param_groups": [group]}}, "lionbits_version"),
+        ({"model": dict(list(whole["model"].items())[1:])}, "Missing key"),
+    ):
+        torch.save(whole | broken, path)
+        assert main(["train", "--resume", str(path)]) == 2
+        told = capsys.readouterr().err
+        assert f"cannot continue from the checkpoint {path}" in told
+        assert words in told
+
+
+def test_what_a_killed_run_left_is_gone_at_the_next_start(train: Train, tmp_path: Path) -> None:
+    """Before the first save, not only by it: a run that starts on a full disk makes room first."""
+    assert train("--steps", 2, "--out", tmp_path) == 0
+    left = tmp_path / f"{CHECKPOINT}.0123456789abcdef.tmp"
+    left.write_bytes(b"half")
+    assert main(["train", "--resume", str(tmp_path / CHECKPOINT), "--quiet"]) == 0  # nothing is left to train
+    assert not left.exists()
 
 
 def test_another_text_is_refused(

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lionbits import saving
+
 from . import variants
 from .console import Table, human_bytes
 from .training import History, Run, environment
@@ -108,9 +110,8 @@ def comparison_json(results: Sequence[Result]) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with saving.whole(path) as stream:
+        stream.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def table(results: Sequence[Result]) -> Table:

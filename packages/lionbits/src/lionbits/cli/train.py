@@ -59,15 +59,18 @@ def resume_single(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.resume)
     if args.compare:
         raise CommandError("--compare resumes from the folder of the comparison, not from one checkpoint")
-    state = revive(configs.resumed(checkpoint["config"], args), checkpoint)
+    state = revive(configs.resumed(checkpoint["config"], args), checkpoint, args.resume)
     folder = args.out or args.resume.parent
     return report_single(finish(state, folder, quiet=args.quiet), folder)
 
 
-def revive(config: TrainConfig, checkpoint: dict[str, Any]) -> Run:
+def revive(config: TrainConfig, checkpoint: dict[str, Any], path: Path) -> Run:
     """Rebuild the run a checkpoint describes, and say so if this machine may round a sum differently."""
     state = Run(config, corpus.load())
-    state.restore(checkpoint)
+    try:
+        state.restore(checkpoint)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CommandError(f"cannot continue from the checkpoint {path}: {error}") from error
     for name, value in environment().items():
         if checkpoint["environment"].get(name) != value:
             was = checkpoint["environment"].get(name)
@@ -137,7 +140,7 @@ def finish_comparison(plan: list[TrainConfig], folder: Path, *, quiet: bool) -> 
         place = folder / config.variant
         checkpoint = place / CHECKPOINT
         begun = checkpoint.exists()
-        state = revive(config, load_checkpoint(checkpoint)) if begun else Run(config, corpus.load())
+        state = revive(config, load_checkpoint(checkpoint), checkpoint) if begun else Run(config, corpus.load())
         try:
             finished.append(finish(state, place, quiet=quiet))
         except Interrupted as stop:

@@ -7,11 +7,11 @@ number (the batch, the learning rate); no random generator survives from one ste
 
 from __future__ import annotations
 
-import os
 import platform
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +20,8 @@ from types import FrameType
 from typing import Any
 
 import torch
+
+from lionbits import saving
 
 from . import corpus as corpora
 from . import variants
@@ -30,6 +32,7 @@ from .model import ByteTransformer
 
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_VERSION = 1
+CHECKPOINT_KEYS = frozenset({"config", "corpus", "environment", "step", "history", "model", "optimizer"})
 VALIDATION_WINDOWS = 128
 VALIDATION_BATCH = 32
 
@@ -118,14 +121,9 @@ class Run:
         return self.step % self.config.eval_every == 0 or self.step == self.config.steps
 
     def save(self, path: Path) -> None:
-        """Write beside the place and move there whole: a crash leaves the previous checkpoint."""
+        """Whole or not at all: a crash leaves the previous checkpoint."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as stream:
-            torch.save(self.as_checkpoint(), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        saving.save(self.as_checkpoint(), path)
 
     def as_checkpoint(self) -> dict[str, Any]:
         """Plain containers and tensors only, so that ``torch.load(weights_only=True)`` reads it."""
@@ -155,12 +153,24 @@ class Run:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
+        _check_sums(path)
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a missing file, a truncated one, or something else entirely
         raise CommandError(f"cannot read the checkpoint {path}: {error}") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("version") != CHECKPOINT_VERSION:
         raise CommandError(f"{path} is not a checkpoint of lionbits train (version {CHECKPOINT_VERSION})")
+    missing = CHECKPOINT_KEYS - checkpoint.keys()
+    if missing:
+        raise CommandError(f"the checkpoint {path} lacks {', '.join(sorted(missing))}")
     return checkpoint
+
+
+def _check_sums(path: Path) -> None:
+    """Refuse a file of which a bit has changed: torch writes check sums, and does not look at them."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the check sum of {damaged} is wrong")
 
 
 def environment() -> dict[str, str]:
@@ -198,6 +208,7 @@ def postponed_interrupt() -> Iterator[Callable[[], bool]]:
 def train(run: Run, folder: Path, after_step: Callable[[Run], None] = lambda run: None) -> None:
     """Train to the end, evaluating and saving on the way; raises ``Interrupted`` after a Ctrl-C."""
     checkpoint = folder / CHECKPOINT
+    saving.remove_leftovers(checkpoint)
     with postponed_interrupt() as stop_asked:
         while run.step < run.config.steps:
             run.advance()

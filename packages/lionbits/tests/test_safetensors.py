@@ -1,0 +1,169 @@
+"""safetensors: every variant there and back, bit for bit; plain readers see the tensors; damage is told."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lionbits import Lion8bit, PagedLion8bit, load_safetensors, save_safetensors
+
+from .family import Variant, assert_same, train, weights
+
+safetensors = pytest.importorskip("safetensors", reason="reads what is written here")
+
+#: Every dtype of state: param_rest is int16 or int8.
+COMPENSATED = [{}, {"param_rounding": "compensated"}, {"param_rounding": "compensated", "master_bits": 24}]
+
+
+def _there_and_back(value: Any, path: Path) -> Any:
+    save_safetensors(value, path)
+    return load_safetensors(path)
+
+
+@pytest.mark.parametrize("extra", COMPENSATED, ids=["nearest", "compensated", "compensated-24"])
+def test_every_variant_continues_bit_for_bit(variant: Variant, extra: dict[str, Any], tmp_path: Path) -> None:
+    """State, groups, seed beyond 2^63 and all; an empty parameter too; and then the next steps."""
+    params = weights(torch.bfloat16, [(64, 64), (70, 61), (33,), (), (0, 40)])
+    optimizer = variant(params, lr=0.01, percentile_clipping=80, seed=2**64 - 1, **extra)
+    train(optimizer, params, [1, 2])
+    saved = optimizer.state_dict()
+    loaded = _there_and_back(saved, tmp_path / "state.safetensors")
+    assert_same(loaded, saved)
+    resumed_params = copy.deepcopy(params)
+    resumed = variant(resumed_params, **extra)
+    resumed.load_state_dict(loaded)
+    for one, some in ((optimizer, params), (resumed, resumed_params)):
+        train(one, some, [3])
+    assert_same(resumed.state_dict(), optimizer.state_dict())
+    assert_same([param.data for param in resumed_params], [param.data for param in params])
+
+
+def test_plain_readers_find_tensors_by_number_or_name(tmp_path: Path) -> None:
+    params = weights(shapes=[(64, 64), (33,)])
+    for names in (None, ["layer.weight", "layer.bias"]):
+        optimizer = Lion8bit(params if names is None else list(zip(names, params, strict=True)))
+        train(optimizer, params, [1])
+        save_safetensors(optimizer.state_dict(), tmp_path / "state.safetensors")
+        first, second = names or ["0", "1"]
+        with safetensors.safe_open(tmp_path / "state.safetensors", framework="pt") as file:
+            assert set(file.keys()) == {
+                f"state.{first}.exp_avg_codes", f"state.{first}.exp_avg_scale", f"state.{second}.exp_avg",
+            }  # fmt: skip
+            codes = file.get_tensor(f"state.{first}.exp_avg_codes")
+            entry = json.loads(file.metadata()["lionbits"])
+            assert file.metadata()["lionbits_version"] == "1"
+        assert_same(codes, optimizer.state[params[0]]["exp_avg_codes"])
+        assert entry["param_groups"][0]["state_format"] == "e3m4"
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["memory", "files"])
+def test_views_of_one_page_are_written_once_each(folder: bool, tmp_path: Path) -> None:
+    """Paged state lies packed in shared pages: the file holds each tensor's own bytes, and nothing else of a page."""
+    params = weights(shapes=[(64, 64)] * 5)
+    optimizer = PagedLion8bit(params, page_dir=str(tmp_path) if folder else None)
+    train(optimizer, params, [1])
+    saved = optimizer.state_dict()
+    tensors = [t for state in saved["state"].values() for t in state.values() if isinstance(t, torch.Tensor)]
+    assert len({t.untyped_storage().data_ptr() for t in tensors}) < len(tensors)
+    path = tmp_path / "state.safetensors"
+    assert_same(_there_and_back(saved, path), saved)
+    header = int.from_bytes(path.read_bytes()[:8], "little")
+    assert path.stat().st_size == 8 + header + sum(t.nbytes for t in tensors)
+
+
+def test_any_nest_of_plain_things_comes_back(tmp_path: Path) -> None:
+    """Types too: tuples, keys that are numbers, keys that look like marks, floats that JSON has no word for."""
+    rate = torch.tensor(0.1)
+    page = torch.arange(12, dtype=torch.int16)
+    given: dict[str, Any] = {
+        "a.b": torch.tensor([1.5, -0.0]), "a": {"b": torch.tensor([True, False]), "c": page[2:8].view(2, 3).t()},
+        "__metadata__": torch.zeros(2, 0), "numbers": [1, 1.0, True, None, 2**70, 0.1, -0.0, (), [], {}],
+        "odd": (math.inf, -math.inf, {"$tensor": "no", 3: {None: "x", 2.5: torch.tensor(7)}}), "ü\n\udc80": "\x00é",
+        "dtypes": [torch.ones(3, dtype=d) for d in (torch.float64, torch.bfloat16, torch.float16, torch.int64,
+                                                    torch.int8, torch.uint8, torch.int32)],
+        "rates": [rate, rate],
+    }  # fmt: skip
+    before = copy.deepcopy(given)
+    loaded = _there_and_back(given, tmp_path / "file")
+    assert_same(given, before)
+    assert loaded["rates"][0] is loaded["rates"][1]
+    assert_same(loaded, given)
+    assert math.isnan(_there_and_back({"x": math.nan}, tmp_path / "file")["x"])
+
+
+def test_tensor_rates_stay_shared_between_groups(tmp_path: Path) -> None:
+    """One learning rate for all groups is one tensor, as torch.save keeps it."""
+    params = weights()
+    optimizer = Lion8bit([{"params": params[:2]}, {"params": params[2:]}], lr=torch.tensor(0.1))
+    train(optimizer, params, [1])
+    saved = optimizer.state_dict()
+    loaded = _there_and_back(saved, tmp_path / "file")
+    assert_same(loaded, saved)
+    first, second = loaded["param_groups"]
+    assert first["lr"] is second["lr"]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"state": {0: {"note": {1, 2}}}}, r"state_dict at \['state'\]\[0\]\['note'\]"),
+        ({"x": nn.Linear}, r"\['x'\]"),
+        ({"x": torch.zeros(2, dtype=torch.complex64)}, r"dtype of state_dict at \['x'\]"),
+        ({"x": torch.zeros(2, device="meta")}, "plain tensor"),
+        ({"x": torch.zeros(2, 2).to_sparse()}, "plain tensor"),
+        ({(1, 2): 3}, "state_dict at"),
+        ([], "state_dict of type list"),
+        (Lion8bit(weights()), r"(?s)state_dict of type Lion8bit.*optimizer\.state_dict\(\)"),
+    ],
+    ids=["a set", "a class", "complex", "meta", "sparse", "a tuple as key", "a list", "an optimizer"],
+)
+def test_what_the_format_cannot_hold_is_refused_by_place(value: Any, words: str, tmp_path: Path) -> None:
+    """And the file that is there stays."""
+    path = tmp_path / "file"
+    save_safetensors({"kept": 1}, path)
+    kind = ValueError if "dtype" in words else TypeError
+    with pytest.raises(kind, match=words):
+        save_safetensors(value, path)
+    assert load_safetensors(path) == {"kept": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_and_foreign_files_are_told_by_name(tmp_path: Path) -> None:
+    """Cut at any place, of another program, of another time."""
+    import safetensors.torch as library
+
+    path = tmp_path / "state.safetensors"
+    save_safetensors({"a": torch.ones(1000), "b": [torch.zeros(3)]}, path)
+    whole = path.read_bytes()
+    for length in (0, 3, 8, 100, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"state\.safetensors is no whole"):
+            load_safetensors(path)
+    for metadata, words in (
+        (None, "none that lionbits"),
+        ({"lionbits": "{}", "lionbits_version": "99"}, "'99': this lionbits reads versions 1..1"),
+        ({"lionbits": "{}"}, "None"),
+        ({"lionbits": '{"a": {"$tensor": "gone"}}', "lionbits_version": "1"}, "damaged.*gone"),
+        ({"lionbits": '{"a": ', "lionbits_version": "1"}, "damaged"),
+    ):
+        library.save_file({"a": torch.ones(2)}, path, metadata)
+        with pytest.raises(ValueError, match=rf"state\.safetensors.*{words}"):
+            load_safetensors(path)
+    with pytest.raises(FileNotFoundError):
+        load_safetensors(tmp_path / "nothing")
+
+
+def test_without_the_library_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing needs nothing; reading names the extra."""
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    save_safetensors({"a": torch.ones(3)}, tmp_path / "file")
+    with pytest.raises(ImportError, match=r"lionbits\[safetensors\]"):
+        load_safetensors(tmp_path / "file")
