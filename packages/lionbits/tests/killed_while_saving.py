@@ -1,6 +1,7 @@
 """Saves in a loop, in children that are killed at random moments, and tells what each of them left; run as a script.
 
-Arguments: a folder; ``whole`` or ``in-place``, how to save; how many children. Prints JSON, an object for each child.
+Arguments: an empty folder, then ways to save with the number of children, as ``whole=50``. Prints JSON: for each way an
+object for each child.
 """
 
 from __future__ import annotations
@@ -79,18 +80,28 @@ def timed(save: Callable[[Any, Path], None], path: Path) -> float:
     return time.perf_counter() - begin
 
 
-def main() -> None:
-    """Run the children one after the other; each goes on counting where a reader would."""
-    folder, how, lives = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+def lives(folder: Path, how: str, count: int) -> list[dict[str, int]]:
+    """Children one after the other; each goes on counting where a reader would."""
     name, save = SAVERS[how]
     path = folder / name
     once = min(timed(save, path) for _ in range(5))
     chance = random.Random(0)
-    told = []
+    told: list[dict[str, int]] = []
     last = 0
-    for _ in range(lives):
+    for _ in range(count):
         told.append(life(save, path, last + 1, chance.uniform(0.2, 2.2) * once))
         last = max(last, told[-1]["saved"], told[-1]["found"])
+    return told
+
+
+def main() -> None:
+    """All ways, each in a folder of its own."""
+    told = {}
+    for way in sys.argv[2:]:
+        how, count = way.split("=")
+        folder = Path(sys.argv[1]) / how
+        folder.mkdir()
+        told[how] = lives(folder, how, int(count))
     print(json.dumps(told))
 
 
