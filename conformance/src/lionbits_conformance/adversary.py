@@ -40,6 +40,10 @@ class Adversary:
             self._finish(mark)
         self._perhaps()
 
+    def wait(self, mark: _Copy | None) -> None:
+        """Likewise."""
+        self.compute_after(mark)
+
     def settle(self) -> None:
         """Let everything happen."""
         for queue in self._queues:

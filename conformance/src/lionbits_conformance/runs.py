@@ -146,13 +146,16 @@ def backend_equals_reference(lion: Optimizer, backend: str, run: Run, device: to
 
 
 def paged_equals_resident(lion: Optimizer, backend: str, run: Run, device: torch.device = CPU) -> None:
-    """Paged state gives the bits of resident state, whatever the budget, the size of pages, and when copies happen."""
+    """Paged state gives the bits of resident state, whatever the budget and page size, and wherever it is updated."""
     grads = record(run)
     want = Player(lion, run, device, backend=backend).play(run, grads)
     chance = random.Random(run.options["seed"] + run.steps)
-    for budget in (None, 0, chance.choice((1024, 4096, 16384))):
-        got = Player(lion, run, device, backend=backend, is_paged=True, page_budget=budget)
-        if device.type == "cpu" and budget is not None:  # nothing would move there
+    limits = (None, 0, chance.choice((1024, 4096, 16384)))
+    for compute, budget in (*(("device", limit) for limit in limits), ("host", None)):
+        server = "reference" if compute == "host" and device.type != "cpu" else backend
+        paged = {"is_paged": True, "page_budget": budget, "paged_compute": compute}
+        got = Player(lion, run, device, backend=server, **paged)
+        if device.type == "cpu" and (compute, budget) != ("device", None):  # nothing would move there
             lanes = functools.partial(_unkind, chance.getrandbits(32))
             got.optimizer._pager = replace(got.optimizer._pager, page_size=chance.choice((1, 500, 4096)), lanes=lanes)
         bits.require_equal(got.play(run, grads).results(), want.results(), told("paged_equals_resident", backend, run))

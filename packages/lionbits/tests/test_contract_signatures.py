@@ -61,6 +61,7 @@ KEYWORDS: dict[str, Any] = {
     "page_budget": None,
     "page_size": None,
     "page_dir": None,
+    "paged_compute": None,
     "backend": "reference",
     "overrides": {"*": {"lr": 0.125}},
 }
@@ -121,7 +122,7 @@ def test_every_class_takes_every_keyword(name: str, key: str) -> None:
     elif key in group and KEYWORDS[key] is not None:
         assert group[key] == KEYWORDS[key]
     else:
-        assert key in ("state_format", "page_budget", "page_size", "page_dir", "backend")
+        assert key in ("state_format", "page_budget", "page_size", "page_dir", "paged_compute", "backend")
 
 
 @pytest.mark.parametrize("key", ["foreach", "differentiable", "fused", "capturable", "eps", "amsgrad", "optim_bit"])
@@ -184,6 +185,7 @@ def test_repr_names_the_class_and_its_settings(name: str) -> None:
         "page_budget",
         "page_size",
         "page_dir",
+        "paged_compute",
         "backend",
         "overrides",
     }

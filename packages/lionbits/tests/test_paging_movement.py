@@ -86,7 +86,7 @@ def test_a_device_without_room_makes_do_with_less(monkeypatch: pytest.MonkeyPatc
     """It warns, takes fewer and smaller pages, and the bits are the same."""
     left = [fails]
 
-    def scarce(size: int, device: torch.device) -> torch.Tensor:
+    def scarce(size: int, device: torch.device, *, pinned: bool) -> torch.Tensor:
         left[0] -= 1
         if left[0] >= 0:
             raise torch.OutOfMemoryError("none left")
@@ -111,7 +111,7 @@ def test_a_device_without_room_makes_do_with_less(monkeypatch: pytest.MonkeyPatc
 def test_a_device_without_any_room_says_so_and_nothing_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The parameters are as they were, and when there is room again the step is taken."""
 
-    def none(size: int, device: torch.device) -> torch.Tensor:
+    def none(size: int, device: torch.device, *, pinned: bool) -> torch.Tensor:
         raise torch.OutOfMemoryError("none left")
 
     params = weights(shapes=SHAPES)

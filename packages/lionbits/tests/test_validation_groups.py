@@ -38,6 +38,7 @@ GROUPS: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "page_dir": ({"page_dir": "."}, ValueError, ("page_dir='.'", "optimizer")),
     "page_budget": ({"page_budget": 1}, ValueError, ("page_budget=1", "optimizer")),
     "page_size": ({"page_size": 1}, ValueError, ("page_size=1", "optimizer")),
+    "paged_compute": ({"paged_compute": "host"}, ValueError, ("paged_compute='host'", "optimizer")),
     "args": ({"args": None}, ValueError, ("args=None", "optimizer")),
     "overrides": ({"overrides": {}}, ValueError, ("overrides={}", "optimizer")),
     "params number": ({"params": 5}, TypeError, ("params=5",)),

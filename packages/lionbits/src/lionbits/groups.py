@@ -16,9 +16,10 @@ import torch
 from lionbits_reference.spec import Backend, checks
 
 from . import options, select
+from .paging import Pager
 
 #: Settings of the optimizer as a whole, which a parameter group may not have.
-WHOLE = ("args", "is_paged", "page_budget", "page_size", "page_dir", "backend", "overrides")
+WHOLE = ("args", "is_paged", "page_budget", "page_size", "page_dir", "paged_compute", "backend", "overrides")
 
 Group = dict[str, Any]
 Overrides = dict[str, dict[str, Any]]
@@ -134,8 +135,13 @@ def inherit(group: Group, defaults: Mapping[str, Any]) -> None:
         group[key] = options.plain(group.get(key, value))
 
 
-def check(group: Group, backend: Backend | None) -> None:
+def check(group: Group, backend: Backend | None, pager: Pager) -> None:
     """Refuse a group that cannot be served: its settings, its parameters, or the backend for them.
+
+    Args:
+        group: with all settings.
+        backend: that was asked for, or None.
+        pager: says where parameters are updated.
 
     Raises:
         TypeError, ValueError.
@@ -150,7 +156,7 @@ def check(group: Group, backend: Backend | None) -> None:
             plan = options.plan(group, param, param.dtype)
         except (TypeError, ValueError) as error:
             raise type(error)(f"a parameter of shape {tuple(param.shape)}: {error}") from None
-        select.serving(backend, plan, param.device)
+        select.serving(backend, plan, pager.computes_on(param.device), offloaded=pager.offloads)
     if group["optim_bits"] == 2:
         warnings.warn(
             "optim_bits=2 is for research: on a small language model its held-out loss was 20 % above that of 32 bits "

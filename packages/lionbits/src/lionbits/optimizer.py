@@ -73,6 +73,8 @@ class Lion(Optimizer):
         page_budget: with ``is_paged``: bytes of state that may be on the device at a time. None: what it can spare.
         page_size: with ``is_paged``: bytes that move at a time. None: 16 MiB.
         page_dir: with ``is_paged``: a folder for memory-mapped files, for state larger than memory.
+        paged_compute: with ``is_paged``: ``"device"`` (None means that) brings state to the parameters; ``"host"``
+            takes parameters and gradients to the state, and the CPU updates, with ``compiled`` if it can.
         backend: a name or a backend module; None: ``LIONBITS_BACKEND``, else the best that serves.
         overrides: name pattern -> settings for named parameters, ``{"*embed*": {"optim_bits": 32}}``. They
             become groups of their own.
@@ -126,6 +128,7 @@ class Lion(Optimizer):
         page_budget: int | None = None,
         page_size: int | None = None,
         page_dir: str | None = None,
+        paged_compute: str | None = None,
         backend: str | ModuleType | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
@@ -151,7 +154,9 @@ class Lion(Optimizer):
         defaults |= options.from_args(args)
         defaults = {key: options.plain(value) for key, value in defaults.items()}
         options.check(defaults)
-        self._pager = paging.arrangement(is_paged, page_budget, page_dir, page_size)
+        self._pager = paging.arrangement(
+            is_paged, page_budget=page_budget, page_dir=page_dir, page_size=page_size, paged_compute=paged_compute
+        )
         self._check_fixed(defaults | {"is_paged": is_paged})
         self._backend = select.requested(self.default_backend if backend is None else backend)
         self._overrides = groups.check_overrides(overrides, {**defaults, **self.own_settings})
@@ -171,7 +176,7 @@ class Lion(Optimizer):
                 group = self.translated(part)
                 groups.inherit(group, self.defaults)
                 super().add_param_group(group)
-                groups.check(group, self._backend)
+                groups.check(group, self._backend, self._pager)
                 groups.name_format(group)
         except BaseException:
             del self.param_groups[before:]
@@ -235,9 +240,10 @@ class Lion(Optimizer):
         if not state:
             return torch.zeros(param.shape, dtype=torch.float32, device=param.device)
         plan: Plan = options.plan(group, param, param.dtype)
-        backend = select.serving(self._backend, plan, param.device)
-        near = {key: state[key].to(param.device) for key in plan.format.momentum_spec(param.shape)}
-        return backend.decode(plan.format, near, param.shape)
+        device = self._pager.computes_on(param.device)
+        backend = select.serving(self._backend, plan, device, offloaded=self._pager.offloads)
+        near = {key: state[key].to(device) for key in plan.format.momentum_spec(param.shape)}
+        return backend.decode(plan.format, near, param.shape).to(param.device)
 
     def skipped_elements(self) -> int:
         """How many element updates were skipped as something was not finite. Waits for the device."""

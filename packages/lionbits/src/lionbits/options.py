@@ -43,6 +43,7 @@ class Options(TypedDict, total=False):
     seed: int
     page_budget: int | None
     page_size: int | None
+    paged_compute: str | None
     page_dir: str | None
     backend: Any
     overrides: Mapping[str, Mapping[str, Any]] | None

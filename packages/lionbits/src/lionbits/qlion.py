@@ -32,6 +32,7 @@ class _Options(TypedDict, total=False):
     is_paged: bool
     page_budget: int | None
     page_size: int | None
+    paged_compute: str | None
     page_dir: str | None
     backend: Any
     overrides: Any

@@ -81,8 +81,14 @@ def _from_environment(name: str) -> Backend | None:
         raise BackendUnavailable(f"{ENVIRONMENT}={name!r}: {error}") from error
 
 
-def serving(backend: Backend | None, plan: Plan, device: torch.device) -> Backend:
+def serving(backend: Backend | None, plan: Plan, device: torch.device, *, offloaded: bool = False) -> Backend:
     """The backend that runs this plan on this device: the requested one, or the first able one.
+
+    Args:
+        backend: that was asked for, or None.
+        plan: what is to be run.
+        device: where.
+        offloaded: whether the CPU does the work of a device, which is worth waiting for a compiler.
 
     Raises:
         ValueError: the requested backend cannot, with its reason. There is no silent fallback.
@@ -92,7 +98,7 @@ def serving(backend: Backend | None, plan: Plan, device: torch.device) -> Backen
         if reason:
             raise ValueError(f"backend={backend.name!r} cannot serve {_describe(plan, device)}: {reason}")
         return backend
-    return _automatic(plan, device)
+    return _automatic(plan, device, offloaded)
 
 
 def diagnose(name: str, device: torch.device) -> str:
@@ -104,8 +110,8 @@ def diagnose(name: str, device: torch.device) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _automatic(plan: Plan, device: torch.device) -> Backend:
-    for name in PREFERENCE if device.type == "cuda" else PREFERENCE[-1:]:
+def _automatic(plan: Plan, device: torch.device, offloaded: bool) -> Backend:
+    for name in PREFERENCE if device.type == "cuda" else PREFERENCE[-2:] if offloaded else PREFERENCE[-1:]:
         if importlib.util.find_spec(PREFIX + name) is None:
             continue
         backend = load(name)

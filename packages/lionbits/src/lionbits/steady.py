@@ -44,8 +44,9 @@ class Steady:
         movement: Movement,
         before: Steady | None,
     ) -> None:
-        works = work.collect(groups, states)
-        backends = [select.serving(requested, w.launch.plan, w.launch.device) for w in works]
+        pager = movement.pager
+        works = work.collect(groups, states, pager)
+        backends = [select.serving(requested, w.launch.plan, w.launch.device, offloaded=pager.offloads) for w in works]
         devices = {w.launch.device for w in works}
         if any(map(capturing, devices)):
             raise RuntimeError(

@@ -13,7 +13,7 @@ from lionbits_reference import caution, clipping, formats
 from lionbits_reference.spec import Backend, Batch, Hyper, Plan, Scalars, Slot, TensorSpec, float32
 
 from . import options
-from .paging import Movement
+from .paging import Movement, Pager
 from .paging.pages import moving
 from .scalars import Numbers, vector
 
@@ -24,12 +24,13 @@ State = dict[str, Any]
 class Launch(NamedTuple):
     """What tensors must share to be updated by one call of a backend.
 
-    The last two are nothing to the backend: they say what is done around the call.
+    The last three are nothing to the backend: they say what is done around the call.
     """
 
     plan: Plan
     hyper: Hyper
-    device: torch.device
+    device: torch.device  # where the call runs
+    home: torch.device  # where the parameters are
     cautious: str | None
     raises: bool
 
@@ -64,8 +65,12 @@ class Work:
         yield "grad_norms", [s for m, s in zip(self.members, states, strict=True) if _keeps_norms(m.group)]
 
 
-def collect(groups: Sequence[Group], states: Mapping[Tensor, State]) -> list[Work]:
+def collect(groups: Sequence[Group], states: Mapping[Tensor, State], pager: Pager) -> list[Work]:
     """Sort every parameter that has a gradient into launches. Checks all and changes nothing.
+
+    Args:
+        groups, states: of the optimizer.
+        pager: says where parameters are updated.
 
     Raises:
         TypeError, ValueError, RuntimeError: a setting, gradient or state that cannot be served, named.
@@ -80,7 +85,8 @@ def collect(groups: Sequence[Group], states: Mapping[Tensor, State]) -> list[Wor
                 grad = _checked_gradient(param)
                 plan = options.plan(group, param, grad.dtype)
                 check_state(plan, param, states.get(param))
-                launch = Launch(plan, hyper, param.device, group["cautious"], group["nonfinite"] == "raise")
+                device, raises = pager.computes_on(param.device), group["nonfinite"] == "raise"
+                launch = Launch(plan, hyper, device, param.device, group["cautious"], raises)
                 works.setdefault(launch, Work(launch)).members.append(Member(param, group, position))
             position += 1
     return list(works.values())
@@ -92,7 +98,7 @@ def prepare(works: Sequence[Work], states: MutableMapping[Tensor, State], moveme
     fresh = [(plan, m) for plan, m in members if not states.get(m.param)]
     held = [(m.param.device, states[m.param], moving(plan)) for plan, m in members if states.get(m.param)]
     pages = movement.residence.allocate([(m.param.device, _moving_specs(plan, m.param)) for plan, m in fresh], held)
-    beside = [_state_beside(plan, m, states.get(m.param)) for plan, m in members]
+    beside = [_state_beside(w.launch, m, states.get(m.param)) for w in works for m in w.members]
     for (_, m), tensors in zip(fresh, pages, strict=True):
         states[m.param] = {"step": 0, **tensors}
     for (_, m), tensors in zip(members, beside, strict=True):
@@ -112,18 +118,18 @@ def _moving_specs(plan: Plan, param: Tensor) -> dict[str, TensorSpec]:
     return {key: specs[key] for key in moving(plan)}
 
 
-def _state_beside(plan: Plan, member: Member, state: State | None) -> State:
-    """State that is missing, or not there, and that stays with the parameter however the rest is paged."""
-    param, held = member.param, state or {}
+def _state_beside(launch: Launch, member: Member, state: State | None) -> State:
+    """State that is missing, or not there, and that stays where the update runs however the rest is paged."""
+    held, device = state or {}, launch.device
     beside: State = {}
-    if plan.format.tensor_wise:
+    if launch.plan.format.tensor_wise:
         scale = held.get("exp_avg_scale")
         if scale is None:
-            beside["exp_avg_scale"] = torch.zeros(1, 1, dtype=torch.float32, device=param.device)
-        elif scale.device != param.device:
-            beside["exp_avg_scale"] = scale.to(param.device)
+            beside["exp_avg_scale"] = torch.zeros(1, 1, dtype=torch.float32, device=device)
+        elif scale.device != device:
+            beside["exp_avg_scale"] = scale.to(device)
     if _keeps_norms(member.group) and "grad_norms" not in held:
-        beside["grad_norms"] = torch.zeros(clipping.HISTORY, dtype=torch.float32, device=param.device)
+        beside["grad_norms"] = torch.zeros(clipping.HISTORY, dtype=torch.float32, device=device)
     return beside
 
 
@@ -135,9 +141,9 @@ def run(work: Work, backend: Backend, movement: Movement, loss_scale: Tensor | N
         backend: who does it.
         movement: who brings the state.
         loss_scale: divides the gradients, or None.
-        skipped: int64[1] on the members' device; the elements that are skipped are added to it.
+        skipped: int64[1] where the call runs; the elements that are skipped are added to it.
     """
-    plan, hyper, device, cautious, _ = work.launch
+    plan, hyper, device, _, cautious, _ = work.launch
     slots = work.batch
     unscale = None if loss_scale is None else loss_scale.to(device).double().reciprocal().float().reshape(())
     scalars = work.numbers.scalars(skipped, unscale)
@@ -207,6 +213,7 @@ def _clip_factor(member: Member, slot: Slot, step: Tensor, unscale: Tensor | Non
     if percentile == 100 and grad_clip == 0:
         return 1.0
     norm = clipping.gradient_norm(slot.grad, "propagate" if group["nonfinite"] == "propagate" else "skip")
+    norm = norm.to(step.device)
     if unscale is not None:
         norm = norm * unscale
     limit = torch.full_like(norm, float32(grad_clip) if grad_clip > 0 else torch.inf)

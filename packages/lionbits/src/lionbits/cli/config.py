@@ -18,7 +18,7 @@ CAUTIOUS = ("mask", "gradient", "c-optim", "timm")
 PARAM_ROUNDING = ("nearest", "dithered", "stochastic", "compensated")
 
 # State is the same for every backend and device, so these may change midway; more steps stretch the schedule.
-FREE_ON_RESUME = frozenset({"backend", "device", "page_budget", "eval_every", "steps"})
+FREE_ON_RESUME = frozenset({"backend", "device", "page_budget", "paged_compute", "eval_every", "steps"})
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class TrainConfig:
     seed: int = 0
     cautious: str | None = None
     page_budget: int | None = None
+    paged_compute: str | None = None
     dtype: str = "float32"
     param_rounding: str = "nearest"
     master_bits: int = 32

@@ -32,6 +32,7 @@ def _optimizer(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument("--paged", action="store_true", help="keep the state in host pages: lion8 is paged-lion8")
     _setting(group, "page_budget", count, "bytes of paged state on the device at most, such as 64M")
+    _setting(group, "paged_compute", str, "where paged state is updated: device, or host")
 
 
 def _training(group: argparse._ArgumentGroup) -> None:

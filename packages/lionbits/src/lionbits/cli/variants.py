@@ -70,6 +70,7 @@ def arguments(config: TrainConfig) -> dict[str, object]:
     optional: dict[str, object] = {
         "backend": config.backend,
         "page_budget": config.page_budget,
+        "paged_compute": config.paged_compute,
         "cautious": config.cautious,
         "seed": config.seed or None,
         "param_rounding": config.param_rounding if config.param_rounding != "nearest" else None,

@@ -14,7 +14,7 @@ class PagingStats:
 
     Attributes:
         steps: passes over the state in which it was updated.
-        bytes_in, bytes_out: brought to the device, taken back to the host.
+        bytes_in, bytes_out: brought to where the update runs, and taken back from there.
         pages_in, pages_out: likewise, in pages.
         hits: bytes that a pass needed and that were there; with ``bytes_in`` they are all it needed.
         resident_bytes: of state that stays on the device, at the last pass.

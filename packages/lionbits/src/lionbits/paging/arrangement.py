@@ -28,10 +28,17 @@ PAGE_SIZE = 16 << 20
 class Resident:
     """State lives on its parameter's device."""
 
+    #: Whether the host does the work of a device.
+    offloads = False
+
     def moves(self, device: torch.device) -> bool:
-        """Whether state of parameters on ``device`` has to be brought there: never."""
+        """Whether anything of parameters on ``device`` has to travel for an update: never."""
         del device
         return False
+
+    def computes_on(self, device: torch.device) -> torch.device:
+        """Where parameters on ``device`` are updated: there."""
+        return device
 
     def lanes_of(self, device: torch.device) -> Lanes:
         """Nothing moves, so that nothing can be in the way."""
@@ -41,12 +48,13 @@ class Resident:
 
 @dataclass(frozen=True)
 class Paged:
-    """State lives on the host; what there is room for, on the device.
+    """State lives on the host; what there is room for, on the device, unless the update runs on the host too.
 
     Attributes:
         page_budget: bytes of state that may be on a device at a time, at least two pages; None: what it can spare.
         page_dir: a folder for memory-mapped files, or None for memory.
         page_size: bytes of a page.
+        paged_compute: ``"device"``: state is brought to its parameter; ``"host"``: parameter and gradient to the state.
         lanes: makes what copies on a device, where it is not to be its own streams. With it even state of parameters on
             the CPU is brought and taken back, which is for tests.
     """
@@ -54,6 +62,7 @@ class Paged:
     page_budget: int | None = None
     page_dir: str | Path | None = None
     page_size: int = PAGE_SIZE
+    paged_compute: str = "device"
     lanes: Callable[[torch.device], Lanes] | None = None
 
     def __post_init__(self) -> None:
@@ -64,10 +73,23 @@ class Paged:
         if self.page_dir is not None and not Path(self.page_dir).is_dir():
             raise checks.refusal(ValueError, "page_dir", self.page_dir, "must be an existing folder, or None")
         checks.integer("page_size", self.page_size, 1, hint="It counts bytes; None means 16 MiB.")
+        checks.choice("paged_compute", self.paged_compute, ("device", "host"))
+        if self.offloads and self.page_budget is not None:
+            rule = "contradicts paged_compute='host', with which no state is ever on the device"
+            raise checks.refusal(ValueError, "page_budget", self.page_budget, rule, "Leave it out.")
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the host does the work of a device."""
+        return self.paged_compute == "host"
 
     def moves(self, device: torch.device) -> bool:
-        """Whether state of parameters on ``device`` has to be brought there."""
+        """Whether anything of parameters on ``device`` has to travel for an update."""
         return device.type != "cpu" or self.lanes is not None
+
+    def computes_on(self, device: torch.device) -> torch.device:
+        """Where parameters on ``device`` are updated."""
+        return torch.device("cpu") if self.offloads else device
 
     def lanes_of(self, device: torch.device) -> Lanes:
         """What copies there."""
@@ -77,26 +99,30 @@ class Paged:
 Pager = Resident | Paged
 
 
-def arrangement(is_paged: object, page_budget: int | None, page_dir: str | Path | None, page_size: int | None) -> Pager:
+def arrangement(is_paged: object, **settings: Any) -> Pager:
     """The arrangement that optimizer arguments ask for.
 
+    Args:
+        is_paged: whether state is.
+        settings: those of :class:`Paged`, by their names there; None: not given.
+
     Raises:
-        TypeError, ValueError: naming the argument; also for page settings without ``is_paged=True``.
+        TypeError, ValueError: naming the argument; also for settings without ``is_paged=True``.
     """
     checks.flag("is_paged", is_paged)
+    given = {name: value for name, value in settings.items() if value is not None}
     if is_paged:
-        return Paged(page_budget, page_dir, PAGE_SIZE if page_size is None else page_size)
-    for name, value in (("page_budget", page_budget), ("page_dir", page_dir), ("page_size", page_size)):
-        if value is not None:
-            raise checks.refusal(ValueError, name, value, "is for paged state", "Pass is_paged=True with it.")
+        return Paged(**given)
+    for name, value in given.items():
+        raise checks.refusal(ValueError, name, value, "is for paged state", "Pass is_paged=True with it.")
     return Resident()
 
 
 def adopt(pager: Pager, held: Sequence[tuple[torch.device, Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Copies of the states of parameters on these devices, each tensor where it is kept.
 
-    Norms, and what else is small and not like the parameter, stay with it. Paged state comes to the host, whatever room
-    the device has: there it could be beside the state that it replaces.
+    Norms, and what else is small and not like the parameter, stay where it is updated. Paged state comes to the host,
+    whatever room the device has: there it could be beside the state that it replaces.
     """
     copies: list[dict[str, Any]] = [dict(state) for _, state in held]
     paged = [_paged(state) if isinstance(pager, Paged) else {} for state in copies]
@@ -108,11 +134,12 @@ def adopt(pager: Pager, held: Sequence[tuple[torch.device, Mapping[str, Any]]]) 
             pages = host.allocate(specs, pager.page_size, pager.page_dir, pinned=device.type == "cuda")
             for j, tensors in zip(places, pages, strict=True):
                 copies[j] |= {key: page.copy_(paged[j][key].detach()) for key, page in tensors.items()}
+        near = pager.computes_on(device)
         for j in places:
             for key, value in copies[j].items():
                 if isinstance(value, Tensor) and key not in paged[j]:
                     contiguous = torch.contiguous_format  # kernels go through state in its logical order
-                    copies[j][key] = value.detach().to(device, copy=True, memory_format=contiguous)
+                    copies[j][key] = value.detach().to(near, copy=True, memory_format=contiguous)
     return copies
 
 

@@ -26,6 +26,9 @@ class Lanes(Protocol):
     def compute_after(self, mark: Mark) -> None:
         """What the current stream is given from now on waits for this; the host does not."""
 
+    def wait(self, mark: Mark) -> None:
+        """The host waits for this."""
+
     def settle(self) -> None:
         """The host waits until nothing is on its way."""
 
@@ -53,6 +56,11 @@ class CudaLanes:
         """See :meth:`Lanes.compute_after`."""
         if mark is not None:
             torch.cuda.current_stream(self._device).wait_event(mark)
+
+    def wait(self, mark: Mark) -> None:
+        """See :meth:`Lanes.wait`."""
+        if mark is not None:
+            mark.synchronize()
 
     def settle(self) -> None:
         """See :meth:`Lanes.settle`."""
@@ -84,6 +92,9 @@ class OneLane:
 
     def compute_after(self, mark: Mark) -> None:
         """See :meth:`Lanes.compute_after`."""
+
+    def wait(self, mark: Mark) -> None:
+        """See :meth:`Lanes.wait`."""
 
     def settle(self) -> None:
         """See :meth:`Lanes.settle`."""

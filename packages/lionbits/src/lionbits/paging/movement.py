@@ -1,9 +1,12 @@
-"""Pages on their way: brought ahead of the update, taken back behind it, so that the device does not wait for either.
+"""Pages on their way: brought ahead of the update, taken back behind it, so that the update does not wait for either.
 
 While page ``i`` is updated, ``i+1`` and ``i+2`` arrive and ``i-1`` leaves. Marks order what has to be: a frame is
 filled when what was in it has left, a page is brought when it has been taken back, updated when it has arrived, taken
-back when it is updated. The host waits for none of them. That a page is not brought again before it has been taken back
-needs no mark: it comes to the same frame, which is not free before.
+back when it is updated. The host waits for none of them, unless the update is its own work. That a page is not brought
+again before it has been taken back needs no mark: it comes to the same frame, which is not free before.
+
+Where the device updates, pages are state. Where the host does, pages are parameters and gradients, and come the other
+way.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class Route:
 
 @dataclass
 class Frames:
-    """Memory on a device that pages pass through."""
+    """Memory that pages pass through, where the update runs."""
 
     memory: Tensor
     size: int
@@ -109,13 +112,15 @@ class Movement:
     def _pass(
         self, plan: Plan, slots: Batch, route: Route, frames: Frames, lanes: Lanes, *, writes: bool
     ) -> Iterator[tuple[Sequence[Slot], At]]:
-        count, pages = len(frames.free), route.pages
+        assert isinstance(self.pager, Paged)
+        compute, offloads, count, pages = self.pager.paged_compute, self.pager.offloads, len(frames.free), route.pages
+        made = lanes.computed() if offloads else None  # gradients are the device's work
         arriving: list[tuple[Visit, Mark] | None] = []
         for i, page in enumerate(pages):
             while len(arriving) < min(i + count, len(pages)):
                 j = len(arriving)
-                coming = visit(plan, slots, pages[j], frames[j % count])
-                after = (frames.free[j % count],)
+                coming = visit(plan, slots, pages[j], frames[j % count], compute)
+                after = (frames.free[j % count], made)
                 with _told(f"page {j + 1} of {len(pages)} could not be brought; {i} have been updated"):
                     arriving.append((coming, lanes.bring(coming.bring, after)))
                 self.stats.pages_in += 1
@@ -123,15 +128,21 @@ class Movement:
             now = arriving[i]
             assert now is not None
             here, arrived = now
-            lanes.compute_after(arrived)
+            if offloads:
+                lanes.wait(arrived)
+            else:
+                lanes.compute_after(arrived)
             yield here.slots, route.at[i]
-            frames.free[i % count] = done = lanes.computed()
+            frames.free[i % count] = done = None if offloads else lanes.computed()
             if writes:
-                with _told(f"page {i + 1} of {len(pages)} could not be taken back: its momentum is of the step before"):
+                stale = "its parameters are" if offloads else "its momentum is"
+                with _told(f"page {i + 1} of {len(pages)} could not be taken back: {stale} of the step before"):
                     frames.free[i % count] = lanes.take_back(here.take_back, (done,))
                 self.stats.pages_out += 1
-                self.stats.bytes_out += page.size
+                self.stats.bytes_out += here.bytes_back if offloads else page.size
             arriving[i] = None
+        if offloads:  # the last page is the last to leave, and the device must not go on with old parameters
+            lanes.compute_after(frames.free[(len(pages) - 1) % count])
 
     def _ready(self, plan: Plan, slots: Batch, device: torch.device) -> tuple[Route, Frames | None]:
         """The route of a batch, made anew where the device has less room than was thought, and frames for it."""
@@ -158,11 +169,13 @@ class Movement:
         stays = [self.residence.stay(device, slot.state, keys) for slot in slots]
         near = [place for place, staying in enumerate(stays) if staying]
         far = [place for place, staying in enumerate(stays) if not staying and slots[place].param.numel()]
-        pages = cut(plan, slots, far, self._page_size)
-        at = [torch.tensor(page.places, device=device) for page in pages]
+        assert isinstance(self.pager, Paged)
+        there = self.pager.computes_on(device)
+        pages = cut(plan, slots, far, self._page_size, self.pager.paged_compute)
+        at = [torch.tensor(page.places, device=there) for page in pages]
         size = sum(slots[place].state[key].nbytes for place in near for key in keys)
         batch = Batch(slots[place] for place in near)
-        return Route(batch, torch.tensor(near, dtype=torch.int64, device=device), size, pages, at)
+        return Route(batch, torch.tensor(near, dtype=torch.int64, device=there), size, pages, at)
 
     def _room_for(self, size: int, pages: int, device: torch.device) -> Frames | None:
         """Frames of this size; None if smaller ones have to do."""
@@ -179,7 +192,8 @@ class Movement:
 
     def _empty(self, count: int, size: int, device: torch.device) -> Tensor | None:
         try:
-            return empty(count * size, device)
+            there = self.pager.computes_on(device)
+            return empty(count * size, there, pinned=there != device and device.type == "cuda")
         except torch.OutOfMemoryError as error:
             shrunk(self.stats, f"{count} pages of {size:,} bytes", device)
             if count == FEWEST and size // 2 < SMALLEST:
@@ -196,9 +210,9 @@ class Movement:
         return found
 
 
-def empty(size: int, device: torch.device) -> Tensor:
+def empty(size: int, device: torch.device, *, pinned: bool) -> Tensor:
     """So many bytes on the device."""
-    return torch.empty(size, dtype=torch.uint8, device=device)
+    return torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How state is cut into pages, and how a page's bytes lie on the device while it passes through."""
+"""How state is cut into pages, and how a page's bytes lie where the update runs while it passes through."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Page:
 
     Attributes:
         pieces: in the order of the call.
-        size: bytes on the device.
+        size: bytes in a frame.
     """
 
     pieces: tuple[Piece, ...]
@@ -58,29 +58,45 @@ class Page:
 
 @dataclass
 class Visit:
-    """A page on the device: its slots, whose state is in a frame, and the bytes that go there and back."""
+    """A page in a frame: its slots, for which what travels is there, and the bytes that go there and back."""
 
     slots: list[Slot]
-    copies: list[tuple[Tensor, Tensor]]  # in the frame, on the host
+    copies: list[tuple[Tensor, Tensor]]  # in the frame, at home
+    back: list[tuple[Tensor, Tensor]]  # likewise
 
     def bring(self) -> None:
-        """Host to frame."""
+        """From home to the frame."""
         for near, far in self.copies:
             near.copy_(far, non_blocking=True)
 
     def take_back(self) -> None:
-        """Frame to host."""
-        for near, far in self.copies:
+        """From the frame to home."""
+        for near, far in self.back:
             far.copy_(near, non_blocking=True)
 
+    @property
+    def bytes_back(self) -> int:
+        """What :meth:`take_back` copies."""
+        return sum(near.nbytes for near, _ in self.back)
 
-def cut(plan: Plan, slots: Sequence[Slot], places: Sequence[int], page_size: int) -> list[Page]:
-    """The state of these slots in pages of ``page_size`` bytes, larger only where one row is."""
+
+def cut(
+    plan: Plan, slots: Sequence[Slot], places: Sequence[int], page_size: int, compute: str = "device"
+) -> list[Page]:
+    """What travels of these slots in pages of ``page_size`` bytes, larger only where one row is.
+
+    Args:
+        plan: of the slots.
+        slots: of a call.
+        places: of those that are cut.
+        page_size: bytes.
+        compute: where the update runs: to the ``"device"`` travels state, to the ``"host"`` parameter and gradient.
+    """
     pages: list[Page] = []
     pieces: list[Piece] = []
     total = 0
     for place in places:
-        for piece, size in _pieces(plan, slots[place], place, page_size):
+        for piece, size in _pieces(plan, slots[place], place, page_size, compute):
             if pieces and (total + size > page_size or pieces[-1].place == place):
                 pages.append(Page(tuple(pieces), total))
                 pieces, total = [], 0
@@ -91,20 +107,28 @@ def cut(plan: Plan, slots: Sequence[Slot], places: Sequence[int], page_size: int
     return pages
 
 
-def visit(plan: Plan, slots: Sequence[Slot], page: Page, frame: Tensor) -> Visit:
-    """The page's slots with state in ``frame``: bytes on the device, at least as many as the page has."""
+def visit(plan: Plan, slots: Sequence[Slot], page: Page, frame: Tensor, compute: str = "device") -> Visit:
+    """The page's slots with what travels in ``frame``: bytes, at least as many as the page has."""
     parts = [piece.of(plan, slots) for piece in page.pieces]
     near: list[dict[str, Tensor]] = [{} for _ in parts]
     copies: list[_Copy] = []
     at = 0
-    for key in moving(plan):  # as on the host, where tensors of one kind are neighbours
+    for key in _travelling(plan, (), compute):  # as on the host, where tensors of one kind are neighbours
         for part, found in zip(parts, near, strict=True):
-            far = part.state[key]
+            far = part.state[key] if compute == "device" else getattr(part, key)
             begin = at
             found[key], at = host.carve(frame, at, TensorSpec(tuple(far.shape), far.dtype))
-            copies.append(_Copy(found[key], far, begin))
+            copies.append(_Copy(key, found[key], far, begin))
+    if compute == "host":
+        there = [
+            replace(part, param=found["param"], grad=found["grad"], pitch=part.row_pitch)
+            for part, found in zip(parts, near, strict=True)
+        ]
+        back = [copy for copy in copies if copy.key != "grad"]
+        return Visit(there, list(_joined(copies, frame)), list(_joined(back, frame)))
     there = [replace(p, state={**p.state, **f}, pitch=p.row_pitch) for p, f in zip(parts, near, strict=True)]
-    return Visit(there, list(_joined(copies, frame)))
+    joined = list(_joined(copies, frame))
+    return Visit(there, joined, joined)
 
 
 def moving(plan: Plan) -> list[str]:
@@ -112,15 +136,23 @@ def moving(plan: Plan) -> list[str]:
     return [key for key in plan.state_spec(()) if not (key == "exp_avg_scale" and plan.format.tensor_wise)]
 
 
-def state_size(plan: Plan, shape: Sequence[int]) -> int:
-    """Bytes that the moving state of a parameter takes."""
+def _travelling(plan: Plan, shape: Sequence[int], compute: str) -> dict[str, TensorSpec]:
+    """What travels of a parameter, so that it meets the rest where the update runs."""
+    if compute == "host":
+        return {
+            "param": TensorSpec(tuple(shape), plan.param_dtype),
+            "grad": TensorSpec(tuple(shape), plan.grad_dtype),
+        }
     specs = plan.state_spec(shape)
-    return host.size({key: specs[key] for key in moving(plan)})
+    return {key: specs[key] for key in moving(plan)}
 
 
-def _pieces(plan: Plan, slot: Slot, place: int, page_size: int) -> Iterator[tuple[Piece, int]]:
+def _pieces(plan: Plan, slot: Slot, place: int, page_size: int, compute: str) -> Iterator[tuple[Piece, int]]:
+    def size(*shape: int) -> int:
+        return host.size(_travelling(plan, shape, compute))
+
     shape = tuple(slot.param.shape)
-    whole = state_size(plan, shape)
+    whole = size(*shape)
     rows, columns = matrix_shape(shape)
     if whole <= page_size or (rows == 1 and not (slot.param.dim() <= 1 or slot.param.is_contiguous())):
         yield Piece(place, "whole"), whole
@@ -128,14 +160,15 @@ def _pieces(plan: Plan, slot: Slot, place: int, page_size: int) -> Iterator[tupl
     axis, unit, count = "rows", 1, rows
     if rows == 1:
         axis, unit, count = "columns", plan.format.block_size or _COLUMNS, columns
-    step = max(page_size // (state_size(plan, (1, unit) if rows == 1 else (1, columns)) or 1), 1) * unit
+    step = max(page_size // (size(1, unit if rows == 1 else columns) or 1), 1) * unit
     for first in range(0, count, step):
         last = min(first + step, count)
-        taken = state_size(plan, (1, last - first) if rows == 1 else (last - first, *shape[1:]))
+        taken = size(1, last - first) if rows == 1 else size(last - first, *shape[1:])
         yield Piece(place, axis, first, last), taken
 
 
 class _Copy(NamedTuple):
+    key: str
     near: Tensor
     far: Tensor
     begin: int  # in the frame, in bytes

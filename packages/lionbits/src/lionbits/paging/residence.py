@@ -104,6 +104,8 @@ class Residence:
     def _chosen(self, device: torch.device, sizes: Sequence[int], held: Sequence[Held]) -> list[int]:
         """Which of these may come to stay on the device, beside what is there."""
         assert isinstance(self._pager, Paged)
+        if self._pager.offloads:
+            return []
         there = sum(
             state[key].nbytes for d, state, keys in held if d == device and self.stay(d, state, keys) for key in keys
         )
