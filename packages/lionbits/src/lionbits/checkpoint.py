@@ -18,6 +18,7 @@ from lionbits_reference import clipping
 from lionbits_reference.spec import Plan, checks
 
 from . import options, work
+from .recognition import reader, recognise
 
 VERSION = 1
 VERSION_KEY = "lionbits_version"
@@ -65,7 +66,13 @@ def complete_groups(groups: list[dict[str, Any]], state_dict: Mapping[str, Any])
     Raises:
         TypeError, ValueError: as :func:`examine`, but for formats, which may differ from ours.
     """
-    saved_groups = _checked_form(state_dict)
+    saved_groups = checked_form(state_dict)
+    peer = recognise(state_dict)
+    if peer not in (None, "lionbits"):
+        raise ValueError(
+            f"state_dict has the form of {peer}, which holds momentum otherwise. "
+            f"Load what {reader(str(peer))}(state_dict, optimizer) returns."
+        )
     ours = [len(group["params"]) for group in groups]
     theirs = [len(group["params"]) for group in saved_groups]
     if ours != theirs:
@@ -113,11 +120,15 @@ def check_mapping(state_dict: object) -> None:
         raise checks.refusal(TypeError, f"state_dict of type {type(state_dict).__name__}", state_dict, rule)
 
 
-def _checked_form(state_dict: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The groups of a state dict that has the form of one."""
+def checked_form(state_dict: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The groups of a state dict that has the form of one.
+
+    Raises:
+        TypeError, ValueError.
+    """
     for key, kind in (("state", Mapping), ("param_groups", Sequence)):
         if key not in state_dict:
-            raise ValueError(f"state_dict lacks {key!r}: pass what lionbits' state_dict() returned.")
+            raise ValueError(f"state_dict lacks {key!r}: pass what an optimizer's state_dict() returned.")
         if not isinstance(state_dict[key], kind):
             raise TypeError(f"state_dict[{key!r}] is a {type(state_dict[key]).__name__}; it must be a {kind.__name__}.")
     groups: Sequence[Mapping[str, Any]] = state_dict["param_groups"]
@@ -178,7 +189,7 @@ def _examine_state(key: Any, param: Tensor, group: dict[str, Any], state: Any) -
     plain = dict(state)
     if not plain:
         return plain
-    plain["step"] = _checked_step(key, plain)
+    plain["step"] = checked_step(key, plain)
     plan = options.plan(group, param, param.dtype)
     try:
         work.check_state(plan, param, plain)
@@ -215,7 +226,12 @@ def _check_values(key: Any, plan: Plan, state: Mapping[str, Any]) -> None:
         raise ValueError(f"state of parameter {key!r} has a negative norm in grad_norms.")
 
 
-def _checked_step(key: Any, state: Mapping[str, Any]) -> int:
+def checked_step(key: Any, state: Mapping[str, Any]) -> int:
+    """The number of updates that a state says it has had.
+
+    Raises:
+        ValueError: it says none, or no whole number >= 0.
+    """
     if "step" not in state:
         raise ValueError(
             f"state of parameter {key!r} has no 'step', only {sorted(map(str, state))}: not lionbits state."

@@ -1,0 +1,223 @@
+"""State dicts of other Lions, in and out: training continues here, or there, with the momentum that it had.
+
+    optimizer.load_state_dict(interop.from_bitsandbytes(state_dict, optimizer))
+
+Every ``from_`` function returns a state dict for ``optimizer``, which holds the same parameters and supplies the form:
+bits, format, block size, seed. Momentum is decoded to float32 and rounded to nearest once. Settings that the peer has
+(learning rate, betas, weight decay, what a schedule noted) come from its groups, as in any ``load_state_dict``; the
+others stay the optimizer's. Nothing is changed, neither the state dict nor the optimizer.
+
+Parameters are matched by position, as torch does; or by name, where both sides have names, and then groups may differ.
+``names=`` supplies the peer's, in its order: ``[name for name, _ in model.named_parameters()]``.
+
+All of them raise TypeError or ValueError, naming the parameter or group, where a state dict has not the form it should
+have, is of another model, or follows a rule that Lion here cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lionbits.recognition import recognise
+from lionbits_reference.spec import checks
+
+from . import bitsandbytes, comparison, exp_avg, flashlion, optax, qlion
+from .comparison import Difference
+from .ours import into, out_of
+from .reading import Reading
+
+if TYPE_CHECKING:
+    from lionbits.optimizer import Lion
+
+__all__ = [
+    "Difference",
+    "compare",
+    "from_bitsandbytes",
+    "from_flashlion",
+    "from_lion_pytorch",
+    "from_optax",
+    "from_optimi",
+    "from_pytorch_optimizer",
+    "from_qlion",
+    "from_timm",
+    "recognise",
+    "to_bitsandbytes",
+    "to_lion_pytorch",
+    "to_optax",
+    "to_optimi",
+    "to_pytorch_optimizer",
+    "to_qlion",
+    "to_timm",
+]
+
+StateDict = Mapping[str, Any]
+Names = Sequence[str] | None
+
+
+def from_bitsandbytes(
+    state_dict: StateDict, optimizer: Lion, *, names: Names = None, written_on: str | None = None
+) -> dict[str, Any]:
+    """For ``optimizer``, what bitsandbytes' Lion (any release, 8 or 32 bits, paged or not) saved.
+
+    Wrapped and flat, blocks of 256 and of 2048, one scale per tensor, and parameters of 8 and of 32 bits in one state
+    dict are read as they come; codes are decoded with the table beside them. Percentile clipping's history is carried
+    over where ``optimizer`` clips.
+
+    Args:
+        state_dict: as its ``state_dict()`` returned it.
+        optimizer: that is to load the result.
+        names: of its parameters, in its order; see :mod:`lionbits.interop`.
+        written_on: ``"cuda"`` or ``"cpu"``, needed where a parameter was channels_last when its state was made: on
+            CUDA bitsandbytes then keeps its state in another order than the tensor says.
+    """
+    return into(bitsandbytes.read(state_dict, written_on), optimizer, names)
+
+
+def to_bitsandbytes(optimizer: Lion, optim_bits: int | None = None) -> dict[str, Any]:
+    """What bitsandbytes' Lion loads, 0.49.2 or later, over the same parameters in the same groups.
+
+    Args:
+        optimizer: whose state it is.
+        optim_bits: 32: float32, exact; 8: parameters of 4,096 elements or more in its codes, blocks of 256, rounded to
+            nearest; None: float32 stays float32, what is narrower here becomes 8 bits. bitsandbytes continues either,
+            whatever ``optim_bits`` its own optimizer was made with.
+
+    Raises:
+        TypeError, ValueError: ``optim_bits``.
+    """
+    checks.choice("optim_bits", optim_bits, (None, 32, 8))
+    return bitsandbytes.write(out_of(optimizer), optim_bits)
+
+
+def from_qlion(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
+    """For ``optimizer``, what QLion saved, quantised or not, reloaded or not.
+
+    Its order of operations is Lion's with betas (b1*b2, b2): these the result has, so that training continues under the
+    same rule; but for a :class:`lionbits.QLion` with ``momentum_first=False``, which asks for Lion's order with QLion's
+    betas. ``grad_clip`` and ``cautious`` are carried over.
+    """
+    lions_order = any(group.get("momentum_first") is False for group in optimizer.param_groups)
+    return into(qlion.read(state_dict, lions_order=lions_order), optimizer, names)
+
+
+def to_qlion(optimizer: Lion) -> dict[str, Any]:
+    """What QLion loads: plain momentum, which it quantises itself at its next step.
+
+    Raises:
+        ValueError: betas that its order of operations cannot have.
+    """
+    return qlion.WRITTEN.write(out_of(optimizer, qlion.WRITTEN.carries))
+
+
+def from_lion_pytorch(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
+    """For ``optimizer``, what lion-pytorch saved, or any Lion that keeps ``exp_avg`` and nothing else.
+
+    Such state dicts do not count steps: the next update is the first. lion-pytorch's ``decoupled_weight_decay`` is not
+    in its state dict; where it was on, divide ``weight_decay`` by the initial learning rate.
+    """
+    return into(exp_avg.LION_PYTORCH.read(state_dict), optimizer, names)
+
+
+def to_lion_pytorch(optimizer: Lion) -> dict[str, Any]:
+    """What lion-pytorch loads, and other Lions whose groups need ``lr``, ``betas`` and ``weight_decay`` alone."""
+    return exp_avg.LION_PYTORCH.write(out_of(optimizer))
+
+
+def from_timm(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
+    """For ``optimizer``, what timm's Lion saved. ``maximize`` is carried over; ``caution`` as ``cautious="timm"``."""
+    return into(exp_avg.TIMM.read(state_dict), optimizer, names)
+
+
+def to_timm(optimizer: Lion) -> dict[str, Any]:
+    """What timm's Lion loads."""
+    return exp_avg.TIMM.write(out_of(optimizer, exp_avg.TIMM.carries))
+
+
+def from_pytorch_optimizer(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
+    """For ``optimizer``, what pytorch_optimizer's Lion saved. ``cautious`` is carried over as ``"c-optim"``."""
+    return into(exp_avg.PYTORCH_OPTIMIZER.read(state_dict), optimizer, names)
+
+
+def to_pytorch_optimizer(optimizer: Lion) -> dict[str, Any]:
+    """What pytorch_optimizer's Lion loads."""
+    return exp_avg.PYTORCH_OPTIMIZER.write(out_of(optimizer, exp_avg.PYTORCH_OPTIMIZER.carries))
+
+
+def from_optimi(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
+    """For ``optimizer``, what torch-optimi's Lion saved. A warning tells where it held Kahan compensation."""
+    return into(exp_avg.OPTIMI.read(state_dict), optimizer, names)
+
+
+def to_optimi(optimizer: Lion) -> dict[str, Any]:
+    """What torch-optimi's Lion loads; Kahan compensation begins at zero."""
+    return exp_avg.OPTIMI.write(out_of(optimizer))
+
+
+def from_flashlion(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
+    """For ``optimizer``, what flashoptim's FlashLion saved, compressed or not.
+
+    What its parameters are short of (``error_bits``) is theirs, not the momentum's; a warning tells where it is left
+    behind. ``decouple_lr`` is not in its state dict.
+    """
+    return into(flashlion.read(state_dict), optimizer, names)
+
+
+def from_optax(state: object, optimizer: Lion) -> dict[str, Any]:
+    """For ``optimizer``, what optax's Lion held; settings are the optimizer's, as optax keeps them elsewhere.
+
+    Args:
+        state: ``ScaleByLionState``, or a mapping with its ``count`` and ``mu``. ``mu`` is a list of arrays in the order
+            of the optimizer's parameters, or a mapping, nested or not, by their names, and each array has its
+            parameter's shape. A square weight that was not transposed on its way to torch looks like one that was.
+        optimizer: that is to load the result.
+    """
+    return into(optax.read(state, [len(group["params"]) for group in optimizer.param_groups]), optimizer)
+
+
+def to_optax(optimizer: Lion) -> dict[str, Any]:
+    """``count`` and ``mu`` of float32 numpy arrays: by name where parameters have names, else in their order.
+
+    Raises:
+        ValueError: a parameter has no state yet.
+    """
+    return optax.write(out_of(optimizer))
+
+
+#: What can be read from a state dict alone, by the name that :func:`recognise` gives.
+READERS: dict[str, Callable[[StateDict], Reading]] = {
+    "bitsandbytes": bitsandbytes.read,
+    "qlion": qlion.read,
+    "lion-pytorch": exp_avg.LION_PYTORCH.read,
+    "timm": exp_avg.TIMM.read,
+    "pytorch-optimizer": exp_avg.PYTORCH_OPTIMIZER.read,
+    "optimi": exp_avg.OPTIMI.read,
+    "flashlion": flashlion.read,
+}
+
+
+def compare(
+    state_dict: Any, optimizer: Lion, *, names: Names = None, written_on: str | None = None
+) -> list[Difference]:
+    """How far the momentum that ``optimizer`` holds is from that of a peer's state dict, parameter by parameter.
+
+    After loading what was made of the state dict, or after writing it: what the conversion cost.
+
+    Args:
+        state_dict: any that :func:`recognise` knows but lionbits' own.
+        optimizer: over the same parameters.
+        names, written_on: as in :func:`from_bitsandbytes`.
+
+    Raises:
+        TypeError, ValueError: it is not recognised, or does not hold the same parameters.
+    """
+    peer = recognise(state_dict)
+    if peer == "optax":
+        reading = optax.read(state_dict, [len(group["params"]) for group in optimizer.param_groups])
+    elif peer == "bitsandbytes":
+        reading = bitsandbytes.read(state_dict, written_on)
+    elif peer in READERS:
+        reading = READERS[peer](state_dict)
+    else:
+        raise ValueError(f"state_dict is not one of {', '.join(READERS)} or optax; recognise() says {peer!r}.")
+    return comparison.differences(reading, optimizer, names)

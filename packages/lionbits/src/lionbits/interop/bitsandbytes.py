@@ -1,0 +1,122 @@
+"""bitsandbytes' state dicts: wrapped since 0.49.2, flat before; blocks of 256 since 0.44, of 2048 before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lionbits import checkpoint
+from lionbits.recognition import WRAPPED
+from lionbits_reference.spec import checks
+
+from . import dynamic_map
+from .reading import Held, Reading, common, groups_of, momentum, settings, states_of, tensor
+
+DEVICES = ("cpu", "cuda")
+
+#: Elements from which bitsandbytes' own ``min_8bit_size`` makes codes.
+SMALLEST = 4096
+
+
+def read(state_dict: Mapping[str, Any], written_on: str | None = None) -> Reading:
+    """Decode with the table and block size that each state carries; see :func:`lionbits.interop.from_bitsandbytes`."""
+    checks.choice("written_on", written_on, (None, *DEVICES))
+    groups = [_group(i, group) for i, group in enumerate(groups_of(state_dict))]
+    held = {key: _held(key, _unwrapped(key, state), written_on) for key, state in states_of(state_dict)}
+    return Reading(held, groups)
+
+
+def write(reading: Reading, optim_bits: int | None = None) -> dict[str, Any]:
+    """A wrapped state dict; see :func:`lionbits.interop.to_bitsandbytes`."""
+    checks.choice("optim_bits", optim_bits, (None, 32, 8))
+    values = dynamic_map.table()
+    states = {}
+    for key, held in reading.held.items():
+        narrow = held.form != "float32"
+        if optim_bits is not None:
+            narrow = optim_bits == 8 and held.exp_avg.numel() >= SMALLEST
+        inner: dict[str, Any] = {"state1": held.exp_avg}
+        if narrow:
+            codes, absmax = dynamic_map.quantise(held.exp_avg)
+            values = values.to(codes.device)
+            inner = {"state1": codes, "qmap1": values, "absmax1": absmax}
+        states[key] = {"step": held.step, WRAPPED: inner}
+    return {"state": states, "param_groups": [{"eps": 0.0, **common(group)} for group in reading.groups]}
+
+
+def _group(i: int, group: Mapping[str, Any]) -> dict[str, Any]:
+    found = settings(group)
+    eps = group.get("eps", 0.0)
+    if eps != 0 or found["betas"][1:] == (0,):
+        raise ValueError(
+            f"param_groups[{i}] has eps={eps!r} and betas={found['betas']!r}: bitsandbytes' Lion has eps=0.0 and "
+            f"beta2 > 0; this is another of its optimizers (SGD, LARS, RMSprop, Adagrad), whose state is not momentum "
+            f"as Lion's is."
+        )
+    return found
+
+
+def _unwrapped(key: Any, state: dict[str, Any]) -> dict[str, Any]:
+    inner = state.pop(WRAPPED, {})
+    if not isinstance(inner, Mapping):
+        raise TypeError(
+            f"state of parameter {key!r} has {WRAPPED!r} of type {type(inner).__name__}; it must be a dict."
+        )
+    return {**state, **inner}
+
+
+def _held(key: Any, state: dict[str, Any], written_on: str | None) -> Held:
+    if "state2" in state:
+        raise ValueError(f"state of parameter {key!r} has 'state2': an optimizer with two moments (Adam), not Lion.")
+    state1 = _in_order(key, tensor(key, state, "state1"), written_on)
+    norms = tensor(key, state, "gnorm_vec").float().sqrt() if "gnorm_vec" in state else None  # it keeps squares
+    if state1.dtype == torch.uint8:
+        exp_avg, form = _decoded(key, state1, state)
+    elif "qmap1" in state or state1.dtype != torch.float32:
+        raise ValueError(
+            f"state of parameter {key!r} has state1 of {state1.dtype}" + (" beside qmap1" if "qmap1" in state else "")
+            + ": codes are uint8 and momentum is float32; something has cast the state since it was saved."
+        )  # fmt: skip
+    else:
+        exp_avg, form = state1, "float32"
+    return Held(momentum(key, exp_avg), form, checkpoint.checked_step(key, state), norms)
+
+
+def _decoded(key: Any, codes: Tensor, state: dict[str, Any]) -> tuple[Tensor, str]:
+    values, n = tensor(key, state, "qmap1").float(), codes.numel()
+    if values.numel() != 256:
+        raise ValueError(f"state of parameter {key!r} has a qmap1 of shape {tuple(values.shape)}; it must be (256,).")
+    if "absmax1" not in state and "max1" in state:  # block_wise=False, before 0.50
+        return dynamic_map.dequantise(codes, values, tensor(key, state, "max1").float(), n), "8 bits, one scale"
+    absmax = tensor(key, state, "absmax1").float()
+    for block in (dynamic_map.BLOCK, dynamic_map.OLD_BLOCK):
+        if absmax.numel() == -(-n // block):
+            return dynamic_map.dequantise(codes, values, absmax, block), f"8 bits in blocks of {block}"
+    raise ValueError(
+        f"state of parameter {key!r} has {absmax.numel()} scales for {n:,} codes; blocks of {dynamic_map.BLOCK} make "
+        f"{-(-n // dynamic_map.BLOCK)}, blocks of {dynamic_map.OLD_BLOCK} make {-(-n // dynamic_map.OLD_BLOCK)}. "
+        f"A shard of a tensor cannot be read: gather it first."
+    )
+
+
+def _in_order(key: Any, state1: Tensor, written_on: str | None) -> Tensor:
+    """``state1`` with its elements in the logical order of the parameter.
+
+    The state of a channels_last parameter is made with its strides; then bitsandbytes makes the parameter contiguous.
+    On CUDA its kernels walk both through raw pointers, so that element i of the parameter has its state in place i of
+    memory, whatever the strides say. On the CPU torch's operations heed the strides.
+    """
+    if state1.is_contiguous():
+        return state1
+    if written_on is None:
+        raise ValueError(
+            f"state1 of parameter {key!r} has shape {tuple(state1.shape)} and strides {state1.stride()}: the order of "
+            f"its elements depends on where bitsandbytes ran. Pass written_on='cuda' or written_on='cpu'."
+        )
+    span = 1 + sum((size - 1) * stride for size, stride in zip(state1.shape, state1.stride(), strict=True))
+    if written_on == "cpu" or span != state1.numel():
+        return state1.contiguous()
+    return state1.as_strided((span,), (1,)).reshape(state1.shape)

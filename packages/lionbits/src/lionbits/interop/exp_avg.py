@@ -1,0 +1,147 @@
+"""Peers that keep plain momentum: ``exp_avg`` like the parameter, no codes, mostly no count of steps.
+
+They differ in their groups. A setting of theirs that Lion here has too is carried over; one that makes theirs another
+rule is refused where it has an effect.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .reading import Held, Reading, common, groups_of, momentum, settings, states_of, tensor
+
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """One peer's groups.
+
+    Attributes:
+        name: of the peer.
+        defaults: settings beside lr, betas and weight_decay that its groups need, with what they are by default.
+        inward: from its group to settings of ours.
+        outward: from our group to settings of its own, over ``defaults``.
+        carries: settings beyond Lion's own that ``outward`` knows; see :func:`lionbits.interop.ours.out_of`.
+        beside: what it keeps beside ``exp_avg``, empty.
+    """
+
+    name: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    inward: Callable[[Mapping[str, Any]], Group] = settings
+    outward: Callable[[Mapping[str, Any]], Group] = lambda group: {}
+    carries: Mapping[str, object] = field(default_factory=dict)
+    beside: Callable[[Held], dict[str, Any]] = lambda held: {}
+
+    def read(self, state_dict: Mapping[str, Any]) -> Reading:
+        """See :func:`lionbits.interop.from_lion_pytorch`."""
+        groups = groups_of(state_dict)
+        steps = {key: int(group.get("step", 0)) for group in groups for key in group["params"]}
+        held = {}
+        for key, state in states_of(state_dict):
+            exp_avg = tensor(key, state, "exp_avg")
+            form = str(exp_avg.dtype).removeprefix("torch.")
+            left_behind(key, state, "kahan_comp", "what the parameter is short of in its dtype is not added to it.")
+            held[key] = Held(momentum(key, exp_avg), form, steps[key])
+        return Reading(held, [self.inward(group) for group in groups])
+
+    def write(self, reading: Reading) -> dict[str, Any]:
+        """See :func:`lionbits.interop.to_lion_pytorch`."""
+        states = {key: {"exp_avg": held.exp_avg, **self.beside(held)} for key, held in reading.held.items()}
+        return {"state": states, "param_groups": [self._group(group, reading) for group in reading.groups]}
+
+    def _group(self, group: Mapping[str, Any], reading: Reading) -> Group:
+        found = {**self.defaults, **common(group), **self.outward(group)}
+        if "step" in found:
+            found["step"] = max((reading.held[key].step for key in group["params"] if key in reading.held), default=0)
+        return found
+
+
+def refuse(group: Mapping[str, Any], name: str, harmless: object, why: str) -> None:
+    """Refuse a setting of a peer that makes its rule another, where weight decay makes it felt.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if group.get(name, harmless) != harmless and group.get("weight_decay", 0) > 0:
+        raise ValueError(
+            f"a group of the state dict has {name}={group[name]!r} with weight_decay={group['weight_decay']!r}: {why}. "
+            f"Set {name}={harmless!r} in that group, and weight_decay to what corresponds."
+        )
+
+
+def _from_timm(group: Mapping[str, Any]) -> Group:
+    refuse(group, "corrected_weight_decay", False, "decay scaled by lr^2 / max lr, which lionbits does not have")
+    found = settings(group)
+    return found | {"maximize": group.get("maximize", False), "cautious": "timm" if group.get("caution") else None}
+
+
+def _to_timm(group: Mapping[str, Any]) -> Group:
+    return {"maximize": group["maximize"], "caution": group["cautious"] == "timm"}
+
+
+def _from_pytorch_optimizer(group: Mapping[str, Any]) -> Group:
+    refuse(group, "weight_decouple", True, "decay added to the gradient, which lionbits does not have")
+    refuse(group, "fixed_decay", False, "decay not scaled by the learning rate, which lionbits does not have")
+    return settings(group) | {"cautious": "c-optim" if group.get("cautious") else None}
+
+
+def _from_optimi(group: Mapping[str, Any]) -> Group:
+    refuse(group, "decouple_lr", False, "decay scaled by lr / max_lr alone, which lionbits does not have")
+    if "beta1" in group and "beta2" in group:
+        group = {**group, "betas": (group["beta1"], group["beta2"])}
+    return {name: value for name, value in settings(group).items() if name != "max_lr"}  # its own, not a schedule's
+
+
+def _to_optimi(group: Mapping[str, Any]) -> Group:
+    return {"beta1": group["betas"][0], "beta2": group["betas"][1]}
+
+
+def _kahan(held: Held) -> dict[str, Any]:
+    """Without this optimi takes the momentum for missing; float32 parameters need no compensation."""
+    narrow = held.dtype in (torch.bfloat16, torch.float16)
+    return {"kahan_comp": torch.zeros_like(held.exp_avg, dtype=held.dtype) if narrow else None}
+
+
+def left_behind(key: Any, state: Mapping[str, Any], name: str, why: str) -> None:
+    """Warn of a tensor of a peer's that is not empty and has no place here."""
+    rest = state.get(name)
+    if isinstance(rest, torch.Tensor) and rest.any():
+        warnings.warn(f"{name} of parameter {key!r} is left behind: {why}", UserWarning, stacklevel=6)
+
+
+LION_PYTORCH = Plain("lion-pytorch")
+TIMM = Plain(
+    "timm",
+    {"caution": False, "corrected_weight_decay": False, "maximize": False, "foreach": None},
+    _from_timm,
+    _to_timm,
+    {"maximize": True, "cautious": "timm"},
+)
+PYTORCH_OPTIMIZER = Plain(
+    "pytorch-optimizer",
+    {"weight_decouple": True, "fixed_decay": False, "foreach": None, "step": 0},
+    _from_pytorch_optimizer,
+    lambda group: {"cautious": True} if group["cautious"] == "c-optim" else {},
+    {"cautious": "c-optim"},
+)
+OPTIMI = Plain(
+    "optimi",
+    {
+        "decouple_lr": False,
+        "max_lr": None,
+        "kahan_sum": None,
+        "foreach": None,
+        "triton": None,
+        "gradient_release": False,
+        "setup": False,
+    },
+    _from_optimi,
+    _to_optimi,
+    beside=_kahan,
+)

@@ -1,0 +1,156 @@
+"""From a reading to what ``load_state_dict`` takes, and from an optimizer of ours to a reading."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lionbits import options
+from lionbits_reference import backend as reference
+from lionbits_reference.spec import checks
+
+from .reading import Held, Reading
+
+if TYPE_CHECKING:
+    from lionbits.optimizer import Lion
+
+#: Settings that change what a step does, and the values with which they change nothing.
+_BEYOND_LION = {"cautious": None, "grad_clip": 0.0, "percentile_clipping": 100, "maximize": False}
+
+#: Settings of a reading's group that are not taken over: they are the optimizer's own.
+_OWN = ("params", "param_names")
+
+
+def into(reading: Reading, optimizer: Lion, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """A state dict for ``optimizer``, momentum in its formats, rounded to nearest. It is not changed itself.
+
+    Args:
+        reading: of a peer's state dict.
+        optimizer: over the same parameters; it supplies shapes, formats, and settings that the peer does not have.
+        names: of the peer's parameters, in its order; see :func:`matched`.
+
+    Raises:
+        TypeError, ValueError: groups, parameters or shapes do not fit.
+    """
+    saved = optimizer.state_dict()
+    groups, states = [], {}
+    matches = matched(reading, optimizer, names)
+    for group, packed, keys in zip(optimizer.param_groups, saved["param_groups"], matches, strict=True):
+        complete = {**packed, **_common_settings(reading, keys)}
+        options.check(complete)
+        groups.append(complete)
+        for position, param, key in zip(packed["params"], group["params"], keys, strict=True):
+            if key in reading.held:
+                states[position] = _encoded(key, reading.held[key], param, complete)
+    return {"state": states, "param_groups": groups}
+
+
+def out_of(optimizer: Lion, carries: Mapping[str, object] = MappingProxyType({})) -> Reading:
+    """What the optimizer holds. Warns of what a peer cannot carry on.
+
+    Args:
+        optimizer: it is not changed.
+        carries: settings beyond Lion's own that the peer has too, each with the value that it has a word for; ``...``:
+            any.
+    """
+    saved = optimizer.state_dict()
+    held = {}
+    for group, packed in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        for key, param in zip(packed["params"], group["params"], strict=True):
+            state = saved["state"].get(key)
+            if state:
+                form = str(options.plan(group, param, param.dtype).format)
+                held[key] = Held(optimizer.momentum(param), form, state["step"], state.get("grad_norms"), param.dtype)
+    _warn(saved, carries)
+    return Reading(held, saved["param_groups"])
+
+
+def matched(reading: Reading, optimizer: Lion, names: Sequence[str] | None) -> list[list[Any]]:
+    """For each group of the optimizer, the peer's ids of its parameters.
+
+    By name where both sides have names (the peer's may be given), so that groups may differ; else by position.
+
+    Raises:
+        TypeError, ValueError: names are wanted and missing, or the two do not hold the same parameters.
+    """
+    own = [group.get("param_names") for group in optimizer.param_groups]
+    if names is not None and None in own:
+        hint = "Build the optimizer with model.named_parameters()."
+        raise checks.refusal(ValueError, "names", list(names), "needs an optimizer whose parameters have names", hint)
+    known = reading.names if names is None else list(names)
+    if known is not None and None not in own:
+        return _by_name(reading, known, [list(part or ()) for part in own])
+    here = [len(group["params"]) for group in optimizer.param_groups]
+    there = [len(group["params"]) for group in reading.groups]
+    if here != there:
+        raise ValueError(
+            f"the state dict has a different number of parameter groups or parameters: the optimizer's groups hold "
+            f"{here} parameters, the state dict's {there}. Build the optimizer over the same groups; or over "
+            f"model.named_parameters(), grouped as you like, and pass names= in the state dict's order."
+        )
+    return [list(group["params"]) for group in reading.groups]
+
+
+def _by_name(reading: Reading, known: list[str], own: list[list[str]]) -> list[list[Any]]:
+    if len(known) != len(reading.ids) or len(set(known)) != len(known):
+        raise ValueError(f"names has {len(known)} names, {len(set(known))} of them different; the state dict lists "
+                         f"{len(reading.ids)} parameters.")  # fmt: skip
+    keys = dict(zip(known, reading.ids, strict=True))
+    ours = {name for part in own for name in part}
+    if ours != keys.keys():
+        alone = {"optimizer": sorted(ours - keys.keys())[:5], "state dict": sorted(keys.keys() - ours)[:5]}
+        raise ValueError(f"optimizer and state dict hold different parameters; only one of them has {alone}.")
+    return [[keys[name] for name in part] for part in own]
+
+
+def _common_settings(reading: Reading, keys: Sequence[Any]) -> dict[str, Any]:
+    """The settings of the peer's groups that these parameters come from.
+
+    Raises:
+        ValueError: they come from groups that differ.
+    """
+    found: list[dict[str, Any]] = []
+    for group in reading.groups:
+        if set(keys) & set(group["params"]):
+            carried = {name: value for name, value in group.items() if name not in _OWN}
+            found += [] if carried in found else [carried]
+    if len(found) > 1:
+        raise ValueError(
+            f"a group of the optimizer holds parameters of {len(found)} groups of the state dict, whose settings "
+            f"differ: {found[:3]}. Split the optimizer's group likewise."
+        )
+    return found[0] if found else {}
+
+
+def _encoded(key: Any, held: Held, param: torch.Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    if held.exp_avg.shape != param.shape:
+        raise ValueError(
+            f"momentum of parameter {key!r} has shape {tuple(held.exp_avg.shape)}, the optimizer's parameter "
+            f"{tuple(param.shape)}: the state dict is of another model, or its parameters are in another order."
+        )
+    plan = options.plan(group, param, param.dtype)
+    state: dict[str, Any] = {"step": held.step, **reference.encode(plan.format, held.exp_avg)}
+    for name, spec in plan.state_spec(param.shape).items():
+        if name not in state:  # what only ours keep, empty: the parameter is what it is
+            state[name] = torch.zeros(spec.shape, dtype=spec.dtype, device=held.exp_avg.device)
+    if held.grad_norms is not None and group["percentile_clipping"] < 100:
+        state["grad_norms"] = held.grad_norms
+    return state
+
+
+def _warn(saved: Mapping[str, Any], carries: Mapping[str, object]) -> None:
+    lost = {
+        f"{name}={group[name]!r}"
+        for group in saved["param_groups"]
+        for name, plain in _BEYOND_LION.items()
+        if group[name] not in (plain, carries.get(name, plain)) and carries.get(name) is not ...
+    }
+    if any("param_rest" in state for state in saved["state"].values()):
+        lost.add("param_rest, what bfloat16 parameters are short of")
+    if lost:
+        message = f"the state dict leaves behind what its reader does not know: {', '.join(sorted(lost))}."
+        warnings.warn(message, UserWarning, stacklevel=4)

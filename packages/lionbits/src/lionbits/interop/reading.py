@@ -1,0 +1,141 @@
+"""What every Lion's state dict says, whatever the form in which it says it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lionbits import checkpoint
+
+#: What schedulers leave in a group, for themselves.
+SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+
+#: What every peer has in its groups, or may have.
+COMMON = ("lr", "betas", "weight_decay", *SCHEDULED, "param_names", "params")
+
+State = Mapping[str, Any]
+
+
+class Held(NamedTuple):
+    """The state of one parameter.
+
+    Attributes:
+        exp_avg: momentum, float32, of the parameter's shape, contiguous.
+        form: how it was held, in words.
+        step: updates so far; 0 where the peer does not count.
+        grad_norms: float32[100], the history of percentile clipping, where there is one.
+        dtype: of the parameter, where it is known.
+    """
+
+    exp_avg: Tensor
+    form: str
+    step: int = 0
+    grad_norms: Tensor | None = None
+    dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A state dict, read.
+
+    Attributes:
+        held: parameter id -> its state; a parameter without state is not there.
+        groups: Lion's settings under lionbits' names, as far as the peer has them, with ``"params"`` (ids) and,
+            where known, ``"param_names"``.
+    """
+
+    held: dict[Any, Held]
+    groups: list[dict[str, Any]]
+
+    @property
+    def ids(self) -> list[Any]:
+        """All parameters, in order."""
+        return [key for group in self.groups for key in group["params"]]
+
+    @property
+    def names(self) -> list[str] | None:
+        """Their names, if every group has them."""
+        if not all("param_names" in group for group in self.groups):
+            return None
+        return [name for group in self.groups for name in group["param_names"]]
+
+
+def groups_of(state_dict: Any) -> list[dict[str, Any]]:
+    """The groups of a state dict, after a look at its form.
+
+    Raises:
+        TypeError, ValueError: it has not the form of one.
+    """
+    checkpoint.check_mapping(state_dict)
+    return [dict(group) for group in checkpoint.checked_form(state_dict)]
+
+
+def states_of(state_dict: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """(parameter id, state) of every parameter that its groups list and that has state.
+
+    Raises:
+        TypeError: a state is no mapping.
+    """
+    for group in state_dict["param_groups"]:
+        for key in group["params"]:
+            state = state_dict["state"].get(key, {})
+            if not isinstance(state, Mapping):
+                raise TypeError(f"state of parameter {key!r} is a {type(state).__name__}; it must map names to values.")
+            if state:
+                yield key, dict(state)
+
+
+def tensor(key: Any, state: State, name: str) -> Tensor:
+    """The tensor ``name`` of a state.
+
+    Raises:
+        ValueError: it is not there. TypeError: it is no tensor.
+    """
+    if name not in state:
+        raise ValueError(f"state of parameter {key!r} lacks {name!r}: it has {sorted(map(str, state))}.")
+    if not isinstance(state[name], Tensor):
+        raise TypeError(f"state of parameter {key!r} has {name}={state[name]!r}; it must be a tensor.")
+    found: Tensor = state[name]
+    return found
+
+
+def settings(group: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    """What a group says about ``lr``, ``betas``, ``weight_decay`` and ``more``, its parameters, and its schedule.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    wanted = ("lr", "betas", "weight_decay", *more)
+    missing = [name for name in wanted if name not in group]
+    if missing:
+        raise ValueError(f"a group of the state dict lacks {', '.join(missing)}: it has {sorted(map(str, group))}.")
+    beside = [name for name in (*SCHEDULED, "param_names") if name in group]
+    found = {name: group[name] for name in (*wanted, *beside, "params")}
+    return found | {"betas": tuple(found["betas"])}
+
+
+def common(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a group of ours every peer understands."""
+    return {name: group[name] for name in COMMON if name in group}
+
+
+def momentum(key: Any, exp_avg: Tensor) -> Tensor:
+    """Checked momentum: finite, float32, contiguous; never the tensor that was given.
+
+    Raises:
+        ValueError: it is not finite, and Lion could never mend it. TypeError: it is not floating-point.
+    """
+    if not exp_avg.is_floating_point():
+        raise TypeError(f"momentum of parameter {key!r} has dtype {exp_avg.dtype}; it must be floating-point.")
+    found = exp_avg.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    spoilt = int((~torch.isfinite(found)).sum())
+    if spoilt:
+        raise ValueError(
+            f"momentum of parameter {key!r} is not finite in {spoilt:,} of {found.numel():,} elements, which would "
+            f"never move again. Set what is not finite in the state dict to zero first."
+        )
+    return found
