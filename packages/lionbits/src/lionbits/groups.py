@@ -163,11 +163,11 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
             "after 2,500 steps with beta2 = 0.99, and 13 % with 0.9; without momentum at all it was 19 %. "
             "Use optim_bits=4 to train.",
             UserWarning,
-            stacklevel=_callers_level(),
+            stacklevel=callers_level(),
         )
 
 
-def _callers_level() -> int:
+def callers_level() -> int:
     """``stacklevel`` of the first caller outside lionbits and torch: the line that a warning is about."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("lionbits", "torch"):

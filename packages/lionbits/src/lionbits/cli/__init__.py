@@ -1,4 +1,4 @@
-"""The command line: ``lionbits train``, ``report``, ``doctor`` and ``memory``.
+"""The command line: ``lionbits train``, ``report``, ``convert``, ``doctor`` and ``memory``.
 
 Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``; a new one is a line in
 ``COMMANDS``.
@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import doctor, memory, report, train
+from . import convert, doctor, memory, report, train
 from .console import CommandError
 
 COMMANDS = {
@@ -19,6 +19,7 @@ COMMANDS = {
         "train a small transformer on Python's own standard library, with one variant or several",
     ),
     "report": (report, "QLion's detailed test: loss, quantisation coverage, gradient and update norms"),
+    "convert": (convert, "the optimizer state of another Lion's checkpoint for this one, or the reverse"),
     "doctor": (doctor, "what each backend can do on this machine, and why not"),
     "memory": (memory, "bytes per variant for a number of parameters, beside AdamW"),
 }

@@ -17,14 +17,16 @@ have, is of another model, or follows a rule that Lion here cannot.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lionbits.recognition import recognise
-from lionbits_reference.spec import checks
 
 from . import bitsandbytes, comparison, exp_avg, flashlion, optax, qlion
 from .comparison import Difference
-from .ours import into, out_of
+from .ours import into, matched, out_of, warn_of_losses
+from .peers import PEERS, read
 from .reading import Reading
 
 if TYPE_CHECKING:
@@ -86,8 +88,7 @@ def to_bitsandbytes(optimizer: Lion, optim_bits: int | None = None) -> dict[str,
     Raises:
         TypeError, ValueError: ``optim_bits``.
     """
-    checks.choice("optim_bits", optim_bits, (None, 32, 8))
-    return bitsandbytes.write(out_of(optimizer), optim_bits)
+    return _written(optimizer, partial(bitsandbytes.write, optim_bits=optim_bits))
 
 
 def from_qlion(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def to_qlion(optimizer: Lion) -> dict[str, Any]:
     Raises:
         ValueError: betas that its order of operations cannot have.
     """
-    return qlion.WRITTEN.write(out_of(optimizer, qlion.WRITTEN.carries))
+    return _written(optimizer, qlion.WRITTEN.write, qlion.WRITTEN.carries)
 
 
 def from_lion_pytorch(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def from_lion_pytorch(state_dict: StateDict, optimizer: Lion, *, names: Names = 
 
 def to_lion_pytorch(optimizer: Lion) -> dict[str, Any]:
     """What lion-pytorch loads, and other Lions whose groups need ``lr``, ``betas`` and ``weight_decay`` alone."""
-    return exp_avg.LION_PYTORCH.write(out_of(optimizer))
+    return _written(optimizer, exp_avg.LION_PYTORCH.write)
 
 
 def from_timm(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def from_timm(state_dict: StateDict, optimizer: Lion, *, names: Names = None) ->
 
 def to_timm(optimizer: Lion) -> dict[str, Any]:
     """What timm's Lion loads."""
-    return exp_avg.TIMM.write(out_of(optimizer, exp_avg.TIMM.carries))
+    return _written(optimizer, exp_avg.TIMM.write, exp_avg.TIMM.carries)
 
 
 def from_pytorch_optimizer(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def from_pytorch_optimizer(state_dict: StateDict, optimizer: Lion, *, names: Nam
 
 def to_pytorch_optimizer(optimizer: Lion) -> dict[str, Any]:
     """What pytorch_optimizer's Lion loads."""
-    return exp_avg.PYTORCH_OPTIMIZER.write(out_of(optimizer, exp_avg.PYTORCH_OPTIMIZER.carries))
+    return _written(optimizer, exp_avg.PYTORCH_OPTIMIZER.write, exp_avg.PYTORCH_OPTIMIZER.carries)
 
 
 def from_optimi(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def from_optimi(state_dict: StateDict, optimizer: Lion, *, names: Names = None) 
 
 def to_optimi(optimizer: Lion) -> dict[str, Any]:
     """What torch-optimi's Lion loads; Kahan compensation begins at zero."""
-    return exp_avg.OPTIMI.write(out_of(optimizer))
+    return _written(optimizer, exp_avg.OPTIMI.write)
 
 
 def from_flashlion(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def from_optax(state: object, optimizer: Lion) -> dict[str, Any]:
             parameter's shape. A square weight that was not transposed on its way to torch looks like one that was.
         optimizer: that is to load the result.
     """
-    return into(optax.read(state, [len(group["params"]) for group in optimizer.param_groups]), optimizer)
+    return into(optax.read(state, _sizes(optimizer)), optimizer)
 
 
 def to_optax(optimizer: Lion) -> dict[str, Any]:
@@ -181,18 +182,17 @@ def to_optax(optimizer: Lion) -> dict[str, Any]:
     Raises:
         ValueError: a parameter has no state yet.
     """
-    return optax.write(out_of(optimizer))
+    return _written(optimizer, optax.write)
 
 
-#: What can be read from a state dict alone, by the name that :func:`recognise` gives.
-READERS: dict[str, Callable[[StateDict], Reading]] = {
-    "bitsandbytes": bitsandbytes.read,
-    "qlion": qlion.read,
-    "lion-pytorch": exp_avg.LION_PYTORCH.read,
-    "timm": exp_avg.TIMM.read,
-    "pytorch-optimizer": exp_avg.PYTORCH_OPTIMIZER.read,
-    "optimi": exp_avg.OPTIMI.read,
-    "flashlion": flashlion.read,
+#: What can be written of an optimizer alone, by the same names.
+WRITERS: dict[str, Callable[[Lion], dict[str, Any]]] = {
+    "bitsandbytes": to_bitsandbytes,
+    "qlion": to_qlion,
+    "lion-pytorch": to_lion_pytorch,
+    "timm": to_timm,
+    "pytorch-optimizer": to_pytorch_optimizer,
+    "optimi": to_optimi,
 }
 
 
@@ -212,12 +212,21 @@ def compare(
         TypeError, ValueError: it is not recognised, or does not hold the same parameters.
     """
     peer = recognise(state_dict)
-    if peer == "optax":
-        reading = optax.read(state_dict, [len(group["params"]) for group in optimizer.param_groups])
-    elif peer == "bitsandbytes":
-        reading = bitsandbytes.read(state_dict, written_on)
-    elif peer in READERS:
-        reading = READERS[peer](state_dict)
-    else:
-        raise ValueError(f"state_dict is not one of {', '.join(READERS)} or optax; recognise() says {peer!r}.")
-    return comparison.differences(reading, optimizer, names)
+    if peer in (None, "lionbits"):
+        raise ValueError(f"state_dict is not one of {', '.join(PEERS)}; recognise() says {peer!r}.")
+    reading = read(state_dict, str(peer), written_on=written_on, sizes=_sizes(optimizer))
+    after = out_of(optimizer)
+    keys = [key for group in matched(reading, optimizer, names) for key in group]
+    return comparison.differences(reading, after, zip(keys, after.ids, strict=True))
+
+
+def _sizes(optimizer: Lion) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]
+
+
+def _written(
+    optimizer: Lion, write: Callable[[Reading], dict[str, Any]], carries: Mapping[str, object] = MappingProxyType({})
+) -> dict[str, Any]:
+    state_dict = write(out_of(optimizer))
+    warn_of_losses(optimizer, carries)
+    return state_dict

@@ -35,7 +35,7 @@ def write(reading: Reading, optim_bits: int | None = None) -> dict[str, Any]:
     values = dynamic_map.table()
     states = {}
     for key, held in reading.held.items():
-        narrow = held.form != "float32"
+        narrow = held.quantised
         if optim_bits is not None:
             narrow = optim_bits == 8 and held.exp_avg.numel() >= SMALLEST
         inner: dict[str, Any] = {"state1": held.exp_avg}
@@ -73,16 +73,17 @@ def _held(key: Any, state: dict[str, Any], written_on: str | None) -> Held:
         raise ValueError(f"state of parameter {key!r} has 'state2': an optimizer with two moments (Adam), not Lion.")
     state1 = _in_order(key, tensor(key, state, "state1"), written_on)
     norms = tensor(key, state, "gnorm_vec").float().sqrt() if "gnorm_vec" in state else None  # it keeps squares
+    step = checkpoint.checked_step(key, state)
     if state1.dtype == torch.uint8:
         exp_avg, form = _decoded(key, state1, state)
-    elif "qmap1" in state or state1.dtype != torch.float32:
+        return Held(momentum(key, exp_avg), form, quantised=True, step=step, grad_norms=norms)
+    if "qmap1" in state or state1.dtype != torch.float32:
+        beside = " beside qmap1" if "qmap1" in state else ""
         raise ValueError(
-            f"state of parameter {key!r} has state1 of {state1.dtype}" + (" beside qmap1" if "qmap1" in state else "")
-            + ": codes are uint8 and momentum is float32; something has cast the state since it was saved."
-        )  # fmt: skip
-    else:
-        exp_avg, form = state1, "float32"
-    return Held(momentum(key, exp_avg), form, checkpoint.checked_step(key, state), norms)
+            f"state of parameter {key!r} has state1 of {state1.dtype}{beside}: codes are uint8 and momentum is float32; "
+            f"something has cast the state since it was saved."
+        )
+    return Held(momentum(key, state1), "float32", step=step, grad_norms=norms)
 
 
 def _decoded(key: Any, codes: Tensor, state: dict[str, Any]) -> tuple[Tensor, str]:

@@ -1,70 +1,70 @@
-"""What a conversion cost: the momentum in a peer's state dict beside the momentum that an optimizer holds."""
+"""What a conversion cost: momentum before and after, parameter by parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-from lionbits import options
-
-from .ours import matched
-from .reading import Reading
-
-if TYPE_CHECKING:
-    from lionbits.optimizer import Lion
+from .reading import Held, Reading
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One parameter's momentum there and here.
+    """One parameter's momentum before and after.
 
     Attributes:
-        name: of the parameter, or its position.
+        name: of the parameter, or its number.
         shape: of the parameter.
-        elements: their number.
-        theirs: how the peer holds it.
-        ours: how the optimizer does.
+        before, after: how it was held, and how it is.
         exact: elements that are equal.
-        largest: the largest difference, in units of the root mean square of the peer's momentum.
+        largest: the largest difference, in units of the root mean square of the momentum before.
         rms: the root mean square difference, in the same units. Both are 0 where all is equal.
     """
 
     name: str
     shape: tuple[int, ...]
-    elements: int
-    theirs: str
-    ours: str
+    before: str
+    after: str
     exact: int
     largest: float
     rms: float
 
+    @property
+    def elements(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
 
-def differences(reading: Reading, optimizer: Lion, names: Sequence[str] | None = None) -> list[Difference]:
-    """One for each parameter with state in the reading, in the optimizer's order.
+
+def differences(before: Reading, after: Reading, pairs: Iterable[tuple[Any, Any]]) -> list[Difference]:
+    """One for each parameter that has state on both sides.
+
+    Args:
+        before, after: readings of the same parameters.
+        pairs: (id before, id after) of each.
 
     Raises:
-        TypeError, ValueError: the two do not hold the same parameters.
+        ValueError: shapes differ.
     """
-    found, position = [], 0
-    for group, keys in zip(optimizer.param_groups, matched(reading, optimizer, names), strict=True):
-        known = group.get("param_names") or [str(position + i) for i in range(len(keys))]
-        position += len(keys)
-        for name, param, key in zip(known, group["params"], keys, strict=True):
-            if key not in reading.held:
-                continue
-            held = reading.held[key]
-            before, after = held.exp_avg.double(), optimizer.momentum(param).to(held.exp_avg.device).double()
-            if before.shape != after.shape:
-                raise ValueError(
-                    f"{name} has momentum of shape {tuple(before.shape)} there, {tuple(after.shape)} here."
-                )
-            gap = (after - before).abs()
-            unit = before.square().mean().sqrt()
-            exact = int((gap == 0).sum())
-            largest, rms = (0.0, 0.0) if exact == gap.numel() else (
-                float(gap.amax() / unit), float(gap.square().mean().sqrt() / unit)
-            )  # fmt: skip
-            form = str(options.plan(group, param, param.dtype).format)
-            found.append(Difference(name, tuple(param.shape), gap.numel(), held.form, form, exact, largest, rms))
+    known = after.names or before.names
+    names = {} if known is None else dict(zip((after if after.names else before).ids, known, strict=True))
+    found = []
+    for there, here in pairs:
+        if there in before.held and here in after.held:
+            name = str(names.get(here if after.names else there, here))
+            found.append(_difference(name, before.held[there], after.held[here]))
     return found
+
+
+def _difference(name: str, before: Held, after: Held) -> Difference:
+    old, new = before.exp_avg.double(), after.exp_avg.to(before.exp_avg.device).double()
+    if old.shape != new.shape:
+        raise ValueError(f"{name} has shape {tuple(old.shape)} before and {tuple(new.shape)} after.")
+    gap = (new - old).abs()
+    exact = int((gap == 0).sum())
+    largest = rms = 0.0
+    if exact < gap.numel():
+        unit = old.square().mean().sqrt()
+        largest, rms = float(gap.amax() / unit), float(gap.square().mean().sqrt() / unit)
+    return Difference(name, tuple(old.shape), before.form, after.form, exact, largest, rms)

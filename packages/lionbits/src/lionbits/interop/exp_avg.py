@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-from .reading import Held, Reading, common, groups_of, momentum, settings, states_of, tensor
+from lionbits.groups import callers_level
+
+from .reading import Held, Reading, common, groups_of, plain, settings, states_of
 
 Group = dict[str, Any]
 
@@ -27,7 +29,7 @@ class Plain:
         defaults: settings beside lr, betas and weight_decay that its groups need, with what they are by default.
         inward: from its group to settings of ours.
         outward: from our group to settings of its own, over ``defaults``.
-        carries: settings beyond Lion's own that ``outward`` knows; see :func:`lionbits.interop.ours.out_of`.
+        carries: settings beyond Lion's own that ``outward`` knows; see :func:`lionbits.interop.ours.warn_of_losses`.
         beside: what it keeps beside ``exp_avg``, empty.
     """
 
@@ -44,10 +46,8 @@ class Plain:
         steps = {key: int(group.get("step", 0)) for group in groups for key in group["params"]}
         held = {}
         for key, state in states_of(state_dict):
-            exp_avg = tensor(key, state, "exp_avg")
-            form = str(exp_avg.dtype).removeprefix("torch.")
             left_behind(key, state, "kahan_comp", "what the parameter is short of in its dtype is not added to it.")
-            held[key] = Held(momentum(key, exp_avg), form, steps[key])
+            held[key] = plain(key, state, steps[key])
         return Reading(held, [self.inward(group) for group in groups])
 
     def write(self, reading: Reading) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def left_behind(key: Any, state: Mapping[str, Any], name: str, why: str) -> None
     """Warn of a tensor of a peer's that is not empty and has no place here."""
     rest = state.get(name)
     if isinstance(rest, torch.Tensor) and rest.any():
-        warnings.warn(f"{name} of parameter {key!r} is left behind: {why}", UserWarning, stacklevel=6)
+        warnings.warn(f"{name} of parameter {key!r} is left behind: {why}", UserWarning, stacklevel=callers_level())
 
 
 LION_PYTORCH = Plain("lion-pytorch")

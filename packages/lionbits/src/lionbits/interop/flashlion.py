@@ -14,7 +14,7 @@ from torch import Tensor
 from lionbits import checkpoint
 
 from .exp_avg import left_behind
-from .reading import Held, Reading, groups_of, momentum, settings, states_of, tensor
+from .reading import Held, Reading, groups_of, momentum, plain, settings, states_of, tensor
 
 GROUP = 32
 _CODES, _SCALES = "exp_avg::quantized", "exp_avg::scales"
@@ -27,14 +27,11 @@ def read(state_dict: Mapping[str, Any]) -> Reading:
 
 
 def _held(key: Any, state: Mapping[str, Any]) -> Held:
-    if _CODES in state:
-        exp_avg, form = _decoded(key, state), f"int8 in blocks of {GROUP}"
-    else:
-        exp_avg = tensor(key, state, "exp_avg")
-        form = str(exp_avg.dtype).removeprefix("torch.")
     left_behind(key, state, "error_bits", "take float32 parameters from its get_fp32_model_state_dict first.")
     step = checkpoint.checked_step(key, state) if "step" in state else 0
-    return Held(momentum(key, exp_avg), form, step)
+    if _CODES not in state:
+        return plain(key, state, step)
+    return Held(momentum(key, _decoded(key, state)), f"int8 in blocks of {GROUP}", quantised=True, step=step)
 
 
 def _decoded(key: Any, state: Mapping[str, Any]) -> Tensor:

@@ -69,4 +69,4 @@ def _held(key: Any, array: Any, count: int) -> Held:
         import numpy as np
 
         array = torch.from_numpy(np.array(array, dtype=np.float32))
-    return Held(momentum(key, array), form, count)
+    return Held(momentum(key, array), form, step=count)

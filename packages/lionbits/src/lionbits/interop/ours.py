@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lionbits import options
+from lionbits.groups import callers_level
 from lionbits_reference import backend as reference
 from lionbits_reference.spec import checks
 
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 #: Settings that change what a step does, and the values with which they change nothing.
 _BEYOND_LION = {"cautious": None, "grad_clip": 0.0, "percentile_clipping": 100, "maximize": False}
 
-#: Settings of a reading's group that are not taken over: they are the optimizer's own.
-_OWN = ("params", "param_names")
+#: What of a reading's group is not taken over: what it holds, and in which form.
+_OWN = (
+    *("params", "param_names", "optim_bits", "state_format", "block_size", "block_wise", "min_8bit_size"),
+    *("use_4bit", "quant_threshold"),
+)
 
 
 def into(reading: Reading, optimizer: Lion, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -49,24 +53,44 @@ def into(reading: Reading, optimizer: Lion, names: Sequence[str] | None = None) 
     return {"state": states, "param_groups": groups}
 
 
-def out_of(optimizer: Lion, carries: Mapping[str, object] = MappingProxyType({})) -> Reading:
-    """What the optimizer holds. Warns of what a peer cannot carry on.
-
-    Args:
-        optimizer: it is not changed.
-        carries: settings beyond Lion's own that the peer has too, each with the value that it has a word for; ``...``:
-            any.
-    """
+def out_of(optimizer: Lion) -> Reading:
+    """What the optimizer holds; all settings of its groups."""
     saved = optimizer.state_dict()
     held = {}
     for group, packed in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         for key, param in zip(packed["params"], group["params"], strict=True):
             state = saved["state"].get(key)
             if state:
-                form = str(options.plan(group, param, param.dtype).format)
-                held[key] = Held(optimizer.momentum(param), form, state["step"], state.get("grad_norms"), param.dtype)
-    _warn(saved, carries)
+                held[key] = _decoded(optimizer, group, param, state)
     return Reading(held, saved["param_groups"])
+
+
+def _decoded(optimizer: Lion, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> Held:
+    form = options.plan(group, param, param.dtype).format
+    return Held(
+        optimizer.momentum(param), str(form), form.quantised, state["step"], state.get("grad_norms"), param.dtype
+    )
+
+
+def warn_of_losses(optimizer: Lion, carries: Mapping[str, object] = MappingProxyType({})) -> None:
+    """Warn of what a peer that is to go on from here cannot carry on.
+
+    Args:
+        optimizer: whose state is written.
+        carries: settings beyond Lion's own that the peer has too, each with the value that it has a word for; ``...``:
+            any.
+    """
+    lost = {
+        f"{name}={group[name]!r}"
+        for group in optimizer.param_groups
+        for name, plain in _BEYOND_LION.items()
+        if group[name] not in (plain, carries.get(name, plain)) and carries.get(name) is not ...
+    }
+    if any("param_rest" in state for state in optimizer.state.values()):
+        lost.add("param_rest, what bfloat16 parameters are short of")
+    if lost:
+        message = f"the state dict leaves behind what its reader does not know: {', '.join(sorted(lost))}."
+        warnings.warn(message, UserWarning, stacklevel=callers_level())
 
 
 def matched(reading: Reading, optimizer: Lion, names: Sequence[str] | None) -> list[list[Any]]:
@@ -140,17 +164,3 @@ def _encoded(key: Any, held: Held, param: torch.Tensor, group: Mapping[str, Any]
     if held.grad_norms is not None and group["percentile_clipping"] < 100:
         state["grad_norms"] = held.grad_norms
     return state
-
-
-def _warn(saved: Mapping[str, Any], carries: Mapping[str, object]) -> None:
-    lost = {
-        f"{name}={group[name]!r}"
-        for group in saved["param_groups"]
-        for name, plain in _BEYOND_LION.items()
-        if group[name] not in (plain, carries.get(name, plain)) and carries.get(name) is not ...
-    }
-    if any("param_rest" in state for state in saved["state"].values()):
-        lost.add("param_rest, what bfloat16 parameters are short of")
-    if lost:
-        message = f"the state dict leaves behind what its reader does not know: {', '.join(sorted(lost))}."
-        warnings.warn(message, UserWarning, stacklevel=4)

@@ -26,6 +26,7 @@ class Held(NamedTuple):
     Attributes:
         exp_avg: momentum, float32, of the parameter's shape, contiguous.
         form: how it was held, in words.
+        quantised: whether that was as codes.
         step: updates so far; 0 where the peer does not count.
         grad_norms: float32[100], the history of percentile clipping, where there is one.
         dtype: of the parameter, where it is known.
@@ -33,6 +34,7 @@ class Held(NamedTuple):
 
     exp_avg: Tensor
     form: str
+    quantised: bool = False
     step: int = 0
     grad_norms: Tensor | None = None
     dtype: torch.dtype | None = None
@@ -121,6 +123,16 @@ def settings(group: Mapping[str, Any], *more: str) -> dict[str, Any]:
 def common(group: Mapping[str, Any]) -> dict[str, Any]:
     """What of a group of ours every peer understands."""
     return {name: group[name] for name in COMMON if name in group}
+
+
+def plain(key: Any, state: State, step: int = 0) -> Held:
+    """State that is ``exp_avg`` in a float dtype.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    exp_avg = tensor(key, state, "exp_avg")
+    return Held(momentum(key, exp_avg), str(exp_avg.dtype).removeprefix("torch."), step=step)
 
 
 def momentum(key: Any, exp_avg: Tensor) -> Tensor:

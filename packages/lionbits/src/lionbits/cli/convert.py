@@ -1,0 +1,155 @@
+"""``lionbits convert``: the optimizer state in a checkpoint of another Lion, in the form of this one, or the reverse.
+
+It needs the file alone: every form but packed codes (4 and 2 bits) has the shapes of the parameters. What the conversion
+costs is measured and shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lionbits import interop
+from lionbits.interop import alone, comparison
+from lionbits.interop.peers import PEERS, read
+from lionbits.interop.reading import Reading
+
+from .console import CommandError, Table, show
+
+OURS = "lionbits"
+FILES = tuple(peer for peer in PEERS if peer != "optax")  # whose state dicts lie in files that torch reads
+SHOWN = 40  # rows of the table; a large model has thousands of parameters
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Name the files and the forms."""
+    parser.add_argument("source", type=Path, metavar="IN", help="a checkpoint that torch.load(weights_only=True) reads")
+    parser.add_argument("target", type=Path, metavar="OUT", help="the file to write; it must not be there yet")
+    parser.add_argument("--from", dest="peer", choices=(OURS, *FILES), help="default: as it looks")
+    parser.add_argument("--to", choices=(OURS, *interop.WRITERS), default=OURS, help=f"default {OURS}")
+    parser.add_argument(
+        "--bits", type=int, choices=(32, 8, 4, 2),
+        help="of the momentum, for lionbits and bitsandbytes (default: 8 where it has less than 32 bits now)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--key", help="where the checkpoint keeps the optimizer, such as optimizer, or train.optimizer; the rest stays"
+    )
+    parser.add_argument(
+        "--written-on", choices=("cuda", "cpu"), help="where bitsandbytes ran, if the model was channels_last"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, convert, write, and show what it cost."""
+    if args.target.exists():
+        raise CommandError(f"{args.target} exists already")
+    content = load(args.source)
+    state_dict = find(content, args.key)
+    try:
+        converted, found = convert(state_dict, args)
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"{args.source}: {error}") from error
+    save(put(content, args.key, converted), args.target)
+    show(table(found, f"{args.source.name} to {args.target.name}"))
+    return 0
+
+
+def load(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a missing file, a truncated one, or something else entirely
+        raise CommandError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise CommandError(f"{path} holds a {type(content).__name__}; a checkpoint is a dict")
+    return content
+
+
+def save(content: object, path: Path) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        torch.save(content, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CommandError(f"cannot write {path}: {error}") from error
+
+
+def find(content: Mapping[str, Any], key: str | None) -> Mapping[str, Any]:
+    """The optimizer's state dict: at ``key``, or the checkpoint itself."""
+    here: Any = content
+    for name in key.split(".") if key else ():
+        if not isinstance(here, Mapping) or name not in here:
+            there = ", ".join(map(str, here)) if isinstance(here, Mapping) else type(here).__name__
+            raise CommandError(f"--key {key}: there is no {name!r}, only {there}")
+        here = here[name]
+    if not isinstance(here, Mapping) or not {"state", "param_groups"} <= here.keys():
+        inside = [name for name, value in content.items() if isinstance(value, Mapping) and "param_groups" in value]
+        hint = f"; try --key {inside[0]}" if inside and not key else ""
+        raise CommandError(f"{'--key ' + key if key else 'the checkpoint'} is no optimizer's state dict{hint}")
+    return here
+
+
+def put(content: dict[str, Any], key: str | None, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint with another state dict at ``key``."""
+    if not key:
+        return state_dict
+    name, _, rest = key.partition(".")
+    return {**content, name: put(content[name], rest or None, state_dict)}
+
+
+def convert(state_dict: Mapping[str, Any], args: argparse.Namespace) -> tuple[dict[str, Any], list[interop.Difference]]:
+    """The state dict in its new form, and what that cost.
+
+    Raises:
+        TypeError, ValueError: it is not what it should be.
+    """
+    before = examine(state_dict, args)
+    bits = args.bits or (8 if any(held.quantised for held in before.held.values()) else 32)
+    if args.to == OURS:
+        optimizer = alone.restored(before, bits)
+        converted, after = optimizer.state_dict(), interop.out_of(optimizer)
+    else:
+        optimizer = alone.restored(before, 32)
+        if args.to == "bitsandbytes":
+            converted = interop.to_bitsandbytes(optimizer, bits)
+        elif args.bits in (None, 32):
+            converted = interop.WRITERS[args.to](optimizer)
+        else:
+            raise ValueError(f"--bits {args.bits}: {args.to} is written as plain momentum")
+        after = read(converted, args.to)
+    return converted, comparison.differences(before, after, zip(before.ids, after.ids, strict=True))
+
+
+def examine(state_dict: Mapping[str, Any], args: argparse.Namespace) -> Reading:
+    """What the state dict says, whoever wrote it."""
+    peer = args.peer or interop.recognise(state_dict)
+    if peer is None:
+        raise ValueError("it does not look like a Lion's state dict; if it is one, name it with --from")
+    return (
+        interop.out_of(alone.revived(state_dict))
+        if peer == OURS
+        else read(state_dict, peer, written_on=args.written_on)
+    )
+
+
+def table(found: list[interop.Difference], title: str) -> Table:
+    """The parameters that lost most; totals below."""
+    columns = ("parameter", "shape", "before", "after", "equal", "largest error", "rms error")
+    drawn = Table(title, columns, left=("before", "after"))
+    worst = sorted(found, key=lambda one: -one.rms)[:SHOWN]
+    for one in (one for one in found if one in worst):
+        shape = " x ".join(map(str, one.shape)) or "scalar"
+        equal = f"{100 * one.exact / max(one.elements, 1):.1f} %" if one.exact < one.elements else "all"
+        drawn.add(one.name, shape, one.before, one.after, equal, f"{one.largest:.2g}", f"{one.rms:.2g}")
+    exact, elements = sum(one.exact for one in found), sum(one.elements for one in found)
+    drawn.caption = (
+        f"{len(found)} parameters with state; {exact:,} of {elements:,} elements equal. Errors of the momentum, in "
+        f"units of its root mean square before."
+    )
+    if len(found) > SHOWN:
+        drawn.caption += f" Shown are the {SHOWN} with the largest rms error."
+    return drawn
