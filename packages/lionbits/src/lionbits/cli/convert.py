@@ -1,7 +1,7 @@
 """``lionbits convert``: the optimizer state in a checkpoint of another Lion, in the form of this one, or the reverse.
 
-It needs the file alone: every form but packed codes (4 and 2 bits) has the shapes of the parameters. What the conversion
-costs is measured and shown.
+It needs the file alone: every form but packed codes (4 and 2 bits) has the shapes of the parameters. What the
+conversion costs is measured and shown.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from lionbits import interop
 from lionbits.interop import alone, comparison
+from lionbits.interop.ours import out_of
 from lionbits.interop.peers import PEERS, read
 from lionbits.interop.reading import Reading
 
@@ -111,7 +112,7 @@ def convert(state_dict: Mapping[str, Any], args: argparse.Namespace) -> tuple[di
     bits = args.bits or (8 if any(held.quantised for held in before.held.values()) else 32)
     if args.to == OURS:
         optimizer = alone.restored(before, bits)
-        converted, after = optimizer.state_dict(), interop.out_of(optimizer)
+        converted, after = optimizer.state_dict(), out_of(optimizer)
     else:
         optimizer = alone.restored(before, 32)
         if args.to == "bitsandbytes":
@@ -129,11 +130,9 @@ def examine(state_dict: Mapping[str, Any], args: argparse.Namespace) -> Reading:
     peer = args.peer or interop.recognise(state_dict)
     if peer is None:
         raise ValueError("it does not look like a Lion's state dict; if it is one, name it with --from")
-    return (
-        interop.out_of(alone.revived(state_dict))
-        if peer == OURS
-        else read(state_dict, peer, written_on=args.written_on)
-    )
+    if peer == OURS:
+        return out_of(alone.revived(state_dict))
+    return read(state_dict, peer, written_on=args.written_on)
 
 
 def table(found: list[interop.Difference], title: str) -> Table:

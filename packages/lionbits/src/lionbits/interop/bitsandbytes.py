@@ -80,8 +80,8 @@ def _held(key: Any, state: dict[str, Any], written_on: str | None) -> Held:
     if "qmap1" in state or state1.dtype != torch.float32:
         beside = " beside qmap1" if "qmap1" in state else ""
         raise ValueError(
-            f"state of parameter {key!r} has state1 of {state1.dtype}{beside}: codes are uint8 and momentum is float32; "
-            f"something has cast the state since it was saved."
+            f"state of parameter {key!r} has state1 of {state1.dtype}{beside}: codes are uint8 and momentum is "
+            f"float32; something has cast the state since it was saved."
         )
     return Held(momentum(key, state1), "float32", step=step, grad_norms=norms)
 
