@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -32,13 +31,6 @@ def _foreign(optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer], s
     made = optimizer(params)
     train(made, params, range(steps))
     return made.state_dict()
-
-
-def _bitsandbytes(name: str) -> State:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        bitsandbytes = pytest.importorskip("bitsandbytes", reason="the peer whose state dict is to be refused")
-    return _foreign(getattr(bitsandbytes.optim, name))
 
 
 def _edit(*path: Any, to: Any) -> Callable[[State], State]:
@@ -135,8 +127,6 @@ FOREIGN: dict[str, tuple[Callable[[], State], type[Lion]]] = {
     "SGD": (lambda: _foreign(lambda params: torch.optim.SGD(params, momentum=0.9)), Lion32bit),
     "RMSprop": (lambda: _foreign(torch.optim.RMSprop), Lion32bit),
     "Adagrad": (lambda: _foreign(torch.optim.Adagrad), Lion32bit),
-    "bitsandbytes Lion32bit": (lambda: _bitsandbytes("Lion32bit"), Lion32bit),
-    "bitsandbytes Lion8bit": (lambda: _bitsandbytes("Lion8bit"), Lion8bit),
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lionbits import checkpoint
 from lionbits.groups import callers_level
 
 from .reading import Held, Reading, common, groups_of, plain, settings, states_of
@@ -43,11 +44,11 @@ class Plain:
     def read(self, state_dict: Mapping[str, Any]) -> Reading:
         """See :func:`lionbits.interop.from_lion_pytorch`."""
         groups = groups_of(state_dict)
-        steps = {key: int(group.get("step", 0)) for group in groups for key in group["params"]}
+        steps = {key: {"step": group.get("step", 0)} for group in groups for key in group["params"]}
         held = {}
         for key, state in states_of(state_dict):
             left_behind(key, state, "kahan_comp", "what the parameter is short of in its dtype is not added to it.")
-            held[key] = plain(key, state, steps[key])
+            held[key] = plain(key, state, checkpoint.checked_step(key, steps[key]))
         return Reading(held, [self.inward(group) for group in groups])
 
     def write(self, reading: Reading) -> dict[str, Any]:
