@@ -1,5 +1,6 @@
 """Lion for PyTorch with 32-, 8- and 4-bit state, paged or resident, the same bits on every backend."""
 
+from . import interop
 from .convert import convert
 from .optimizer import Lion
 from .qlion import QLion, SymmetricQuantizer
@@ -31,6 +32,7 @@ __all__ = [
     "QLion",
     "SymmetricQuantizer",
     "convert",
+    "interop",
     "load_safetensors",
     "save",
     "save_safetensors",

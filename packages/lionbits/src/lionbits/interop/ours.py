@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lionbits import options
+from lionbits.convert import FORM, encoded
 from lionbits.groups import callers_level
-from lionbits_reference import backend as reference
 from lionbits_reference.spec import checks
 
 from .reading import Held, Reading
@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 _BEYOND_LION = {"cautious": None, "grad_clip": 0.0, "percentile_clipping": 100, "maximize": False}
 
 #: What of a reading's group is not taken over: what it holds, and in which form.
-_OWN = (
-    *("params", "param_names", "optim_bits", "state_format", "block_size", "block_wise", "min_8bit_size"),
-    *("use_4bit", "quant_threshold"),
-)
+_OWN = ("params", "param_names", *FORM)
 
 
 def into(reading: Reading, optimizer: Lion, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -157,7 +154,7 @@ def _encoded(key: Any, held: Held, param: torch.Tensor, group: Mapping[str, Any]
             f"{tuple(param.shape)}: the state dict is of another model, or its parameters are in another order."
         )
     plan = options.plan(group, param, param.dtype)
-    state: dict[str, Any] = {"step": held.step, **reference.encode(plan.format, held.exp_avg)}
+    state: dict[str, Any] = {"step": held.step, **encoded(group, param, held.exp_avg)}
     for name, spec in plan.state_spec(param.shape).items():
         if name not in state:  # what only ours keep, empty: the parameter is what it is
             state[name] = torch.zeros(spec.shape, dtype=spec.dtype, device=held.exp_avg.device)
