@@ -1,0 +1,191 @@
+"""Whose parameter is whose: by position, by name, over groups that differ; and whose state dict it is at all."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lionbits
+from lionbits import Lion, Lion8bit, Lion32bit, PagedLion8bit, interop
+
+from ..family import assert_same, train, weights
+
+
+class Net(nn.Module):
+    """An embedding, two matrices and a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(100, 64)
+        self.first = nn.Linear(64, 80)
+        self.last = nn.Linear(80, 64, bias=False)
+
+
+def plain(momenta: list[Tensor], *sizes: int, **first: Any) -> dict[str, Any]:
+    """A state dict in the form of lion-pytorch, its groups of these sizes."""
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    groups: list[dict[str, Any]] = [
+        {"lr": 0.5, "betas": (0.9, 0.99), "weight_decay": 0.25, "params": list(range(start, start + size))}
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+    groups[0].update(first)
+    return {"state": {key: {"exp_avg": m} for key, m in enumerate(momenta)}, "param_groups": groups}
+
+
+def momenta(net: nn.Module) -> list[Tensor]:
+    return [torch.full(param.shape, float(i + 1)) for i, param in enumerate(net.parameters())]
+
+
+def names(net: nn.Module) -> list[str]:
+    return [name for name, _ in net.named_parameters()]
+
+
+def test_by_name_groups_may_differ() -> None:
+    """One group there, an override for embeddings here: the way to keep bitsandbytes' 32-bit embeddings."""
+    net = Net()
+    ours = Lion8bit(net.named_parameters(), overrides={"embed*": {"optim_bits": 32}})
+    assert [len(group["params"]) for group in ours.param_groups] == [1, 3]
+    given = plain(momenta(net), 4)
+    with pytest.raises(ValueError, match=r"pass names="):
+        interop.from_lion_pytorch(given, ours)
+    for told, known in ((given, names(net)), (plain(momenta(net), 4, param_names=names(net)), None)):
+        ours.load_state_dict(interop.from_lion_pytorch(told, ours, names=known))
+        for param, momentum in zip(net.parameters(), momenta(net), strict=True):
+            assert torch.equal(ours.momentum(param), momentum)
+        assert [group["lr"] for group in ours.param_groups] == [0.5, 0.5]
+        assert [group["optim_bits"] for group in ours.param_groups] == [32, 8]
+        rows = interop.compare(told, ours, names=known)
+        assert {row.name: row.after for row in rows} == {
+            "embed.weight": "float32",
+            "first.weight": "e3m4 in blocks of 256",
+            "first.bias": "float32",
+            "last.weight": "e3m4 in blocks of 256",
+        }
+        assert all(row.exact == row.elements for row in rows)
+
+
+def test_names_that_do_not_fit_are_refused() -> None:
+    net = Net()
+    named, nameless = Lion8bit(net.named_parameters()), Lion8bit(net.parameters())
+    given = plain(momenta(net), 4)
+    for optimizer, known, words in (
+        (nameless, names(net), r"Build the optimizer with model.named_parameters\(\)"),
+        (named, names(net)[:3], "3 names, 3 of them different; the state dict lists 4"),
+        (named, ["a", "a", "b", "c"], "4 names, 3 of them different"),
+        (named, [*names(net)[:3], "head"], r"'optimizer': \['last.weight'\], 'state dict': \['head'\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            interop.from_lion_pytorch(given, optimizer, names=known)
+
+
+def test_settings_of_groups_that_are_joined_must_agree() -> None:
+    net = Net()
+    ours = Lion8bit(net.named_parameters())
+    ours.load_state_dict(interop.from_lion_pytorch(plain(momenta(net), 1, 3), ours, names=names(net)))
+    assert len(ours.param_groups) == 1
+    with pytest.raises(ValueError, match=r"2 groups of the state dict, whose settings differ.*0\.125"):
+        interop.from_lion_pytorch(plain(momenta(net), 1, 3, lr=0.125), ours, names=names(net))
+
+
+def test_parameters_without_state_stay_without() -> None:
+    """Frozen there, or without a gradient so far."""
+    net = Net()
+    given = plain(momenta(net), 4)
+    del given["state"][1]
+    given["state"][3] = {}
+    ours = Lion8bit(net.parameters())
+    ours.load_state_dict(interop.from_lion_pytorch(given, ours))
+    assert len(ours.state) == 2
+    assert not ours.momentum(net.first.weight).any()
+    assert [row.name for row in interop.compare(given, ours)] == ["0", "2"]
+
+
+def test_the_optimizers_own_settings_stay() -> None:
+    """Format, seed, rounding, clipping: what the peer does not know."""
+    params = weights(torch.bfloat16)
+    own: dict[str, Any] = {
+        "optim_bits": 4,
+        "state_format": "e2m1",
+        "block_size": 64,
+        "seed": 7,
+        "rounding": "stochastic",
+    }
+    own |= {"param_rounding": "compensated", "master_bits": 24, "percentile_clipping": 70, "grad_clip": 2.0}
+    ours = Lion(params, **own)
+    given = plain([torch.randn(param.shape) for param in params], 4, initial_lr=0.75, betas=[0.95, 0.98])
+    made = interop.from_lion_pytorch(given, ours)
+    ours.load_state_dict(made)
+    group = ours.param_groups[0]
+    assert {key: group[key] for key in own} == own
+    assert (group["initial_lr"], group["betas"], group["weight_decay"]) == (0.75, (0.95, 0.98), 0.25)
+    assert made["param_groups"][0]["lionbits_version"] == 1
+    assert {state["param_rest"].dtype for state in ours.state.values()} == {torch.int8}
+    train(ours, params, [1])  # its first norm fills the history of percentile clipping
+    assert all((state["grad_norms"] > 0).all() for state in ours.state.values())
+
+
+def test_paged_and_resident_load_and_write_the_same() -> None:
+    params = weights()
+    given = plain([torch.randn(param.shape) for param in params], 4)
+    resident, paged = Lion8bit(params), PagedLion8bit(params)
+    for optimizer in (resident, paged):
+        optimizer.load_state_dict(interop.from_lion_pytorch(given, optimizer))
+        train(optimizer, params, [1])
+        optimizer.load_state_dict(interop.from_lion_pytorch(given, optimizer))
+    assert_same(interop.to_bitsandbytes(paged), interop.to_bitsandbytes(resident))
+
+
+def test_momentum_that_is_not_finite_is_refused() -> None:
+    """Lion would skip such an element for ever."""
+    params = weights()
+    for bad in (torch.nan, torch.inf):
+        given = plain([torch.zeros(param.shape) for param in params], 4)
+        given["state"][1]["exp_avg"][3, 4] = bad
+        with pytest.raises(ValueError, match=r"parameter 1 is not finite in 1 of 4,270"):
+            interop.from_lion_pytorch(given, Lion32bit(params))
+    given["state"][1]["exp_avg"] = torch.zeros(70, 61, dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"torch\.int64"):
+        interop.from_lion_pytorch(given, Lion32bit(params))
+
+
+def test_own_state_dicts_are_recognised_and_not_compared() -> None:
+    params = weights()
+    for name in ("Lion32bit", "Lion8bit", "Lion4bit", "QLion"):
+        ours = getattr(lionbits, name)(params)
+        train(ours, params, [0])
+        assert interop.recognise(ours.state_dict()) == "lionbits"
+        with pytest.raises(ValueError, match="recognise.. says 'lionbits'"):
+            interop.compare(ours.state_dict(), ours)
+
+
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.Adamax, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_what_is_no_lion_is_not_recognised(cls: type[torch.optim.Optimizer]) -> None:
+    params = weights()
+    other = cls(params)
+    train(other, params, [0])
+    assert interop.recognise(other.state_dict()) is None
+    assert interop.recognise(torch.optim.SGD(params, lr=0.1, momentum=0.9).state_dict()) is None
+
+
+def test_other_libraries_second_moments_are_no_lions_either() -> None:
+    for state in ({"exp_avg::quantized": 0, "exp_avg_sq::quantized": 0}, {"state1": 0, "state2": 0}):
+        group = {"lr": 0.1, "params": [0], "master_bytewidth": 0}
+        assert interop.recognise({"state": {0: state}, "param_groups": [group]}) is None
+
+
+def test_the_original_is_never_touched() -> None:
+    """Neither by reading nor by training on with what was read."""
+    params = weights()
+    given = plain([torch.randn(param.shape) for param in params], 4)
+    held = copy.deepcopy(given)
+    ours = Lion32bit(params)
+    made = interop.from_lion_pytorch(given, ours)
+    for state in made["state"].values():
+        state["exp_avg"].add_(1)
+    ours.load_state_dict(interop.from_lion_pytorch(given, ours))
+    train(ours, params, [0, 1])
+    assert_same(given, held)
