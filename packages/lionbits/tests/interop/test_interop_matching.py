@@ -158,7 +158,7 @@ def test_own_state_dicts_are_recognised_and_not_compared() -> None:
         ours = getattr(lionbits, name)(params)
         train(ours, params, [0])
         assert interop.recognise(ours.state_dict()) == "lionbits"
-        with pytest.raises(ValueError, match="recognise.. says 'lionbits'"):
+        with pytest.raises(ValueError, match=r"recognise.. says 'lionbits'"):
             interop.compare(ours.state_dict(), ours)
 
 
