@@ -13,6 +13,7 @@ from torch import nn
 import lionbits
 from lionbits import Lion8bit, Lion32bit, interop
 from lionbits.cli import main
+from lionbits.recognition import WRAPPED
 
 SHAPES = ((64, 64), (70, 61), (33,), ())
 FIXTURE = Path(__file__).parents[1] / "interop" / "bitsandbytes-0.43.3.pt"
@@ -102,6 +103,19 @@ def test_eight_bits_here_are_eight_bits_there(tmp_path: Path) -> None:
     found = interop.compare(load(tmp_path / "out.pt"), optimizer)
     assert {row.before for row in found} == {"8 bits in blocks of 256", "float32"}
     assert max(row.rms for row in found) < 0.02
+
+
+def test_safetensors_by_the_name_of_the_file(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors", reason="what reads such files")
+    torch.save(interop.to_bitsandbytes(trained(Lion32bit)), tmp_path / "in.pt")
+    assert convert(tmp_path / "in.pt", tmp_path / "out.safetensors") == 0
+    assert convert(tmp_path / "out.safetensors", tmp_path / "back.pt", "--to", "bitsandbytes") == 0
+    first, last = load(tmp_path / "in.pt"), load(tmp_path / "back.pt")
+    assert all(
+        torch.equal(one, first["state"][key][WRAPPED][name])
+        for key, state in last["state"].items()
+        for name, one in state[WRAPPED].items()
+    )
 
 
 def test_a_large_model_is_shown_by_its_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

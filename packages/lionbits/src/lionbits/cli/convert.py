@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import lionbits
 from lionbits import interop
 from lionbits.interop import alone, comparison
 from lionbits.interop.ours import out_of
@@ -23,12 +24,15 @@ from .console import CommandError, Table, show
 
 OURS = "lionbits"
 FILES = tuple(peer for peer in PEERS if peer != "optax")  # whose state dicts lie in files that torch reads
+TENSORFILE = ".safetensors"  # a file of this name is one, read and written; any other is torch's
 SHOWN = 40  # rows of the table; a large model has thousands of parameters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Name the files and the forms."""
-    parser.add_argument("source", type=Path, metavar="IN", help="a checkpoint that torch.load(weights_only=True) reads")
+    parser.add_argument(
+        "source", type=Path, metavar="IN", help="a checkpoint of torch.save, or *.safetensors of lionbits"
+    )
     parser.add_argument("target", type=Path, metavar="OUT", help="the file to write; it must not be there yet")
     parser.add_argument("--from", dest="peer", choices=(OURS, *FILES), help="default: as it looks")
     parser.add_argument("--to", choices=(OURS, *interop.WRITERS), default=OURS, help=f"default {OURS}")
@@ -61,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
 def load(path: Path) -> dict[str, Any]:
     try:
+        if path.suffix == TENSORFILE:
+            return lionbits.load_safetensors(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a missing file, a truncated one, or something else entirely
         raise CommandError(f"cannot read {path}: {error}") from error
@@ -69,13 +75,10 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def save(content: object, path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+def save(content: dict[str, Any], path: Path) -> None:
     try:
-        torch.save(content, temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        (lionbits.save_safetensors if path.suffix == TENSORFILE else lionbits.save)(content, path)
+    except (OSError, RuntimeError, TypeError) as error:
         raise CommandError(f"cannot write {path}: {error}") from error
 
 
