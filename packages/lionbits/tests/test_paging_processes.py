@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import signal
 import subprocess
 import sys
@@ -20,19 +21,28 @@ from .movers import moving
 
 
 def test_fifty_optimizers_leave_nothing(tmp_path: Path) -> None:
-    """Pages die with their optimizer, in memory and in files."""
+    """Pages die with their optimizer, in memory and in files: the process ends no larger than it began."""
     pages: list[weakref.ref[torch.Tensor]] = []
+    resident = []
     for i in range(50):
-        params = weights(shapes=[(64, 640), (5000,)])
-        optimizer: Lion = lionbits.PagedLion8bit(params, page_dir=str(tmp_path)) if i % 2 else moving(params, 4096, 0)
+        params = weights(shapes=[(64, 640), (5000,), (1 << 20,)])
+        optimizer: Lion = (
+            lionbits.PagedLion8bit(params, page_dir=str(tmp_path)) if i % 2 else moving(params, 1 << 17, 0)
+        )
         train(optimizer, params, [1])
         values = [value for state in optimizer.state.values() for value in state.values()]
         pages += [weakref.ref(value) for value in values if isinstance(value, torch.Tensor)]
         del optimizer, params, values
-    gc.collect()
+        gc.collect()
+        resident.append(_resident_bytes())
+    assert max(resident[-10:]) - max(resident[:10]) < 20 << 20  # what forty leave would be 100 MiB and more
     assert len(pages) >= 100
     assert [page for page in pages if page() is not None] == []
     assert not any(str(tmp_path) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_a_killed_worker_leaves_no_files(tmp_path: Path) -> None:
