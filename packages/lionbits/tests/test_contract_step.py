@@ -260,19 +260,6 @@ def test_frozen_integers_are_left_alone() -> None:
     assert packed not in optimizer.state
 
 
-def test_a_sharded_parameter_is_refused_by_name() -> None:
-    """What would be updated as if a shard were the whole is refused: at construction, and swapped in later."""
-    params = weights(shapes=[(64, 64), (4, 4)])
-    optimizer = Lion(params)
-    params[0].placements = ("Shard(0)",)
-    with pytest.raises(TypeError, match="DTensor"):
-        Lion(params)
-    before = snapshot(optimizer)
-    with pytest.raises(TypeError, match="DTensor"):
-        train(optimizer, params, [1])
-    assert_same(snapshot(optimizer), before)
-
-
 def test_numbers_of_numpy_become_pythons() -> None:
     """Settings that came from numpy do not stop a checkpoint from loading with weights_only=True."""
     (param,) = weights(shapes=[(64, 64)])

@@ -22,9 +22,18 @@ def gradient_norm(grad: Tensor, nonfinite: str) -> Tensor:
     The order of the sum is part of the meaning: logical row-major elements in runs of 65,536, each filled up with
     zeros to a power of two and halved (x[:n/2] + x[n/2:]) down to one number; then the runs' sums likewise.
     """
+    return norm(sum_of_squares(grad, nonfinite))
+
+
+def sum_of_squares(grad: Tensor, nonfinite: str) -> Tensor:
+    """What :func:`gradient_norm` is the root of, float64, 0-d: ranks with parts of a tensor add these up."""
     flat = grad.detach().reshape(-1)
-    totals = [_sum_of_squares(run, nonfinite) for run in flat.split(_LEAF)]
-    return _halve(torch.stack(totals)).sqrt().to(torch.float32)
+    return _halve(torch.stack([_leaf(run, nonfinite) for run in flat.split(_LEAF)]))
+
+
+def norm(squares: Tensor) -> Tensor:
+    """float32 norms of float64 sums of squares."""
+    return squares.sqrt().to(torch.float32)
 
 
 def remember(norms: Tensor, norm: Tensor, step: int | Tensor) -> None:
@@ -50,7 +59,7 @@ def clip_factor(norm: Tensor, limit: Tensor) -> Tensor:
     return torch.where(norm > limit, limit / norm, 1.0)
 
 
-def _sum_of_squares(run: Tensor, nonfinite: str) -> Tensor:
+def _leaf(run: Tensor, nonfinite: str) -> Tensor:
     x = run.to(torch.float64)
     if nonfinite == "skip":
         x = torch.where(torch.isfinite(x), x, 0.0)

@@ -15,7 +15,7 @@ import torch
 
 from lionbits_reference.spec import Backend, checks
 
-from . import options, select
+from . import options, select, shards
 from .paging import Pager
 
 #: Settings of the optimizer as a whole, which a parameter group may not have.
@@ -154,6 +154,7 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
             raise TypeError(f"a parameter of shape {tuple(param.shape)} has layout {param.layout}; it must be strided.")
         try:
             plan = options.plan(group, param, param.dtype)
+            shards.check_lanes(plan, param)
         except (TypeError, ValueError) as error:
             raise type(error)(f"a parameter of shape {tuple(param.shape)}: {error}") from None
         select.serving(backend, plan, pager.computes_on(param.device), offloaded=pager.offloads)
@@ -165,6 +166,37 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
             UserWarning,
             stacklevel=callers_level(),
         )
+
+
+def tell_of_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None:
+    """Warn, once on each mesh, of sharded parameters that keep float32 momentum because of how they are cut.
+
+    Args:
+        members: parameters that get their state, and their groups.
+    """
+    wide = [(group, param) for group, param in members if not shards.cuts_rows(param) and _wants_codes(group, param)]
+    if not wide or any(shards.coordinate(wide[0][1])):
+        return
+    shown = ", ".join(_name(group, param) for group, param in wide[:5]) + (", ..." if len(wide) > 5 else "")
+    warnings.warn(
+        f"{len(wide)} sharded parameter(s) keep float32 momentum ({shown}): they are vectors, or cut along another "
+        f"dimension than the first, so that cuts go through blocks which share a scale. Give them optim_bits=32 to say "
+        f"that this is meant.",
+        UserWarning,
+        stacklevel=callers_level(),
+    )
+
+
+def _wants_codes(group: Group, param: torch.Tensor) -> bool:
+    return options.state_format(group).for_parameter(param.shape, group["min_8bit_size"]).quantised
+
+
+def _name(group: Group, param: torch.Tensor) -> str:
+    names = group.get("param_names")
+    if not names:
+        return f"one of shape {tuple(param.shape)}"
+    held: list[bool] = [held is param for held in group["params"]]
+    return str(names[held.index(True)])
 
 
 def callers_level() -> int:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lionbits_reference.spec import Plan, checks
 
-from . import checkpoint, groups, options, paging, select
+from . import checkpoint, groups, options, paging, select, shards, work
 from .paging import Movement, PagingStats
 from .steady import Steady
 
@@ -160,7 +160,7 @@ class Lion(Optimizer):
         self._check_fixed(defaults | {"is_paged": is_paged})
         self._backend = select.requested(self.default_backend if backend is None else backend)
         self._overrides = groups.check_overrides(overrides, {**defaults, **self.own_settings})
-        self._skipped: dict[torch.device, Tensor] = {}
+        self._skipped: work.Counts = {}
         super().__init__(cast(Any, params), defaults)
         groups.check_used(self._overrides, self.param_groups)
 
@@ -226,6 +226,8 @@ class Lion(Optimizer):
     def momentum(self, param: Tensor) -> Tensor:
         """The momentum of ``param``, decoded: float32, of its shape, on its device; zeros before its first update.
 
+        Of a sharded parameter, a DTensor placed like it.
+
         Raises:
             ValueError: the optimizer does not hold ``param``.
         """
@@ -236,26 +238,45 @@ class Lion(Optimizer):
                 break
         else:
             raise ValueError(f"param of shape {tuple(param.shape)} is not among this optimizer's parameters.")
-        state = self.state.get(param)
+        shape, state = shards.here(param).shape, self.state.get(param)
         if not state:
-            return torch.zeros(param.shape, dtype=torch.float32, device=param.device)
+            return shards.like(param, torch.zeros(shape, dtype=torch.float32, device=param.device), param.shape)
         plan: Plan = options.plan(group, param, param.dtype)
         device = self._pager.computes_on(param.device)
         backend = select.serving(self._backend, plan, device, offloaded=self._pager.offloads)
-        near = {key: state[key].to(device) for key in plan.format.momentum_spec(param.shape)}
-        return backend.decode(plan.format, near, param.shape).to(param.device)
+        near = {key: state[key].to(device) for key in plan.format.momentum_spec(shape)}
+        return shards.like(param, backend.decode(plan.format, near, shape).to(param.device), param.shape)
+
+    @torch.no_grad()
+    def init_state(self) -> None:
+        """Make the state, zeros, of every parameter that requires a gradient and has none yet. Nothing else changes.
+
+        Torch's checkpoint tools take a step at learning rate 0 where there is no state at all, which counts as one, and
+        leave out parameters that never had a gradient. Call this before them, and neither happens.
+        """
+        work.allocate(work.learning(self.param_groups), self.state, self._moves())
 
     def skipped_elements(self) -> int:
-        """How many element updates were skipped as something was not finite. Waits for the device."""
-        return sum(int(total.item()) for total in self._skipped.values())
+        """How many element updates were skipped as something was not finite. Waits for the device.
+
+        Where parameters are sharded it is a collective call: every rank has to make it, and gets the whole number.
+        """
+        counts = [shards.total(count.clone(), spread) for (_, spread), count in self._skipped.items()]
+        return sum(int(count.item()) for count in counts)
 
     def paging_stats(self) -> PagingStats:
         """What paging has moved since this optimizer was made, copied or unpickled; all zeros where nothing has to."""
         return replace(self._moves().stats)
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch, not a copy; the same for every backend, paged or resident."""
+        """As in torch, not a copy; the same for every backend, paged or resident.
+
+        State of sharded parameters is in DTensors placed like them. There, once one parameter has state all get it, as
+        torch's distributed checkpoints want to find the same names on every side.
+        """
         self._recount()
+        if self.state and any(shards.distributed(param) for group in self.param_groups for param in group["params"]):
+            self.init_state()
         handle = self.register_state_dict_post_hook(checkpoint.stamp, prepend=True)
         try:
             return super().state_dict()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lionbits_reference import caution
 from lionbits_reference.spec import (
+    FLOAT32,
     MASTER_BITS,
     PARAM_ROUNDINGS,
     Format,
@@ -20,6 +21,8 @@ from lionbits_reference.spec import (
     check_rate,
     checks,
 )
+
+from . import shards
 
 #: What ``nonfinite=`` takes; ``"raise"`` is ``"skip"`` to a kernel, and looks at the count afterwards.
 NONFINITE = ("skip", "raise", "propagate")
@@ -113,14 +116,15 @@ def state_format(group: Mapping[str, Any]) -> Format:
 def plan(group: Mapping[str, Any], param: Tensor, grad_dtype: torch.dtype) -> Plan:
     """What a kernel specialises on for this parameter.
 
-    ``param_rounding`` is about bfloat16: float32 parameters lose nothing, and have ``"nearest"`` in their plan.
+    ``param_rounding`` is about bfloat16: float32 parameters lose nothing, and have ``"nearest"`` in their plan. A
+    sharded parameter is looked at as a whole; where cuts go through its rows it keeps float32 momentum.
 
     Raises:
         TypeError, ValueError: the parameter's or gradient's dtype is not served with these settings.
     """
-    if hasattr(param, "placements"):  # a DTensor, without importing torch.distributed to ask
-        raise TypeError("sharded parameters (DTensor) are not served yet; lionbits would take a shard for the whole.")
-    return _plan(param.dtype, grad_dtype, tuple(param.shape), *(group[key] for key in _PLANNED))
+    shards.check(param)
+    cuts_rows = shards.cuts_rows(param)
+    return _plan(param.dtype, grad_dtype, tuple(param.shape), cuts_rows, *(group[key] for key in _PLANNED))
 
 
 #: What a plan depends on, in the order of :func:`_plan`'s arguments.
@@ -135,6 +139,7 @@ def _plan(
     dtype: torch.dtype,
     grad_dtype: torch.dtype,
     shape: tuple[int, ...],
+    cuts_rows: bool,
     optim_bits: int,
     name: str | None,
     block_size: int | None,
@@ -146,10 +151,11 @@ def _plan(
     nonfinite: str,
 ) -> Plan:
     rounding = "nearest" if dtype == torch.float32 else param_rounding
+    format = Format.of(optim_bits, name, block_size, block_wise).for_parameter(shape, min_8bit_size)
     return Plan(
         param_dtype=dtype,
         grad_dtype=grad_dtype,
-        format=Format.of(optim_bits, name, block_size, block_wise).for_parameter(shape, min_8bit_size),
+        format=format if cuts_rows else FLOAT32,
         caution=caution.PLAN_CAUTION[cautious],
         param_rounding=rounding,
         master_bits=master_bits if rounding == "compensated" else 32,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lionbits_reference.spec import Backend
 
-from . import options, select, work
+from . import options, select, shards, work
 from .paging import Movement
 from .watch import Groups, States, Tensors
 
@@ -60,15 +60,17 @@ class Steady:
         self._before: Steady | None = before if before is not None and (before.captured or before._before) else None
         self._works = list(zip(works, backends, strict=True))
         self._devices = devices
+        self._counts = list(dict.fromkeys((w.launch.device, w.launch.spread) for w in works))
         self._requested, self._movement = requested, movement
         self._slots: list[Any] = [slot for w in works for slot in w.batch]
-        self._counted: list[State] = [slot.state for slot in self._slots]
-        self._params: list[Tensor] = [slot.param for slot in self._slots]
+        self._counted: list[State] = [state for w in works for state in w.states]
+        self._params: list[Tensor] = [member.param for w in works for member in w.members]
+        self._parts = shards.Parts(self._params) if any(map(shards.distributed, self._params)) else None
         serving = set(map(id, self._params))
         self._others = [param for group in groups for param in group["params"] if id(param) not in serving]
         self._groups = Groups(groups)
         self._states = States(states, self._counted, (pair for w in works for pair in w.state_tensors()))
-        self._tensors = Tensors(self._params, [slot.grad for slot in self._slots])
+        self._tensors = Tensors(*self._now())
         self._sound = True
 
     def grads(
@@ -79,7 +81,7 @@ class Steady:
         Raises:
             TypeError, ValueError: a learning rate, decay or ``maximize`` that is not accepted.
         """
-        grads = [param.grad for param in self._params]
+        params, grads = list(self._params), [param.grad for param in self._params]
         try:
             holds = (
                 self._sound
@@ -87,7 +89,8 @@ class Steady:
                 and self._groups.hold(groups)
                 and not [param for param in self._others if param.grad is not None and param.requires_grad]
                 and self._states.hold(states)
-                and self._tensors.hold(self._params, grads)
+                and (self._parts is None or self._parts.of(params, grads))
+                and self._tensors.hold(params, grads)
             )
         except KeyError:  # a setting or state tensor is gone
             return None
@@ -104,15 +107,21 @@ class Steady:
 
     def first_grads(self) -> list[Any]:
         """The gradients that the works were made from, until these have run."""
-        return [slot.grad for slot in self._slots]
+        return self._now()[1]
 
-    def run(self, grads: Sequence[Tensor], loss_scale: Tensor | None, skipped: dict[torch.device, Tensor]) -> None:
+    def _now(self) -> tuple[list[Tensor], list[Any]]:
+        params, grads = list(self._params), [param.grad for param in self._params]
+        if self._parts is not None:
+            self._parts.of(params, grads)
+        return params, grads
+
+    def run(self, grads: Sequence[Tensor], loss_scale: Tensor | None, skipped: work.Counts) -> None:
         """Count and update.
 
         Args:
             grads: of this step.
             loss_scale: divides them, or None.
-            skipped: per device, int64[1]; the elements that are skipped are added.
+            skipped: the elements that are skipped are added.
 
         Raises:
             FloatingPointError: with ``nonfinite="raise"``, if an element was skipped.
@@ -121,8 +130,9 @@ class Steady:
             self.captured = True
         elif self.captured:
             self.recount()
-        for device in self._devices - skipped.keys():
-            skipped[device] = torch.zeros(1, dtype=torch.int64, device=device)
+        for device, spread in self._counts:
+            if (device, spread) not in skipped:
+                skipped[device, spread] = torch.zeros(1, dtype=torch.int64, device=device)
         self._sound = False  # until all is done
         self._states.steps = steps = _next(self._states.steps)
         raising = []
@@ -132,12 +142,12 @@ class Steady:
                 state["step"] = step
             for w, backend in self._works:
                 w.numbers.step.add_(1)
-                total = skipped[w.launch.device]
+                total = skipped[w.launch.device, w.launch.spread]
                 now = torch.zeros_like(total) if w.launch.raises else total
                 work.run(w, backend, self._movement, loss_scale, now)
                 if w.launch.raises:
                     total += now
-                    raising.append(now)
+                    raising.append(shards.total(now, w.launch.spread))
             self._movement.settle()
         finally:
             for slot in self._slots:

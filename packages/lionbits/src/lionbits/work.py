@@ -1,24 +1,27 @@
-"""One step, from parameter groups to launches: numbers go up, factors come down, nothing waits on the host."""
+"""One step, from parameter groups to launches: nothing waits on the host."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lionbits_reference import caution, clipping, formats
-from lionbits_reference.spec import Backend, Batch, Hyper, Plan, Scalars, Slot, TensorSpec, float32
+from lionbits_reference import clipping, formats
+from lionbits_reference.spec import Backend, Batch, Hyper, Plan, TensorSpec
 
-from . import options
+from . import factors, groups, options, shards
 from .paging import Movement, Pager
 from .paging.pages import moving
-from .scalars import Numbers, vector
+from .scalars import Numbers
 
 Group = dict[str, Any]
 State = dict[str, Any]
+
+#: Skipped elements, int64[1]: of each device, and of tensors that lie over these ranks, those that are here.
+Counts = dict[tuple[torch.device, "shards.Spread | None"], Tensor]
 
 
 class Launch(NamedTuple):
@@ -33,6 +36,7 @@ class Launch(NamedTuple):
     home: torch.device  # where the parameters are
     cautious: str | None
     raises: bool
+    spread: shards.Spread | None
 
 
 class Member(NamedTuple):
@@ -42,34 +46,42 @@ class Member(NamedTuple):
     group: Group
     position: int
 
+    @property
+    def here(self) -> Tensor:
+        """The parameter, or what of it is on this rank."""
+        return shards.here(self.param)
+
 
 @dataclass(eq=False)
 class Work:
     """The members of one launch, their slots and their numbers. Step after step, until anything else changes.
 
-    Outside a step it keeps no gradient alive, and of state and parameters only the dicts and Parameters that users see.
+    Outside a step it keeps no gradient alive, and of state and parameters only the dicts and Parameters that users see,
+    and local parts of these.
     """
 
     launch: Launch
     members: list[Member] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
     batch: Batch = field(default_factory=Batch)
+    widened: list[shards.Widened] = field(default_factory=list)
     numbers: Numbers = field(init=False)
     numel: Tensor | None = None  # int64[k], for caution
     clips: bool = False
 
     def state_tensors(self) -> Iterator[tuple[str, list[State]]]:
         """Names of the state tensors that a step reads and writes, and whose state has them."""
-        states: list[State] = [cast(State, slot.state) for slot in self.batch]
-        for key in self.launch.plan.state_spec(self.members[0].param.shape):
-            yield key, states
-        yield "grad_norms", [s for m, s in zip(self.members, states, strict=True) if _keeps_norms(m.group)]
+        for key in self.launch.plan.state_spec(()):
+            yield key, self.states
+        pairs = zip(self.members, self.states, strict=True)
+        yield "grad_norms", [state for member, state in pairs if factors.keeps_norms(member.group)]
 
 
-def collect(groups: Sequence[Group], states: Mapping[Tensor, State], pager: Pager) -> list[Work]:
+def collect(param_groups: Sequence[Group], states: Mapping[Tensor, State], pager: Pager) -> list[Work]:
     """Sort every parameter that has a gradient into launches. Checks all and changes nothing.
 
     Args:
-        groups, states: of the optimizer.
+        param_groups, states: of the optimizer.
         pager: says where parameters are updated.
 
     Raises:
@@ -77,40 +89,62 @@ def collect(groups: Sequence[Group], states: Mapping[Tensor, State], pager: Page
     """
     works: dict[Launch, Work] = {}
     position = 0
-    for group in groups:
+    for group in param_groups:
         options.check(group)
         hyper = Hyper.of(group["betas"], group["seed"], group["rounding"])
         for param in group["params"]:
             if param.grad is not None and param.requires_grad:
                 grad = _checked_gradient(param)
                 plan = options.plan(group, param, grad.dtype)
-                check_state(plan, param, states.get(param))
+                shards.check_lanes(plan, param)
+                check_state(plan, shards.here(param), states.get(param))
                 device, raises = pager.computes_on(param.device), group["nonfinite"] == "raise"
-                launch = Launch(plan, hyper, device, param.device, group["cautious"], raises)
+                launch = Launch(plan, hyper, device, param.device, group["cautious"], raises, shards.spread(param))
                 works.setdefault(launch, Work(launch)).members.append(Member(param, group, position))
             position += 1
     return list(works.values())
 
 
-def prepare(works: Sequence[Work], states: MutableMapping[Tensor, State], movement: Movement) -> None:
-    """Create state that is not there yet, and fill in slots and numbers. Where memory fails nothing has changed."""
-    members = [(w.launch.plan, m) for w in works for m in w.members]
+def learning(param_groups: Sequence[Group]) -> list[tuple[Plan, Member]]:
+    """Every parameter that may come to have a gradient."""
+    members = [(group, param) for group in param_groups for param in group["params"]]
+    return [
+        (options.plan(group, param, param.dtype), Member(param, group, position))
+        for position, (group, param) in enumerate(members)
+        if param.requires_grad
+    ]
+
+
+def allocate(members: Sequence[tuple[Plan, Member]], states: MutableMapping[Tensor, State], movement: Movement) -> None:
+    """Create state that is not there yet. Where memory fails nothing has changed."""
     fresh = [(plan, m) for plan, m in members if not states.get(m.param)]
     held = [(m.param.device, states[m.param], moving(plan)) for plan, m in members if states.get(m.param)]
-    pages = movement.residence.allocate([(m.param.device, _moving_specs(plan, m.param)) for plan, m in fresh], held)
-    beside = [_state_beside(w.launch, m, states.get(m.param)) for w in works for m in w.members]
+    pages = movement.residence.allocate([(m.param.device, _moving_specs(plan, m.here)) for plan, m in fresh], held)
+    beside = [_state_beside(plan, m, states.get(m.param), movement.pager) for plan, m in members]
     for (_, m), tensors in zip(fresh, pages, strict=True):
         states[m.param] = {"step": 0, **tensors}
     for (_, m), tensors in zip(members, beside, strict=True):
         states[m.param].update(tensors)
     movement.residence.settle_in([(m.param.device, states[m.param], moving(plan)) for plan, m in members])
+    groups.tell_of_wide_momentum([(m.group, m.param) for _, m in fresh])
+
+
+def prepare(works: Sequence[Work], states: MutableMapping[Tensor, State], movement: Movement) -> None:
+    """Create state that is not there yet, and fill in slots and numbers. Where memory fails nothing has changed."""
+    allocate([(w.launch.plan, m) for w in works for m in w.members], states, movement)
     for w in works:
-        w.batch = Batch(Slot(m.param, _gradient(m.param), states[m.param], m.position) for m in w.members)
-        groups = [member.group for member in w.members]
-        w.numbers = Numbers(groups, [slot.state["step"] for slot in w.batch], w.launch.device)
-        w.clips = any(_keeps_norms(group) or group["grad_clip"] > 0 for group in groups)
-        if w.launch.plan.caution == "mask":
-            w.numel = w.numbers.upload([slot.param.numel() for slot in w.batch], torch.int64)
+        plan, members = w.launch.plan, w.members
+        w.states = [states[m.param] for m in members]
+        slots = [
+            shards.slot(plan, m.param, _gradient(m.param), state, m.position)
+            for m, state in zip(members, w.states, strict=True)
+        ]
+        w.widened = [slot for slot in slots if isinstance(slot, shards.Widened)]
+        w.batch = Batch(slot.slot if isinstance(slot, shards.Widened) else slot for slot in slots)
+        w.numbers = Numbers([m.group for m in members], [state["step"] for state in w.states], w.launch.device)
+        w.clips = any(factors.clips(m.group) for m in members)
+        if plan.caution == "mask":
+            w.numel = w.numbers.upload([m.param.numel() for m in members], torch.int64)
 
 
 def _moving_specs(plan: Plan, param: Tensor) -> dict[str, TensorSpec]:
@@ -118,17 +152,17 @@ def _moving_specs(plan: Plan, param: Tensor) -> dict[str, TensorSpec]:
     return {key: specs[key] for key in moving(plan)}
 
 
-def _state_beside(launch: Launch, member: Member, state: State | None) -> State:
+def _state_beside(plan: Plan, member: Member, state: State | None, pager: Pager) -> State:
     """State that is missing, or not there, and that stays where the update runs however the rest is paged."""
-    held, device = state or {}, launch.device
+    held, device = state or {}, pager.computes_on(member.param.device)
     beside: State = {}
-    if launch.plan.format.tensor_wise:
+    if plan.format.tensor_wise:
         scale = held.get("exp_avg_scale")
         if scale is None:
             beside["exp_avg_scale"] = torch.zeros(1, 1, dtype=torch.float32, device=device)
         elif scale.device != device:
             beside["exp_avg_scale"] = scale.to(device)
-    if _keeps_norms(member.group) and "grad_norms" not in held:
+    if factors.keeps_norms(member.group) and "grad_norms" not in held:
         beside["grad_norms"] = torch.zeros(clipping.HISTORY, dtype=torch.float32, device=device)
     return beside
 
@@ -143,28 +177,26 @@ def run(work: Work, backend: Backend, movement: Movement, loss_scale: Tensor | N
         loss_scale: divides the gradients, or None.
         skipped: int64[1] where the call runs; the elements that are skipped are added to it.
     """
-    plan, hyper, device, _, cautious, _ = work.launch
-    slots = work.batch
+    plan, hyper, device, *_ = work.launch
     unscale = None if loss_scale is None else loss_scale.to(device).double().reciprocal().float().reshape(())
     scalars = work.numbers.scalars(skipped, unscale)
+    for part in work.widened:
+        part.bring()
     if work.clips:
-        each = zip(work.members, slots, scalars.step.unbind(), strict=True)
-        factors = [_clip_factor(member, slot, step, unscale) for member, slot, step in each]
-        scalars = replace(scalars, grad_scale=scalars.grad_scale * vector(factors, device))
+        scalars = factors.with_clipping(work, unscale, scalars)
     if plan.format.tensor_wise:
-        scalars = _with_absmax(backend, work, movement, scalars)
+        scalars = factors.with_absmax(work, backend, movement, scalars)
     if plan.caution == "mask":
-        assert cautious is not None
-        assert work.numel is not None
-        aligned = torch.zeros(len(slots), dtype=torch.int64, device=device)
-        for part, at in movement.parts(plan, slots, writes=False):
-            aligned[at] += backend.aligned(plan, part, hyper, scalars.part(at))
-        scalars = replace(scalars, lr=scalars.lr * caution.rate_factor(cautious, aligned, work.numel))
-    for part, at in movement.parts(plan, slots, writes=True):
-        backend.step(plan, part, hyper, scalars.part(at))
+        scalars = factors.with_caution(work, backend, movement, scalars)
+    for slots, at in movement.parts(plan, work.batch, writes=True):
+        backend.step(plan, slots, hyper, scalars.part(at))
     if scalars.absmax is not None:
-        for slot, scale in zip(slots, formats.block_scale(scalars.absmax, plan.format), strict=True):
-            slot.state["exp_avg_scale"].copy_(scale)
+        for state, scale in zip(work.states, formats.block_scale(scalars.absmax, plan.format), strict=True):
+            state["exp_avg_scale"].copy_(scale)
+    if work.widened:
+        movement.settle()
+    for part in work.widened:
+        part.take_back()
 
 
 def check_state(plan: Plan, param: Tensor, state: State | None) -> None:
@@ -186,10 +218,6 @@ def check_state(plan: Plan, param: Tensor, state: State | None) -> None:
             )
 
 
-def _keeps_norms(group: Group) -> bool:
-    return bool(group["percentile_clipping"] < 100)
-
-
 def _gradient(param: Tensor) -> Tensor:
     grad = param.grad
     assert grad is not None
@@ -203,30 +231,5 @@ def _checked_gradient(param: Tensor) -> Tensor:
         raise RuntimeError(f"lionbits does not support sparse gradients: {where} is {grad.layout}. Use sparse=False.")
     if grad.device != param.device:
         raise RuntimeError(f"{where} is on {grad.device}, the parameter on {param.device}; both must be on one device.")
+    shards.check_gradient(param, grad)
     return grad
-
-
-def _clip_factor(member: Member, slot: Slot, step: Tensor, unscale: Tensor | None) -> float | Tensor:
-    """What clipping multiplies the gradient by."""
-    group = member.group
-    percentile, grad_clip = group["percentile_clipping"], group["grad_clip"]
-    if percentile == 100 and grad_clip == 0:
-        return 1.0
-    norm = clipping.gradient_norm(slot.grad, "propagate" if group["nonfinite"] == "propagate" else "skip")
-    norm = norm.to(step.device)
-    if unscale is not None:
-        norm = norm * unscale
-    limit = torch.full_like(norm, float32(grad_clip) if grad_clip > 0 else torch.inf)
-    if percentile < 100:
-        clipping.remember(slot.state["grad_norms"], norm, step)
-        usual = clipping.percentile_limit(slot.state["grad_norms"], percentile)
-        limit = torch.where(usual < limit, usual, limit)  # a NaN among the norms limits nothing
-    return clipping.clip_factor(norm, limit)
-
-
-def _with_absmax(backend: Backend, work: Work, movement: Movement, scalars: Scalars) -> Scalars:
-    plan, hyper, device = work.launch.plan, work.launch.hyper, work.launch.device
-    absmax = torch.zeros(len(work.batch), dtype=torch.float32, device=device)
-    for part, at in movement.parts(plan, work.batch, writes=False):
-        absmax[at] = torch.maximum(absmax[at], backend.absmax(plan, part, hyper, scalars.part(at)))
-    return replace(scalars, absmax=absmax)
