@@ -1,4 +1,4 @@
-"""Under accelerate: prepare, accumulation, clipping, autocast, save_state and load_state; resumed as if never stopped."""
+"""Under accelerate: accumulation, clipping, schedules, autocast; load_state continues as if nothing had stopped."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 
 from lionbits import Lion
 
-from ..family import assert_same
-from .tiny import OTHERS_MAY_WARN, SETTINGS, gpt2, outcome, texts, tool
+from .tiny import OTHERS_MAY_WARN, SETTINGS, assert_same, gpt2, outcome, texts, tool
 
 accelerate = tool("accelerate")
 tool("transformers")

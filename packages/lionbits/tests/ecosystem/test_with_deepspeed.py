@@ -50,19 +50,20 @@ def zero(folder: Path, stage: int, world: int = 1, offload: bool = False, **more
     [
         (1, 2, ALLOWED),
         (2, 2, ALLOWED),
+        (3, 2, ALLOWED),
         (2, 1, {**KEPT, "offload": True}),
         (1, 1, {**ALLOWED, "bf16": {"enabled": True}}),
     ],
-    ids=["ZeRO-1", "ZeRO-2", "ZeRO-2 offloaded", "ZeRO-1 in bfloat16"],
+    ids=["ZeRO-1", "ZeRO-2", "ZeRO-3", "ZeRO-2 offloaded", "ZeRO-1 in bfloat16"],
 )
 def test_a_loaded_engine_equals_the_uninterrupted_one(
     tmp_path: Path, stage: int, world: int, more: dict[str, Any]
 ) -> None:
-    """Values and 8-bit momentum, on as many ranks as saved them, bit for bit."""
+    """Values and 8-bit state, on as many ranks as saved them, bit for bit."""
     for output, errors in zero(tmp_path, stage, world, **more):
         assert "RESULT" in output, errors[-3000:]
         found = json.loads(output.partition("RESULT")[2])
-        keys = ("values", "momentum", "step", "exp_avg_codes", "exp_avg_scale")
+        keys = ("values", "step", "exp_avg_codes", "exp_avg_scale")
         assert found == {name: dict.fromkeys(keys, True) for name in ("Lion8bit", "PagedLion8bit")}
 
 
@@ -117,7 +118,9 @@ def test_the_trap_is_real_and_warned_of(tmp_path: Path, kind: str) -> None:
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     command = [sys.executable, "-c", TRAP, kind]
     environment = os.environ | ranks | {"DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240
+    )
     warned = "replaces this Lion by DeepSpeedCPUAdam" in done.stdout
     assert ("replaced by DeepSpeedCPUAdam 0.25" in done.stdout) == warned == (kind != "keep"), done.stderr[-3000:]
     assert ("kept Lion8bit" in done.stdout) == (kind == "keep")

@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 
 from lionbits import Lion, Lion8bit
 
-from ..family import assert_same
-from .tiny import OTHERS_MAY_WARN, SETTINGS, outcome, tool
+from .tiny import OTHERS_MAY_WARN, SETTINGS, assert_same, outcome, tool
 
 lightning = tool("lightning")
 pytestmark = OTHERS_MAY_WARN
@@ -87,7 +86,9 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(
     assert not (tmp_path / "resumed" / "step=3.ckpt").exists()  # it did continue, rather than begin
 
 
-@pytest.mark.parametrize("precision", [lambda: "bf16-mixed", scaled], ids=["bfloat16 autocast", "float16 with a scaler"])
+@pytest.mark.parametrize(
+    "precision", [lambda: "bf16-mixed", scaled], ids=["bfloat16 autocast", "float16 with a scaler"]
+)
 def test_clipping_under_autocast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Callable[[], Any]) -> None:
     """Lightning refuses to clip for an optimizer that can unscale by itself, until that is switched off for it."""
     with pytest.raises(RuntimeError, match="Lion8bit, does not allow for gradient clipping"):

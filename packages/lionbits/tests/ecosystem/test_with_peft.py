@@ -10,8 +10,7 @@ import torch
 
 from lionbits import Lion
 
-from ..family import assert_same
-from .tiny import OTHERS_MAY_WARN, SETTINGS, batch, gpt2, outcome, tool
+from .tiny import OTHERS_MAY_WARN, SETTINGS, assert_same, batch, gpt2, outcome, tool
 
 peft = tool("peft")
 tool("transformers")

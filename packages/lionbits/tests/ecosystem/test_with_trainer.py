@@ -9,8 +9,7 @@ import pytest
 
 from lionbits import Lion, Lion8bit
 
-from ..family import assert_same
-from .tiny import OTHERS_MAY_WARN, SETTINGS, gpt2, outcome, texts, tool
+from .tiny import OTHERS_MAY_WARN, SETTINGS, assert_same, gpt2, outcome, texts, tool
 
 transformers = tool("transformers")
 tool("accelerate")

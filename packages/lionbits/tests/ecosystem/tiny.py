@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from lionbits import Lion
 
+from ..family import assert_same  # noqa: F401, TID252  # for the tests beside this
+
 #: Small enough a threshold that the model's weights and adapters have 8-bit momentum, its biases have not.
 SETTINGS = {"lr": 3e-3, "weight_decay": 0.1, "min_8bit_size": 512}
 

@@ -40,11 +40,12 @@ def train(engine: Any, steps: range) -> None:
 
 
 def outcome(engine: Any) -> dict[str, Any]:
-    """What this rank has: the whole model, its partition of the momentum."""
-    optimizer = engine.optimizer.optimizer
-    (param,) = optimizer.param_groups[0]["params"]
-    values = torch.cat([p.detach().flatten() for p in engine.module.parameters()])
-    return {"values": values, "momentum": optimizer.momentum(param), **optimizer.state[param]}
+    """What this rank has: the whole model, and the state of its partition of it."""
+    (state,) = engine.optimizer.optimizer.state.values()
+    params = list(engine.module.parameters())
+    with deepspeed.zero.GatheredParameters(params, enabled=config["zero_optimization"]["stage"] == 3):
+        values = torch.cat([param.detach().flatten() for param in params])
+    return {"values": values, **state}
 
 
 distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
