@@ -55,13 +55,13 @@ def from_adamw(lr: float, weight_decay: float, factor: float = 10.0) -> Converte
 def on_group(group: Mapping[str, Any], earlier: Iterable[Mapping[str, Any]]) -> None:
     """Warn of settings that train badly; once, so not of what an earlier group of the optimizer has as well."""
     if group["optim_bits"] == 2 and not any(other["optim_bits"] == 2 for other in earlier):
-        _warn(
+        warn(
             "optim_bits=2 is for research: on a small language model its held-out loss was 17 % above that of 32 bits "
             "after 2,500 steps with beta2 = 0.99, and 9 % with 0.9; without momentum at all it was 16 %. "
             "Use optim_bits=4 to train."
         )
     if _is_adams(group) and not any(map(_is_adams, earlier)):
-        _warn(
+        warn(
             "betas=(0.9, 0.999) are Adam's, and the default of trainers written for it. Lion's are (0.9, 0.99): with "
             "beta2 = 0.999 its momentum takes ten times as many steps to turn. Set betas=(0.9, 0.99), in transformers "
             "adam_beta2=0.99 among the TrainingArguments. If you mean 0.999, filter this warning."
@@ -78,7 +78,7 @@ def on_surroundings() -> None:
     Once it has, nobody calls ours any more. So this is asked when an optimizer is made.
     """
     if _offloads(_deepspeed_config()):
-        _warn(
+        warn(
             "accelerate is set up for DeepSpeed with an offloaded optimizer. Its prepare() then replaces this Lion by "
             "DeepSpeedCPUAdam, at Lion's learning rate and without a word. Set in DeepSpeed's configuration "
             '"zero_force_ds_cpu_optimizer": false and "zero_allow_untested_optimizer": true, which keeps this one '
@@ -104,7 +104,7 @@ def _offloads(config: Mapping[str, Any]) -> bool:
     return offload.get("device", "none") != "none" and bool(config.get("zero_force_ds_cpu_optimizer", True))
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     """Warn on the line of the first caller outside lionbits and torch: the line that made the optimizer."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("lionbits", "torch"):
