@@ -71,6 +71,17 @@ def tests(session: nox.Session) -> None:
     )
 
 
+@nox.session
+def ecosystem(session: nox.Session) -> None:
+    """Train under transformers, Lightning, accelerate, PEFT and DeepSpeed; run the examples (minutes)."""
+    session.install(*wanted("test", "ecosystem"))
+    session.run(
+        *("pytest", "packages/lionbits/tests/ecosystem", "--numprocesses=auto", "--maxprocesses=4"),
+        *session.posargs,
+        env=ON_THE_CPU,
+    )
+
+
 # Backends of this repository, each of which the court judges in a session of its own.
 BACKENDS = ("reference", "compiled", "triton", "cupy")
 

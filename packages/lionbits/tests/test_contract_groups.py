@@ -212,20 +212,6 @@ def test_overrides_hold_for_groups_and_for_later_ones(variant: Variant) -> None:
     assert rates == {"a.embed": 0.25, "b.bias": 0.125, "c.embed": 0.25, "d": 1e-4}
 
 
-def test_two_bits_warn_with_their_cost_where_they_were_asked_for() -> None:
-    """optim_bits=2 warns with the measured loss, and the warning points at the user's own line."""
-    for build in (
-        lambda: Lion(weights(), optim_bits=2),
-        lambda: Lion([{"params": weights(), "optim_bits": 2}]),
-        lambda: Lion(weights()).add_param_group({"params": weights(shapes=[(4, 4)]), "optim_bits": 2}),
-        lambda: PagedLion(weights(), optim_bits=2),
-        lambda: Lion([("a", weights()[0])], overrides={"a": {"optim_bits": 2}}),
-    ):
-        with pytest.warns(UserWarning, match=r"optim_bits=2 is for research.*20 %") as caught:
-            build()
-        assert [warning.filename for warning in caught] == [__file__]
-
-
 def test_momentum_is_a_copy_and_for_own_parameters_only(variant: Variant) -> None:
     """``momentum(p)`` is float32 zeros at first, then decoded state that one may write to; strangers have none."""
     params = weights(torch.bfloat16)

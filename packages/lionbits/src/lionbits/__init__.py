@@ -1,6 +1,7 @@
 """Lion for PyTorch with 32-, 8- and 4-bit state, paged or resident, the same bits on every backend."""
 
 from . import interop
+from .advice import from_adamw
 from .convert import convert
 from .optimizer import Lion
 from .qlion import QLion, SymmetricQuantizer
@@ -32,6 +33,7 @@ __all__ = [
     "QLion",
     "SymmetricQuantizer",
     "convert",
+    "from_adamw",
     "interop",
     "load_safetensors",
     "save",

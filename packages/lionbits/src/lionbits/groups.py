@@ -6,8 +6,6 @@ Groups are the one way in which settings differ between parameters: there is no 
 from __future__ import annotations
 
 import fnmatch
-import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +13,7 @@ import torch
 
 from lionbits_reference.spec import Backend, checks
 
-from . import options, select, shards
+from . import advice, options, select, shards
 from .paging import Pager
 
 #: Settings of the optimizer as a whole, which a parameter group may not have.
@@ -158,14 +156,6 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
         except (TypeError, ValueError) as error:
             raise type(error)(f"a parameter of shape {tuple(param.shape)}: {error}") from None
         select.serving(backend, plan, pager.computes_on(param.device), offloaded=pager.offloads)
-    if group["optim_bits"] == 2:
-        warnings.warn(
-            "optim_bits=2 is for research: on a small language model its held-out loss was 20 % above that of 32 bits "
-            "after 2,500 steps with beta2 = 0.99, and 13 % with 0.9; without momentum at all it was 19 %. "
-            "Use optim_bits=4 to train.",
-            UserWarning,
-            stacklevel=callers_level(),
-        )
 
 
 def tell_of_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None:
@@ -178,12 +168,10 @@ def tell_of_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None
     if not wide or any(shards.coordinate(wide[0][1])):
         return
     shown = ", ".join(_name(group, param) for group, param in wide[:5]) + (", ..." if len(wide) > 5 else "")
-    warnings.warn(
+    advice.warn(
         f"{len(wide)} sharded parameter(s) keep float32 momentum ({shown}): they are vectors, or cut along another "
         f"dimension than the first, so that cuts go through blocks which share a scale. Give them optim_bits=32 to say "
-        f"that this is meant.",
-        UserWarning,
-        stacklevel=callers_level(),
+        f"that this is meant."
     )
 
 
@@ -197,14 +185,6 @@ def _name(group: Group, param: torch.Tensor) -> str:
         return f"one of shape {tuple(param.shape)}"
     held: list[bool] = [held is param for held in group["params"]]
     return str(names[held.index(True)])
-
-
-def callers_level() -> int:
-    """``stacklevel`` of the first caller outside lionbits and torch: the line that a warning is about."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("lionbits", "torch"):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def name_format(group: Group) -> None:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lionbits_reference.spec import Plan, checks
 
-from . import checkpoint, groups, options, paging, select, shards, work
+from . import advice, checkpoint, groups, options, paging, select, shards, work
 from .paging import Movement, PagingStats
 from .steady import Steady
 
@@ -30,7 +30,7 @@ class Lion(Optimizer):
 
     Source: Chen et al., "Symbolic Discovery of Optimization Algorithms" (arXiv 2302.06675). A good start is a
         third to a tenth
-    of AdamW's learning rate with three to ten times its weight decay.
+    of AdamW's learning rate with three to ten times its weight decay: :func:`lionbits.from_adamw`.
 
     Everything from ``lr`` to ``weight_decay``, and from ``optim_bits`` on, may be set per parameter group,
     but for ``args``, ``seed``, ``is_paged``, the ``page_`` settings, ``backend`` and ``overrides``,
@@ -163,6 +163,7 @@ class Lion(Optimizer):
         self._skipped: work.Counts = {}
         super().__init__(cast(Any, params), defaults)
         groups.check_used(self._overrides, self.param_groups)
+        advice.on_surroundings()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with settings of their own or the optimizer's; see :class:`Lion`.
@@ -178,6 +179,7 @@ class Lion(Optimizer):
                 super().add_param_group(group)
                 groups.check(group, self._backend, self._pager)
                 groups.name_format(group)
+                advice.on_group(group, self.param_groups[:-1])
         except BaseException:
             del self.param_groups[before:]
             raise

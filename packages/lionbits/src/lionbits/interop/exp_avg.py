@@ -6,15 +6,13 @@ rule is refused where it has an effect.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from lionbits import checkpoint
-from lionbits.groups import callers_level
+from lionbits import advice, checkpoint
 
 from .reading import Held, Reading, common, groups_of, plain, settings, states_of
 
@@ -113,7 +111,7 @@ def left_behind(key: Any, state: Mapping[str, Any], name: str, why: str) -> None
     """Warn of a tensor of a peer's that is not empty and has no place here."""
     rest = state.get(name)
     if isinstance(rest, torch.Tensor) and rest.any():
-        warnings.warn(f"{name} of parameter {key!r} is left behind: {why}", UserWarning, stacklevel=callers_level())
+        advice.warn(f"{name} of parameter {key!r} is left behind: {why}")
 
 
 LION_PYTORCH = Plain("lion-pytorch")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lionbits import options
+from lionbits import advice, options
 from lionbits.convert import FORM, encoded
-from lionbits.groups import callers_level
 from lionbits_reference.spec import checks
 
 from .reading import Held, Reading
@@ -87,7 +85,7 @@ def warn_of_losses(optimizer: Lion, carries: Mapping[str, object] = MappingProxy
         lost.add("param_rest, what bfloat16 parameters are short of")
     if lost:
         message = f"the state dict leaves behind what its reader does not know: {', '.join(sorted(lost))}."
-        warnings.warn(message, UserWarning, stacklevel=callers_level())
+        advice.warn(message)
 
 
 def matched(reading: Reading, optimizer: Lion, names: Sequence[str] | None) -> list[list[Any]]:

@@ -1,9 +1,9 @@
 """Pages on their way: brought ahead of the update, taken back behind it, so that the update does not wait for either.
 
 While page ``i`` is updated, ``i+1`` and ``i+2`` arrive and ``i-1`` leaves. Marks order what has to be: a frame is
-filled when what was in it has left, a page is brought when it has been taken back, updated when it has arrived, taken
-back when it is updated. The host waits for none of them, unless the update is its own work. That a page is not brought
-again before it has been taken back needs no mark: it comes to the same frame, which is not free before.
+filled when what was in it has left, a page is updated when it has arrived, taken back when it is updated. The host
+waits for none of them, unless the update is its own work. That a page is not brought again before it has been taken
+back needs no mark: a step ends when all have been.
 
 Where the device updates, pages are state. Where the host does, pages are parameters and gradients, and come the other
 way.
@@ -53,9 +53,15 @@ class Frames:
     memory: Tensor
     size: int
     free: list[Mark]
+    turn: int = 0  # whose it is
 
     def __getitem__(self, i: int) -> Tensor:
         return self.memory[i * self.size : (i + 1) * self.size]
+
+    def take(self) -> int:
+        """The frame for the next page: each in turn, from one pass to the next."""
+        taken, self.turn = self.turn, (self.turn + 1) % len(self.free)
+        return taken
 
 
 class Movement:
@@ -113,36 +119,36 @@ class Movement:
         self, plan: Plan, slots: Batch, route: Route, frames: Frames, lanes: Lanes, *, writes: bool
     ) -> Iterator[tuple[Sequence[Slot], At]]:
         assert isinstance(self.pager, Paged)
-        compute, offloads, count, pages = self.pager.paged_compute, self.pager.offloads, len(frames.free), route.pages
+        compute, offloads, pages = self.pager.paged_compute, self.pager.offloads, route.pages
         made = lanes.computed() if offloads else None  # gradients are the device's work
-        arriving: list[tuple[Visit, Mark] | None] = []
+        arriving: list[tuple[int, Visit, Mark] | None] = []
         for i, page in enumerate(pages):
-            while len(arriving) < min(i + count, len(pages)):
-                j = len(arriving)
-                coming = visit(plan, slots, pages[j], frames[j % count], compute)
-                after = (frames.free[j % count], made)
+            while len(arriving) < min(i + len(frames.free), len(pages)):
+                j, frame = len(arriving), frames.take()
+                coming = visit(plan, slots, pages[j], frames[frame], compute)
+                after = (frames.free[frame], made)
                 with _told(f"page {j + 1} of {len(pages)} could not be brought; {i} have been updated"):
-                    arriving.append((coming, lanes.bring(coming.bring, after)))
+                    arriving.append((frame, coming, lanes.bring(coming.bring, after)))
                 self.stats.pages_in += 1
                 self.stats.bytes_in += pages[j].size
             now = arriving[i]
             assert now is not None
-            here, arrived = now
+            frame, here, arrived = now
             if offloads:
                 lanes.wait(arrived)
             else:
                 lanes.compute_after(arrived)
             yield here.slots, route.at[i]
-            frames.free[i % count] = done = None if offloads else lanes.computed()
+            frames.free[frame] = done = None if offloads else lanes.computed()
             if writes:
                 stale = "its parameters are" if offloads else "its momentum is"
                 with _told(f"page {i + 1} of {len(pages)} could not be taken back: {stale} of the step before"):
-                    frames.free[i % count] = lanes.take_back(here.take_back, (done,))
+                    frames.free[frame] = lanes.take_back(here.take_back, (done,))
                 self.stats.pages_out += 1
                 self.stats.bytes_out += here.bytes_back if offloads else page.size
             arriving[i] = None
         if offloads:  # the last page is the last to leave, and the device must not go on with old parameters
-            lanes.compute_after(frames.free[(len(pages) - 1) % count])
+            lanes.compute_after(frames.free[frame])
 
     def _ready(self, plan: Plan, slots: Batch, device: torch.device) -> tuple[Route, Frames | None]:
         """The route of a batch, made anew where the device has less room than was thought, and frames for it."""
