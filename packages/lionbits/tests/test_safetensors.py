@@ -89,7 +89,7 @@ def test_any_nest_of_plain_things_comes_back(tmp_path: Path) -> None:
         "odd": (math.inf, -math.inf, {"$tensor": "no", 3: {None: "x", 2.5: torch.tensor(7)}}), "ü\n\udc80": "\x00é",
         "dtypes": [torch.ones(3, dtype=d) for d in (torch.float64, torch.bfloat16, torch.float16, torch.int64,
                                                     torch.int8, torch.uint8, torch.int32)],
-        "rates": [rate, rate],
+        "rates": [rate, rate], "mark": {"$tensor": "a.b", "plain": 1},
     }  # fmt: skip
     before = copy.deepcopy(given)
     loaded = _there_and_back(given, tmp_path / "file")
@@ -97,6 +97,17 @@ def test_any_nest_of_plain_things_comes_back(tmp_path: Path) -> None:
     assert loaded["rates"][0] is loaded["rates"][1]
     assert_same(loaded, given)
     assert math.isnan(_there_and_back({"x": math.nan}, tmp_path / "file")["x"])
+
+
+def test_every_tensor_lies_where_its_dtype_may(tmp_path: Path) -> None:
+    """Readers map the file: an odd number of bytes before wider numbers would move them off their places."""
+    path = tmp_path / "file"
+    kinds = (torch.int8, torch.int16, torch.float32, torch.float64)
+    save_safetensors({f"{j}": torch.ones(3, dtype=kind) for j, kind in enumerate(kinds)}, path)
+    content = path.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    assert all((begin + header[f"{j}"]["data_offsets"][0]) % kind.itemsize == 0 for j, kind in enumerate(kinds))
 
 
 def test_tensor_rates_stay_shared_between_groups(tmp_path: Path) -> None:
