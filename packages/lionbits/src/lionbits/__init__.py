@@ -2,6 +2,7 @@
 
 from . import interop
 from .advice import from_adamw
+from .backward import fuse_into_backward
 from .convert import convert
 from .optimizer import Lion
 from .qlion import QLion, SymmetricQuantizer
@@ -34,6 +35,7 @@ __all__ = [
     "SymmetricQuantizer",
     "convert",
     "from_adamw",
+    "fuse_into_backward",
     "interop",
     "load_safetensors",
     "save",

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lionbits_reference.spec import Plan, checks
 
 from . import advice, checkpoint, groups, options, paging, select, shards, work
+from .backward import InBackward
 from .paging import Movement, PagingStats
 from .steady import Steady
 
@@ -98,6 +99,9 @@ class Lion(Optimizer):
 
     #: What the last step left ready for the next. It is never copied: the copy makes its own.
     _steady: Steady | None = None
+
+    #: Whether, and of which parameters, updates run during backward. Never copied: hooks belong to parameters.
+    _in_backward: InBackward | None = None
 
     #: What brings state to the device, if it lives elsewhere. Never copied either.
     _movement: Movement | None = None
@@ -214,6 +218,8 @@ class Lion(Optimizer):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _update(self) -> None:
+        if self._in_backward is not None:
+            self._in_backward.step(getattr(self, "grad_scale", None))
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
             return
@@ -222,7 +228,10 @@ class Lion(Optimizer):
         if self._steady is None or grads is None:
             self._steady = Steady(*held, self._moves(), before=self._steady)
             grads = self._steady.first_grads()
-        self._steady.run(grads, getattr(self, "grad_scale", None), self._skipped)
+        try:
+            self._steady.run(grads, getattr(self, "grad_scale", None), self._skipped)
+        finally:
+            self._moves().settle()
 
     @torch.no_grad()
     def momentum(self, param: Tensor) -> Tensor:
@@ -240,6 +249,7 @@ class Lion(Optimizer):
                 break
         else:
             raise ValueError(f"param of shape {tuple(param.shape)} is not among this optimizer's parameters.")
+        self._moves().settle()
         shape, state = shards.here(param).shape, self.state.get(param)
         if not state:
             return shards.like(param, torch.zeros(shape, dtype=torch.float32, device=param.device), param.shape)
@@ -338,6 +348,8 @@ class Lion(Optimizer):
             self.state.update(zip(params, copies, strict=True))
 
     def _recount(self) -> None:
+        """Let the state be what all steps so far have made of it."""
+        self._moves().settle()
         if self._steady is not None:
             self._steady.recount()
 

@@ -31,6 +31,7 @@ class Steady:
         requested: the backend that was asked for, or None.
         movement: of state that does not live beside its parameter.
         before: the one that this replaces. A captured graph goes on reading what that holds.
+        first: position of the first parameter, where these groups are a part of the optimizer's.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in :func:`work.collect`; nothing was changed.
@@ -43,9 +44,10 @@ class Steady:
         requested: Backend | None,
         movement: Movement,
         before: Steady | None,
+        first: int = 0,
     ) -> None:
         pager = movement.pager
-        works = work.collect(groups, states, pager)
+        works = work.collect(groups, states, pager, first)
         backends = [select.serving(requested, w.launch.plan, w.launch.device, offloaded=pager.offloads) for w in works]
         devices = {w.launch.device for w in works}
         if any(map(capturing, devices)):
@@ -116,7 +118,7 @@ class Steady:
         return params, grads
 
     def run(self, grads: Sequence[Tensor], loss_scale: Tensor | None, skipped: work.Counts) -> None:
-        """Count and update.
+        """Count and update. Pages may still be on their way when it returns.
 
         Args:
             grads: of this step.
@@ -148,7 +150,6 @@ class Steady:
                 if w.launch.raises:
                     total += now
                     raising.append(shards.total(now, w.launch.spread))
-            self._movement.settle()
         finally:
             for slot in self._slots:
                 slot.grad = None  # a gradient that is let go of must die

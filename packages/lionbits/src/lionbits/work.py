@@ -77,18 +77,19 @@ class Work:
         yield "grad_norms", [state for member, state in pairs if factors.keeps_norms(member.group)]
 
 
-def collect(param_groups: Sequence[Group], states: Mapping[Tensor, State], pager: Pager) -> list[Work]:
+def collect(param_groups: Sequence[Group], states: Mapping[Tensor, State], pager: Pager, first: int = 0) -> list[Work]:
     """Sort every parameter that has a gradient into launches. Checks all and changes nothing.
 
     Args:
         param_groups, states: of the optimizer.
         pager: says where parameters are updated.
+        first: position of the first parameter, where these groups are a part of the optimizer's.
 
     Raises:
         TypeError, ValueError, RuntimeError: a setting, gradient or state that cannot be served, named.
     """
     works: dict[Launch, Work] = {}
-    position = 0
+    position = first
     for group in param_groups:
         options.check(group)
         hyper = Hyper.of(group["betas"], group["seed"], group["rounding"])
@@ -118,8 +119,7 @@ def learning(param_groups: Sequence[Group]) -> list[tuple[Plan, Member]]:
 def allocate(members: Sequence[tuple[Plan, Member]], states: MutableMapping[Tensor, State], movement: Movement) -> None:
     """Create state that is not there yet. Where memory fails nothing has changed."""
     fresh = [(plan, m) for plan, m in members if not states.get(m.param)]
-    held = [(m.param.device, states[m.param], moving(plan)) for plan, m in members if states.get(m.param)]
-    pages = movement.residence.allocate([(m.param.device, _moving_specs(plan, m.here)) for plan, m in fresh], held)
+    pages = movement.residence.allocate([(m.param.device, _moving_specs(plan, m.here)) for plan, m in fresh])
     beside = [_state_beside(plan, m, states.get(m.param), movement.pager) for plan, m in members]
     for (_, m), tensors in zip(fresh, pages, strict=True):
         states[m.param] = {"step": 0, **tensors}

@@ -39,30 +39,25 @@ class Residence:
 
     def __init__(self, pager: Pager, stats: PagingStats) -> None:
         self._pager, self._stats = pager, stats
-        self._staying = WeakTensorKeyDictionary()  # on the CPU, where devices do not tell
+        self._staying, self._passing = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
 
-    def allocate(
-        self, wanted: Sequence[tuple[torch.device, Mapping[str, TensorSpec]]], held: Sequence[Held]
-    ) -> list[dict[str, Tensor]]:
-        """Zeroed state for parameters on these devices: there as far as there is room, else on the host.
-
-        Args:
-            wanted: device and state of each parameter.
-            held: what there is already.
-        """
+    def allocate(self, wanted: Sequence[tuple[torch.device, Mapping[str, TensorSpec]]]) -> list[dict[str, Tensor]]:
+        """Zeroed state for parameters on these devices: there as far as there is room, else on the host."""
         made: list[dict[str, Tensor]] = [{} for _ in wanted]
         for device in dict.fromkeys(device for device, _ in wanted):
             places = [j for j, (d, _) in enumerate(wanted) if d == device]
             specs = [wanted[j][1] for j in places]
-            for j, tensors in zip(places, self._allocate(device, specs, held), strict=True):
+            for j, tensors in zip(places, self._allocate(device, specs), strict=True):
                 made[j] = tensors
         return made
 
     def settle_in(self, held: Sequence[Held]) -> None:
-        """Let state that is not on its device yet (it was loaded, say) move there for good, as far as there is room."""
+        """Let state that is new here (it was loaded, say) move to its device for good, as far as there is room."""
         for device in dict.fromkeys(device for device, _, _ in held if self._pager.moves(device)):
-            far = [(state, keys) for d, state, keys in held if d == device and not self.stay(device, state, keys)]
-            for j in self._chosen(device, [sum(state[key].nbytes for key in keys) for state, keys in far], held):
+            far = [(state, keys) for d, state, keys in held if d == device and self._new(device, state, keys)]
+            for state, keys in far:
+                self._passing.update(dict.fromkeys(state[key] for key in keys))
+            for j in self._chosen(device, [sum(state[key].nbytes for key in keys) for state, keys in far]):
                 state, keys = far[j]
                 try:
                     near = {key: state[key].to(device, copy=True) for key in keys}
@@ -76,20 +71,21 @@ class Residence:
         """Whether these state tensors of a parameter on ``device`` live there."""
         return all(self._stays(state[key], device) for key in keys)
 
+    def _new(self, device: torch.device, state: Mapping[str, Any], keys: Sequence[str]) -> bool:
+        return not self.stay(device, state, keys) and not all(state[key] in self._passing for key in keys)
+
     def _stays(self, tensor: Tensor, device: torch.device) -> bool:
         if not self._pager.moves(device):
             return True
         return tensor in self._staying if device.type == "cpu" else tensor.device == device
 
-    def _allocate(
-        self, device: torch.device, wanted: Sequence[Mapping[str, TensorSpec]], held: Sequence[Held]
-    ) -> list[dict[str, Tensor]]:
+    def _allocate(self, device: torch.device, wanted: Sequence[Mapping[str, TensorSpec]]) -> list[dict[str, Tensor]]:
         pager = self._pager
         if not isinstance(pager, Paged):
             return [_zeros(specs, device) for specs in wanted]
         made: dict[int, dict[str, Tensor]] = {}
         if pager.moves(device):
-            for j in self._chosen(device, [host.size(specs) for specs in wanted], held):
+            for j in self._chosen(device, [host.size(specs) for specs in wanted]):
                 try:
                     made[j] = _zeros(wanted[j], device)
                 except torch.OutOfMemoryError:
@@ -99,23 +95,22 @@ class Residence:
         rest = [j for j in range(len(wanted)) if j not in made]
         pages = host.allocate([wanted[j] for j in rest], pager.page_size, pager.page_dir, pinned=device.type == "cuda")
         made |= dict(zip(rest, pages, strict=True))
+        self._passing.update(dict.fromkeys(tensor for page in pages for tensor in page.values()))
         return [made[j] for j in range(len(wanted))]
 
-    def _chosen(self, device: torch.device, sizes: Sequence[int], held: Sequence[Held]) -> list[int]:
+    def _chosen(self, device: torch.device, sizes: Sequence[int]) -> list[int]:
         """Which of these may come to stay on the device, beside what is there."""
         assert isinstance(self._pager, Paged)
         if self._pager.offloads:
             return []
-        there = sum(
-            state[key].nbytes for d, state, keys in held if d == device and self.stay(d, state, keys) for key in keys
-        )
+        there = sum(tensor.nbytes for tensor in self._staying if tensor.device == device)
         left = room(self._pager.page_budget, device, there)
         if sum(sizes) > left:
             left -= FRAMES * self._pager.page_size
         return sorted(choose(sizes, left))
 
     def _now_stays(self, tensors: Mapping[str, Tensor]) -> None:
-        self._staying.update({tensor: None for tensor in tensors.values() if tensor.device.type == "cpu"})
+        self._staying.update(dict.fromkeys(tensors.values()))
 
 
 def choose(sizes: Sequence[int], room: int) -> set[int]:
