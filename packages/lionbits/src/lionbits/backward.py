@@ -66,9 +66,7 @@ def fuse_into_backward(model: nn.Module, optimizer: Lion) -> InBackward:
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise checks.refusal(TypeError, "model", model, "must be a torch.nn.Module")
-    kinds: dict[type, str] = {
-        nn.parallel.DistributedDataParallel: "averages gradients, which are used before that"
-    }
+    kinds: dict[type, str] = {nn.parallel.DistributedDataParallel: "averages gradients, which are used before that"}
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is not None:
         kinds[fsdp.FullyShardedDataParallel] = "hands gradients to flat parameters, behind the hooks of autograd"
@@ -90,7 +88,9 @@ class InBackward:
         self._updated: set[int] = set()
         self._complete = False
         self.complete()
-        self._handles = [param.register_post_accumulate_grad_hook(_Update(self, optimizer)) for param in params]
+        self._hooks = [_Update(self, optimizer) for _ in params]
+        pairs = zip(params, self._hooks, strict=True)
+        self._handles = [param.register_post_accumulate_grad_hook(hook) for param, hook in pairs]
         optimizer._in_backward = self
 
     def remove(self) -> None:
@@ -105,6 +105,12 @@ class InBackward:
         if not self._complete:
             self._optimizer.init_state()
             self._complete = True
+
+    def forget(self) -> None:
+        """Let go of the state that there was: the optimizer has another."""
+        self._complete = False
+        for hook in self._hooks:
+            hook.forget()
 
     def count(self, param: Tensor) -> None:
         """Note that ``param`` is updated.
@@ -144,6 +150,10 @@ class _Update:
         self._fused, self._optimizer = fused, optimizer
         self._place = (-1, -1)
         self._view: tuple[Group, int] | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Keep nothing of the last time."""
         self._states: dict[Tensor, dict[str, Any]] = {}
         self._steady: Steady | None = None
 

@@ -324,6 +324,8 @@ class Lion(Optimizer):
             handle.remove()
         if self._steady is not None and not self._steady.captured:
             self._steady = None  # the state that it knew is free to go
+        if self._in_backward is not None:
+            self._in_backward.forget()
 
     def __getstate__(self) -> dict[str, Any]:
         self._recount()

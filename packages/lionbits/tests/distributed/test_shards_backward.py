@@ -1,0 +1,50 @@
+"""``fuse_into_backward`` with FSDP2, whose gradients are there when they are reduced, not when autograd has them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from lionbits import Lion, fuse_into_backward
+
+from .problem import SETTINGS, assert_equal
+from .world import World, meshes, takes_part
+
+
+def fused_equals_step(ranks: int, bits: int) -> None:
+    """Every rank has inputs of its own; all parameters are updated when backward ends, and no gradient is left."""
+    if not takes_part(ranks):
+        return
+    held = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        layers = [nn.Linear(a, b) for a, b in pairwise((24, 65, 130, 24))]
+        model = nn.Sequential(*layers)
+        for layer in layers:
+            fully_shard(layer, mesh=meshes()[ranks])
+        fully_shard(model, mesh=meshes()[ranks])
+        optimizer = Lion(model.parameters(), **{**SETTINGS, "optim_bits": bits})
+        if fused:
+            fuse_into_backward(model, optimizer)
+        for step in range(3):
+            generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
+            (model(torch.randn(8, 24, generator=generator)) ** 2).mean().backward()
+            if fused:
+                assert all(param.grad is None for param in model.parameters())
+                assert len(optimizer.state) == 6
+            optimizer.step()
+            optimizer.zero_grad()
+        held += [model, optimizer]
+    assert_equal(*held)
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_fused_shards_equal_a_step_after_backward(world: World, ranks: int, bits: int) -> None:
+    """Bit for bit."""
+    world(fused_equals_step, ranks, bits)
