@@ -145,7 +145,7 @@ def test_momentum_that_is_not_finite_is_refused() -> None:
     for bad in (torch.nan, torch.inf):
         given = plain([torch.zeros(param.shape) for param in params], 4)
         given["state"][1]["exp_avg"][3, 4] = bad
-        with pytest.raises(ValueError, match=r"parameter 1 is not finite in 1 of 4,270"):
+        with pytest.raises(ValueError, match=r"parameter 1: a momentum of shape .* is not finite in 1 of 4,270"):
             interop.from_lion_pytorch(given, Lion32bit(params))
     given["state"][1]["exp_avg"] = torch.zeros(70, 61, dtype=torch.int64)
     with pytest.raises(TypeError, match=r"torch\.int64"):

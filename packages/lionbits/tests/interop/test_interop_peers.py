@@ -330,7 +330,7 @@ def test_flashlions_own_decoder_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = kernels._triton_dequantize_kernel.fn
     kernel[(1,)](codes, scales, expected, momentum.numel(), 127.0, 32, False, True, BLOCK_SIZE_N=256)
     assert_same(
-        flashlion.read({"state": {0: state}, "param_groups": [{**FLASH_GROUP, "params": [0]}]}).held[0].exp_avg,
+        flashlion.read({"state": {0: state}, "param_groups": [{**FLASH_GROUP, "params": [0]}]}).held[0].exp_avg(),
         expected,
     )
 

@@ -17,7 +17,7 @@ from .reading import Reading, groups_of, states_of, tensor
 
 def restored(reading: Reading, optim_bits: int) -> Lion:
     """A Lion that holds what was read, with momentum of ``optim_bits`` and the settings that the reading has."""
-    shapes = {key: held.exp_avg.shape for key, held in reading.held.items()}
+    shapes = {key: held.shape for key, held in reading.held.items()}
     optimizer = Lion([_members(group, shapes) for group in reading.groups], optim_bits=optim_bits)
     optimizer.load_state_dict(into(reading, optimizer))
     return optimizer
