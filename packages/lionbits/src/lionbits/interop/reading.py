@@ -25,7 +25,7 @@ class Held(NamedTuple):
 
     Attributes:
         shape: of the parameter.
-        decode: makes its momentum, whatever it may share memory with.
+        decode: makes its momentum, in any float dtype and strides.
         form: how it was held, in words.
         quantised: whether that was as codes.
         step: updates so far; 0 where the peer does not count.
@@ -42,12 +42,12 @@ class Held(NamedTuple):
     dtype: torch.dtype | None = None
 
     def exp_avg(self) -> Tensor:
-        """The momentum: float32, contiguous, of the parameter's shape; a new tensor.
+        """The momentum: float32, contiguous, of the parameter's shape. It may share memory with the state dict.
 
         Raises:
             ValueError: it is not finite, and such an element would be skipped for ever.
         """
-        found = self.decode().detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        found = self.decode().detach().to(torch.float32).contiguous()
         spoilt = int((~torch.isfinite(found)).sum())
         if spoilt:
             raise ValueError(
