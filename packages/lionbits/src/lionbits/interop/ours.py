@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lionbits import advice, options
+from lionbits import advice, options, shards
 from lionbits.convert import FORM, encoded
 from lionbits_reference.spec import checks
 
@@ -63,15 +63,15 @@ def out_of(optimizer: Lion) -> Reading:
 
 def _decoded(optimizer: Lion, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> Held:
     form = options.plan(group, param, param.dtype).format
-    return Held(
-        param.shape,
-        partial(optimizer.momentum, param),
-        str(form),
-        form.quantised,
-        state["step"],
-        state.get("grad_norms"),
-        param.dtype,
-    )
+    decode = partial(_whole, optimizer, param)
+    return Held(param.shape, decode, str(form), form.quantised, state["step"], state.get("grad_norms"), param.dtype)
+
+
+def _whole(optimizer: Lion, param: torch.Tensor) -> torch.Tensor:
+    """All of a parameter's momentum. Of a sharded one, a collective call."""
+    momentum: Any = optimizer.momentum(param)
+    whole: torch.Tensor = momentum.full_tensor() if shards.distributed(momentum) else momentum
+    return whole
 
 
 def warn_of_losses(optimizer: Lion, carries: Mapping[str, object] = MappingProxyType({})) -> None:
