@@ -39,12 +39,14 @@ def main() -> None:
         sizes = {"n_embd": args.width, "n_layer": args.layers, "n_head": 4, "n_positions": args.context}
         model = GPT2LMHeadModel(GPT2Config(vocab_size=256, bos_token_id=0, eos_token_id=0, **sizes))
     rows = torch.tensor(tokens[: len(tokens) // args.context * args.context]).view(-1, args.context)
+    settings = lionbits.from_adamw(args.lr, args.weight_decay)
     trainer = Trainer(
         model,
         TrainingArguments(
             output_dir=str(args.output),
             max_steps=args.steps,
             per_device_train_batch_size=args.batch,
+            weight_decay=settings["weight_decay"],  # Trainer writes it into its groups, which count more than:
             lr_scheduler_type="cosine",
             warmup_steps=args.steps // 10,
             logging_steps=max(args.steps // 6, 1),
@@ -54,10 +56,7 @@ def main() -> None:
         ),
         train_dataset=[{"input_ids": row, "labels": row} for row in rows],
         # Not optim="lion_8bit", which is bitsandbytes'. What is not said here is Lion's own, betas (0.9, 0.99) too.
-        optimizer_cls_and_kwargs=(
-            getattr(lionbits, args.optimizer),
-            {**lionbits.from_adamw(args.lr, args.weight_decay)},
-        ),
+        optimizer_cls_and_kwargs=(getattr(lionbits, args.optimizer), {"lr": settings["lr"]}),
     )
     result = trainer.train(resume_from_checkpoint=args.resume or None)
     print(f"loss {result.training_loss:.3f} on average, {trainer.state.log_history[-2]['loss']} at the end")

@@ -14,7 +14,7 @@ from lionbits_bench.gpu import Run
 from lionbits_bench.results import Findings, Part, Replay, Results, Row
 from lionbits_bench.timing import Deadline
 
-PARTS = ["environment", "court", "speed", "host", "launches", "replay"]
+PARTS = ["environment", "court", "speed", "host", "paging", "launches", "replay"]
 VARIANTS = {"bf16": 6, "fp32": 4}
 TORCHS = 3  # eager Lion, AdamW fused and foreach
 
@@ -73,7 +73,15 @@ def test_recorded_steps_are_compared(results: dict[str, Any]) -> None:
 def test_the_tables_have_a_row_per_measurement(out: Path, results: dict[str, Any]) -> None:
     text = (out / "results.md").read_text()
     sections = dict(zip(*[iter(re.split(r"^## (.+)$", text, flags=re.MULTILINE)[1:])] * 2, strict=True))
-    assert list(sections) == ["How it went", "Environment", "The court", "Speed", "Host time", "Recorded steps"]
+    assert list(sections) == [
+        "How it went",
+        "Environment",
+        "The court",
+        "Speed",
+        "Host time",
+        "Paging",
+        "Recorded steps",
+    ]
     for heading, key in (("Speed", "speed"), ("Host time", "host"), ("Recorded steps", "replay")):
         rows = [line.split(" | ")[:2] for line in sections[heading].splitlines() if line.startswith("| ")]
         who = [[name.removeprefix("| "), variant] for name, variant in rows]

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lionbits_bench import cli, compare, report, rule, run, tables
+from lionbits_bench import charts, cli, compare, report, rule, run, tables
 from lionbits_bench.contestants import Contestant
 from lionbits_bench.eager import EagerLion
-from lionbits_bench.results import Row
+from lionbits_bench.results import Results, Row
 
 PNG = b"\x89PNG"
 
@@ -66,6 +66,16 @@ def test_tables_and_charts_are_written(alone: Path) -> None:
     expected = {f"{name}-{dtype}.png" for name in names for dtype in ("fp32", "bf16")}
     assert {path.name for path in alone.glob("*.png")} == expected
     assert all((alone / name).read_bytes().startswith(PNG) for name in expected)
+
+
+def test_a_bar_whose_samples_are_far_apart_is_drawn(tmp_path: Path) -> None:
+    rows = [
+        Row("list", "", 1, 10, "fp32", "compiled", variant, ours=True, floor_bytes=10**9, copy_bandwidth=1e9)
+        for variant in ("8 bits", "4 bits")
+    ]
+    rows[0].seconds, rows[1].seconds = [1.0], [1e-4, 1e-4, 1.0, 1.0, 1.0]
+    (path,) = charts.draw(Results(False, "cpu", None, [], {}, speed=rows), tmp_path)
+    assert path.read_bytes().startswith(PNG)
 
 
 class Unmoved(torch.optim.SGD):

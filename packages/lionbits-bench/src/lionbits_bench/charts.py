@@ -52,9 +52,8 @@ def _bars(group: Group, rows: Sequence[Row], path: Path) -> None:
     ordered = sorted(rows, key=lambda row: row.bandwidth or 0.0)
     with drawing(path, 10, 1.7 + BAR_HEIGHT * len(ordered)) as figure:
         axes = figure.add_subplot()
-        for place, row in enumerate(ordered):
-            _bar(axes, place, row)
-        _copy(axes, (group.rows[0].copy_bandwidth or 0.0) / 1e9, (ordered[-1].bandwidth or 0.0) / 1e9, len(ordered))
+        longest = max(_bar(axes, place, row) for place, row in enumerate(ordered))
+        _copy(axes, (group.rows[0].copy_bandwidth or 0.0) / 1e9, longest, len(ordered))
         axes.set_yticks(range(len(ordered)), [_label(row) for row in ordered])
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("GB/s: bytes that a step has to move, over its time; the line is from quartile to quartile")
@@ -77,7 +76,8 @@ def _label(row: Row) -> str:
     return f"lionbits {row.name}: {row.variant}" if row.ours else f"{row.name}: {row.variant}"
 
 
-def _bar(axes: Axes, place: int, row: Row) -> None:
+def _bar(axes: Axes, place: int, row: Row) -> float:
+    """How far it reaches, its whisker included: where the time behind it stands, which has to be in the picture."""
     step, floor = row.step_seconds, row.floor_bytes
     assert step is not None
     assert floor is not None
@@ -97,6 +97,7 @@ def _bar(axes: Axes, place: int, row: Row) -> None:
     )
     text = f"  {tables.milliseconds(step)} ms" + (f", {wrong}" if wrong else "")
     axes.text(high, place, text, va="center", color=INK, fontsize=9)
+    return high
 
 
 def _lines(rows: Sequence[Row], dtype: str, path: Path) -> None:

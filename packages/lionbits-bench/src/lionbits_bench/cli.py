@@ -69,12 +69,16 @@ def _add_gpu(commands: Commands) -> argparse.ArgumentParser:
     gpu = commands.add_parser(
         "gpu",
         help="everything that needs a GPU, in one call",
-        description="The court, speed, host time, launches and recorded steps on a CUDA device, in one call that ends "
-        "in time. Exit code 0: all done; 1: something failed; 3: something was not reached.",
+        description="The court, speed, host time, paging, launches and recorded steps on a CUDA device, in one call "
+        "that ends in time. Exit code 0: all done; 1: something failed; 3: something was not reached.",
     )
     gpu.add_argument("--dry-run", action="store_true", help="the same on the CPU, tiny: does it all work?")
     gpu.add_argument("--out", type=Path, default=Path("lionbits-out/gpu"), help="folder (default: %(default)s)")
     gpu.add_argument("--backends", type=_names, help="such as triton,reference (default: all fast ones that serve)")
+    gpu.add_argument("--parts", nargs="+", metavar="NAME", help="some of: court speed host paging launches replay "
+                     "(default: all)")  # fmt: skip
+    gpu.add_argument("--managed", action="store_true", help="let in peers that page by managed memory, which may hang "
+                     "a machine that others use")  # fmt: skip
     gpu.add_argument("--minutes", type=_minutes, default=9.0, help="that it may take in all (default: %(default)g)")
     return gpu
 
@@ -177,10 +181,12 @@ def _gpu(parser: argparse.ArgumentParser, given: argparse.Namespace, begin: floa
 
     if not given.dry_run and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here; --dry-run tries everything on the CPU")
+    parts = given.parts and _some(parser, "--parts", given.parts, gpu.PARTS)
     faulthandler.dump_traceback_later(60 * given.minutes + PATIENCE, exit=True, file=2)
     try:
-        programme = gpu.trial() if given.dry_run else gpu.full()
-        return gpu.run(programme, given.backends, given.out, given.minutes, time.monotonic() - begin)
+        programme = (gpu.trial if given.dry_run else gpu.full)(managed=given.managed)
+        gone = time.monotonic() - begin
+        return gpu.run(programme, given.backends, given.out, given.minutes, gone, parts)
     finally:
         faulthandler.cancel_dump_traceback_later()
 

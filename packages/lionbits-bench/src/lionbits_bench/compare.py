@@ -11,10 +11,8 @@ from typing import Any
 
 from lionbits.cli.console import Table, show
 
-from .results import spread
+from .results import MEASURED, spread
 from .tables import NOTHING, milliseconds
-
-PARTS = ("speed", "host", "sizes")
 
 #: What makes two rows the same measurement.
 KEY = ("workload", "remark", "dtype", "name", "variant")
@@ -48,7 +46,7 @@ class Change:
 
 def changes(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tuple[str, list[Change]]]:
     """Part by part, the rows that either has measured, in the order of the first."""
-    for part in PARTS:
+    for part in MEASURED:
         one, other = _samples(first, part), _samples(second, part)
         keys = dict.fromkeys((*one, *other))
         yield part, [Change(key, one.get(key, []), other.get(key, [])) for key in keys]

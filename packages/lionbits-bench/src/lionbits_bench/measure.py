@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from . import rule, traffic, workloads
 from .contestants import DTYPES, Contestant
 from .results import Check, Findings, Row, in_a_line
-from .timing import Clock, CopyMeter, Deadline, TooSlow, host_time, limited
+from .timing import Clock, CopyMeter, Deadline, TooSlow, host_time, limited, wall_time
 from .workloads import Family
 
 Say = Callable[[str], None]
@@ -48,6 +48,7 @@ class Effort:
         host_steps: steps whose call alone is timed, at most; none where that is all there is to time.
         seconds: after which a slow contestant is content with fewer, down to one.
         limit: seconds after which a turn is ended, compiling included.
+        wall: steps are timed from an idle device to an idle device, whatever streams they use.
     """
 
     rounds: int
@@ -56,6 +57,7 @@ class Effort:
     host_steps: int
     seconds: float
     limit: float | None = None
+    wall: bool = False
 
 
 @dataclass
@@ -199,9 +201,14 @@ def _time(row: Row, clock: Clock, effort: Effort, before: int, optimizer: Optimi
 
     host = [host_time(clock, optimizer.step) for _ in often(effort.host_steps)]
     row.host_seconds += host
-    row.seconds += [clock.time(optimizer.step, median(host or [0.0])) for _ in often(effort.steps)]
+    if effort.wall:
+        row.seconds += [wall_time(clock, optimizer.step) for _ in often(effort.steps)]
+    else:
+        row.seconds += [clock.time(optimizer.step, median(host or [0.0])) for _ in often(effort.steps)]
     row.floor_bytes, row.held_bytes = traffic.floor_bytes(optimizer), traffic.held_bytes(optimizer)
+    so_far = traffic.account(optimizer)
     grown = clock.growth(optimizer.step)
+    row.moved = traffic.moved(optimizer, so_far)
     row.grown_bytes = None if grown is None else max(grown, row.grown_bytes or 0)
     row.peak_bytes = None if peak is None else max(peak - before, row.peak_bytes or 0)
 

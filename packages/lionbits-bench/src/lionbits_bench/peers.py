@@ -44,6 +44,7 @@ class Peer(NamedTuple):
         settings: beyond the common ones.
         compiled: its step goes through torch.compile.
         devices: where it works.
+        managed: pages by managed memory, which not every machine may be asked for.
         main: whether charts over sizes show it.
     """
 
@@ -57,6 +58,7 @@ class Peer(NamedTuple):
     compiled: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     main: bool = False
+    managed: bool = False
 
 
 def _one(size: int) -> float:
@@ -87,8 +89,8 @@ PEERS = (
     Peer("torch", "AdamW, foreach", "torch.optim", "AdamW", _two, rule.adamw, {"foreach": True}),
     Peer("bitsandbytes", "Lion, 32 bits", BNB, "Lion", _bytes(4), rule.lion),
     Peer("bitsandbytes", "Lion8bit", BNB, "Lion8bit", _bytes(1.02), EIGHT_BITS, main=True),
-    Peer("bitsandbytes", "PagedLion", BNB, "PagedLion", _bytes(4), rule.lion, devices=CUDA),
-    Peer("bitsandbytes", "PagedLion8bit", BNB, "PagedLion8bit", _bytes(1.02), EIGHT_BITS, devices=CUDA),
+    Peer("bitsandbytes", "PagedLion", BNB, "PagedLion", _bytes(4), rule.lion, devices=CUDA, managed=True),
+    Peer("bitsandbytes", "PagedLion8bit", BNB, "PagedLion8bit", _bytes(1.02), EIGHT_BITS, devices=CUDA, managed=True),
     Peer("lion-pytorch", "Lion", "lion_pytorch", "Lion", _one, rule.lion),
     Peer("timm", "Lion", "timm", "Lion", _one, rule.lion, {"foreach": False}),
     Peer("timm", "Lion, foreach", "timm", "Lion", _one, rule.lion, {"foreach": True}),
@@ -108,11 +110,17 @@ NAMES = tuple(dict.fromkeys(peer.name for peer in PEERS))
 
 
 def peers(
-    dtype: str, device: torch.device, names: Collection[str] = NAMES, *, compiled: bool = True
+    dtype: str,
+    device: torch.device,
+    names: Collection[str] = NAMES,
+    *,
+    compiled: bool = True,
+    managed: bool = True,
 ) -> list[Contestant]:
     """Those of these libraries that can be imported here and work on the device."""
     able = [peer for peer in PEERS if peer.name in names and device.type in peer.devices]
-    return [_contestant(p, dtype) for p in able if (compiled or not p.compiled) and not _missing(p)]
+    wanted = [peer for peer in able if (compiled or not peer.compiled) and (managed or not peer.managed)]
+    return [_contestant(peer, dtype) for peer in wanted if not _missing(peer)]
 
 
 def peers_found(device: torch.device, names: Collection[str] = NAMES) -> dict[str, str]:

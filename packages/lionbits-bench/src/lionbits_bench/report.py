@@ -10,7 +10,7 @@ from pathlib import Path
 from lionbits.cli import console
 from lionbits.cli.console import Table
 
-from . import tables
+from . import paged_table, tables
 from .results import Check, Replay, Results, Row, Verdict
 from .tables import count, milliseconds, number, percent
 from .tables import markdown as _table
@@ -49,6 +49,7 @@ def _gpu(results: Results) -> tuple[str, Sections]:
         "The court": _court(results.court),
         "Speed": _speed(results.speed),
         "Host time": _speed(results.host),
+        "Paging": paged_table.lines(results),
         "Recorded steps": _replay(results.replay),
     }
 
@@ -71,6 +72,7 @@ def summary(results: Results) -> str:
     keyed = sorted((*results.speed, *results.host), key=lambda row: (row.workload, row.dtype, not row.ours, row.name))
     for (name, dtype, who), rows in groupby(keyed, lambda row: (row.workload, row.dtype, row.name)):
         lines += [f"{name}, {dtype}, {who}:", *(f"    {row.variant:28} {_glance(row)}" for row in rows)]
+    lines += paged_table.glances(results.paging)
     for verdict in results.court:
         how = "finished" if verdict.finished else "NOT FINISHED"
         lines.append(f"court of {verdict.backend}: {verdict.passed} passed, {verdict.failed} failed, {how}")

@@ -7,7 +7,12 @@ from dataclasses import asdict, dataclass, field
 from statistics import median, quantiles
 from typing import Any
 
+from .moved import Crossing, Moved
+
 SCHEMA = 1
+
+#: Parts whose findings are rows, by their names in :class:`Results`.
+MEASURED = ("speed", "host", "sizes", "paging")
 
 
 def in_a_line(error: Exception) -> str:
@@ -93,6 +98,7 @@ class Row:
     kernels: int | None = None
     transfers: int | None = None
     waits: int | None = None
+    moved: Moved | None = None
 
     @property
     def title(self) -> str:
@@ -125,6 +131,16 @@ class Row:
         """Bandwidth as a fraction of a plain copy's."""
         ours, copy = self.bandwidth, self.copy_bandwidth
         return None if ours is None or copy is None else ours / copy
+
+    @property
+    def crossing_bandwidth(self) -> float | None:
+        """Bytes per second that a paged step moved, both ways together."""
+        return None if self.moved is None else self.moved.bandwidth(self.step_seconds)
+
+    @property
+    def of_bus(self) -> float | None:
+        """That as a fraction of what the bus gave both ways at once."""
+        return None if self.moved is None else self.moved.of_bus(self.step_seconds)
 
     @property
     def temporary_bytes(self) -> int | None:
@@ -173,7 +189,8 @@ class Check:
 class Results:
     """Everything. ``copies`` are bandwidths in bytes per second in the order in which they were measured.
 
-    ``minutes`` is what it may take in all, None where that is not limited; ``sizes`` are rows over sizes of one tensor.
+    ``minutes`` is what it may take in all, None where that is not limited; ``sizes`` are rows over sizes of one tensor;
+    ``managed`` says whether peers that page by managed memory were let in.
     """
 
     dry_run: bool
@@ -192,6 +209,9 @@ class Results:
     programme: str = "gpu"
     checks: list[Check] = field(default_factory=list)
     sizes: list[Row] = field(default_factory=list)
+    managed: bool = False
+    bus: list[Crossing] = field(default_factory=list)
+    paging: list[Row] = field(default_factory=list)
 
     @property
     def failed(self) -> list[str]:
@@ -206,9 +226,10 @@ class Results:
     def as_json(self) -> dict[str, Any]:
         """All samples, and beside them the numbers of the tables."""
         written = {"schema": SCHEMA, **asdict(self)}
-        for part in ("speed", "host", "sizes"):
+        for part in MEASURED:
             rows: list[Row] = getattr(self, part)
             written[part] = [asdict(row) | _derived(row) for row in rows]
+        written["bus"] = [asdict(crossing) | {"bandwidth": crossing.bandwidth} for crossing in self.bus]
         return written
 
 
@@ -220,4 +241,6 @@ def _derived(row: Row) -> dict[str, float | None]:
         "bandwidth": row.bandwidth,
         "of_copy": row.of_copy,
         "temporary_bytes": row.temporary_bytes,
+        "crossing_bandwidth": row.crossing_bandwidth,
+        "of_bus": row.of_bus,
     }

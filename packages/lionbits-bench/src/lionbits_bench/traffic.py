@@ -21,7 +21,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lionbits import Lion, options
+from lionbits.paging import Paged, PagingStats
 from lionbits_reference.spec import Plan, TensorSpec
+
+from .moved import Moved
 
 #: State that a step neither reads nor writes, by the class that holds it.
 IDLE = {"DeepSpeedCPULion": ("exp_avg_sq",)}
@@ -57,6 +60,41 @@ def state_bytes(optimizer: Optimizer, parameter: Tensor, without: Collection[str
     return sum(_lying(value) for key, value in state if isinstance(value, Tensor) and key not in without)
 
 
+def planned_state_bytes(optimizer: Lion) -> int:
+    """Bytes of the state that a step will have, whether one was made or not."""
+    return sum(
+        _spec_bytes(options.plan(group, parameter, parameter.grad.dtype).state_spec(parameter.shape).values())
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
+
+
+def account(optimizer: Optimizer) -> PagingStats | None:
+    """What paging has moved so far; None where state is not paged."""
+    if isinstance(optimizer, Lion) and isinstance(optimizer._pager, Paged):
+        return optimizer.paging_stats()
+    return None
+
+
+def moved(optimizer: Optimizer, before: PagingStats | None) -> Moved | None:
+    """What paging has moved since that account."""
+    if before is None:
+        return None
+    assert isinstance(optimizer, Lion)
+    assert isinstance(optimizer._pager, Paged)
+    now = optimizer.paging_stats()
+    return Moved(
+        state_bytes=planned_state_bytes(optimizer),
+        budget=optimizer._pager.page_budget,
+        page_size=optimizer._pager.page_size,
+        bytes_in=now.bytes_in - before.bytes_in,
+        bytes_out=now.bytes_out - before.bytes_out,
+        pages=now.pages_in - before.pages_in,
+        passing_bytes=now.passing_bytes,
+        shrinks=now.shrinks,
+    )
+
+
 def _lying(tensor: Tensor) -> int:
     """Bytes in memory; a tensor that wraps others, as torchao's quantised ones do, has theirs."""
     if not hasattr(tensor, "__tensor_flatten__"):
@@ -65,9 +103,14 @@ def _lying(tensor: Tensor) -> int:
 
 
 def held_bytes(optimizer: Optimizer) -> int:
-    """Parameters, gradients and state: what training has to hold."""
+    """Parameters, gradients, and state beside them: what training has to hold on the device."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return sum(p.nbytes + p.grad.nbytes + state_bytes(optimizer, p) for p in parameters)
+    far = {p: [key for key, value in optimizer.state[p].items() if _elsewhere(value, p)] for p in parameters}
+    return sum(p.nbytes + p.grad.nbytes + state_bytes(optimizer, p, far[p]) for p in parameters)
+
+
+def _elsewhere(value: object, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.device != parameter.device
 
 
 def _spec_bytes(specs: Iterable[TensorSpec]) -> int:

@@ -152,7 +152,7 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
             raise TypeError(f"a parameter of shape {tuple(param.shape)} has layout {param.layout}; it must be strided.")
         try:
             plan = options.plan(group, param, param.dtype)
-            shards.check_lanes(plan, param)
+            shards.check_settings(group, plan, param)
         except (TypeError, ValueError) as error:
             raise type(error)(f"a parameter of shape {tuple(param.shape)}: {error}") from None
         select.serving(backend, plan, pager.computes_on(param.device), offloaded=pager.offloads)

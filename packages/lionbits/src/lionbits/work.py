@@ -97,7 +97,7 @@ def collect(param_groups: Sequence[Group], states: Mapping[Tensor, State], pager
             if param.grad is not None and param.requires_grad:
                 grad = _checked_gradient(param)
                 plan = options.plan(group, param, grad.dtype)
-                shards.check_lanes(plan, param)
+                shards.check_settings(group, plan, param)
                 check_state(plan, shards.here(param), states.get(param))
                 device, raises = pager.computes_on(param.device), group["nonfinite"] == "raise"
                 launch = Launch(plan, hyper, device, param.device, group["cautious"], raises, shards.spread(param))

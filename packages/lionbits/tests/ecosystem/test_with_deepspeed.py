@@ -20,18 +20,19 @@ KEPT = {**ALLOWED, "zero_force_ds_cpu_optimizer": False}
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 
 
-def zero(folder: Path, stage: int, world: int = 1, offload: bool = False, **more: Any) -> list[tuple[str, str]]:
+def config(stage: int, **more: Any) -> dict[str, Any]:
+    """DeepSpeed's configuration, with ``offload_optimizer`` among ZeRO's where it is asked for."""
+    offload = OFFLOAD if more.pop("offload", False) else {}
+    shared = {"train_micro_batch_size_per_gpu": 8, "gradient_clipping": 0.1}
+    return {**shared, "zero_optimization": {"stage": stage, **offload}, **more}
+
+
+def zero(folder: Path, world: int, *configs: dict[str, Any]) -> list[tuple[str, str]]:
     """Output and errors of every rank."""
-    config = {
-        "train_micro_batch_size_per_gpu": 8,
-        "gradient_clipping": 0.1,
-        "zero_optimization": {"stage": stage, **(OFFLOAD if offload else {})},
-        **more,
-    }
     script = str(Path(__file__).with_name("zero.py"))
     ranks = [
         subprocess.Popen(
-            [sys.executable, script, str(folder), str(rank), str(world), json.dumps(config)],
+            [sys.executable, script, str(folder), str(rank), str(world), json.dumps(configs)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -45,36 +46,32 @@ def zero(folder: Path, stage: int, world: int = 1, offload: bool = False, **more
             process.kill()  # where one has died the others wait for it
 
 
-@pytest.mark.parametrize(
-    ("stage", "world", "more"),
-    [
-        (1, 2, ALLOWED),
-        (2, 2, ALLOWED),
-        (3, 2, ALLOWED),
-        (2, 1, {**KEPT, "offload": True}),
-        (1, 1, {**ALLOWED, "bf16": {"enabled": True}}),
-    ],
-    ids=["ZeRO-1", "ZeRO-2", "ZeRO-3", "ZeRO-2 offloaded", "ZeRO-1 in bfloat16"],
-)
-def test_a_loaded_engine_equals_the_uninterrupted_one(
-    tmp_path: Path, stage: int, world: int, more: dict[str, Any]
-) -> None:
-    """Values and 8-bit state, on as many ranks as saved them, bit for bit."""
-    for output, errors in zero(tmp_path, stage, world, **more):
+TRIED = {
+    "ZeRO 1, 2 and 3, two ranks": (2, [config(stage, **ALLOWED) for stage in (1, 2, 3)]),
+    "offloaded, bfloat16": (1, [config(2, offload=True, **KEPT), config(1, bf16={"enabled": True}, **ALLOWED)]),
+}
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_a_loaded_engine_equals_the_uninterrupted_one(tmp_path: Path, name: str) -> None:
+    """Values and 8-bit state, resident and paged, on as many ranks as saved them, bit for bit."""
+    world, configs = TRIED[name]
+    for output, errors in zero(tmp_path, world, *configs):
         assert "RESULT" in output, errors[-3000:]
-        found = json.loads(output.partition("RESULT")[2])
-        keys = ("values", "step", "exp_avg_codes", "exp_avg_scale")
-        assert found == {name: dict.fromkeys(keys, True) for name in ("Lion8bit", "PagedLion8bit")}
+        equal = dict.fromkeys(("values", "step", "exp_avg_codes", "exp_avg_scale"), True)
+        assert json.loads(output.partition("RESULT")[2]) == [equal] * (2 * len(configs))
 
 
 @pytest.mark.parametrize(
-    ("offload", "flags", "way_out"),
-    [(False, {}, '"zero_allow_untested_optimizer": true'), (True, ALLOWED, '"zero_force_ds_cpu_optimizer": false')],
+    ("refused", "way_out"),
+    [
+        (config(2), '"zero_allow_untested_optimizer": true'),
+        (config(2, offload=True, **ALLOWED), '"zero_force_ds_cpu_optimizer": false'),
+    ],
+    ids=["untested", "offloaded"],
 )
-def test_without_its_flags_deepspeed_refuses(
-    tmp_path: Path, offload: bool, flags: dict[str, Any], way_out: str
-) -> None:
-    ((output, errors),) = zero(tmp_path, 2, offload=offload, **flags)
+def test_without_its_flags_deepspeed_refuses(tmp_path: Path, refused: dict[str, Any], way_out: str) -> None:
+    ((output, errors),) = zero(tmp_path, 1, refused)
     assert "RESULT" not in output
     assert way_out in errors
 

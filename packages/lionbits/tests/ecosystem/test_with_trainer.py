@@ -42,14 +42,15 @@ def test_a_resumed_trainer_equals_the_uninterrupted_one(
     """``optimizer_cls_and_kwargs`` builds it, ``resume_from_checkpoint`` continues it, bit for bit."""
 
     def trainer() -> Any:
-        chosen = (optimizer_class, dict(SETTINGS))
-        settings = arguments(tmp_path, bf16=autocast)
+        chosen = (optimizer_class, {**SETTINGS, "weight_decay": 0.5})
+        settings = arguments(tmp_path, bf16=autocast, weight_decay=0.1)
         return transformers.Trainer(gpt2(), settings, train_dataset=texts(64), optimizer_cls_and_kwargs=chosen)
 
     whole, resumed = trainer(), trainer()
     whole.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert type(whole.optimizer.optimizer) is optimizer_class
+    assert [group["weight_decay"] for group in whole.optimizer.param_groups] == [0.1, 0.0]  # not the class's argument
     assert_same(outcome(resumed.model, resumed.optimizer.optimizer), outcome(whole.model, whole.optimizer.optimizer))
     logged = [entry for entry in whole.state.log_history if "grad_norm" in entry]
     assert len(logged) == 6

@@ -1,6 +1,6 @@
 """A life under DeepSpeed's ZeRO, in a process of its own: trained, saved, continued; loaded and continued again.
 
-Usage: python zero.py FOLDER RANK WORLD CONFIG, the last in JSON. Prints what was compared, in JSON.
+Usage: python zero.py FOLDER RANK WORLD CONFIGS, the last a list in JSON. Prints what was compared under each, in JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import distributed, nn
 
 from lionbits import Lion8bit, PagedLion8bit
 
-folder, rank, world, config = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+folder, rank, world, configs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
 os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world), "DS_ACCELERATOR": "cpu"}
 
 import deepspeed  # noqa: E402  # it reads the environment
@@ -23,7 +23,7 @@ import deepspeed  # noqa: E402  # it reads the environment
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo will do; that one takes a minute to compile
 
 
-def engine(optimizer_class: type[Lion8bit]) -> Any:
+def engine(optimizer_class: type[Lion8bit], config: dict[str, Any]) -> Any:
     """DeepSpeed's engine around a small network, whose 4,763 elements two ranks share with one of padding."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 70), nn.ReLU(), nn.Linear(70, 3))
@@ -43,28 +43,32 @@ def outcome(engine: Any) -> dict[str, Any]:
     """What this rank has: the whole model, and the state of its partition of it."""
     (state,) = engine.optimizer.optimizer.state.values()
     params = list(engine.module.parameters())
-    with deepspeed.zero.GatheredParameters(params, enabled=config["zero_optimization"]["stage"] == 3):
+    with deepspeed.zero.GatheredParameters(params, enabled=engine.zero_optimization_partition_weights()):
         values = torch.cat([param.detach().flatten() for param in params])
     return {"values": values, **state}
 
 
-distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-deepspeed.init_distributed("gloo")
-same = {}
-for optimizer_class in (Lion8bit, PagedLion8bit):
-    whole = engine(optimizer_class)
+def equal(tag: str, optimizer_class: type[Lion8bit], config: dict[str, Any]) -> dict[str, bool]:
+    """Which parts of the outcome are the same, whether training was uninterrupted or loaded after the third step."""
+    whole = engine(optimizer_class, config)
     train(whole, range(3))
-    whole.save_checkpoint(folder, tag=optimizer_class.__name__)
+    whole.save_checkpoint(folder, tag=tag)
     train(whole, range(3, 6))
-    resumed = engine(optimizer_class)
-    resumed.load_checkpoint(folder, tag=optimizer_class.__name__)
+    resumed = engine(optimizer_class, config)
+    resumed.load_checkpoint(folder, tag=tag)
     train(resumed, range(3, 6))
     one, other = outcome(whole), outcome(resumed)
     assert one["exp_avg_codes"].dtype == torch.uint8
     assert one["exp_avg_codes"].any()
-    same[optimizer_class.__name__] = {
-        key: torch.equal(one[key], other[key]) if isinstance(one[key], torch.Tensor) else one[key] == other[key]
-        for key in one
-    }
+    return {k: torch.equal(v, other[k]) if isinstance(v, torch.Tensor) else v == other[k] for k, v in one.items()}
+
+
+distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+deepspeed.init_distributed("gloo")
+same = [
+    equal(f"{place}-{optimizer_class.__name__}", optimizer_class, config)
+    for place, config in enumerate(configs)
+    for optimizer_class in (Lion8bit, PagedLion8bit)
+]
 distributed.destroy_process_group()
 print("RESULT" + json.dumps(same))

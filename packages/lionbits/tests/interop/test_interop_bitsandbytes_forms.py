@@ -148,7 +148,7 @@ def test_there_and_back_costs_no_more_than_the_coarser_format(
     assert (back - here).abs().max() <= (theirs_worst + own) * largest * 1.01
 
     again = interop.to_bitsandbytes(ours, 8)
-    one, two = (interop.bitsandbytes.read(given).held[0].exp_avg for given in (there, again))
+    one, two = (interop.bitsandbytes.read(given).held[0].exp_avg() for given in (there, again))
     assert (one - two).abs().max() <= (theirs_worst + own) * largest * 1.01
 
 

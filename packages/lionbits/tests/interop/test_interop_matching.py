@@ -145,7 +145,7 @@ def test_momentum_that_is_not_finite_is_refused() -> None:
     for bad in (torch.nan, torch.inf):
         given = plain([torch.zeros(param.shape) for param in params], 4)
         given["state"][1]["exp_avg"][3, 4] = bad
-        with pytest.raises(ValueError, match=r"parameter 1 is not finite in 1 of 4,270"):
+        with pytest.raises(ValueError, match=r"parameter 1: a momentum of shape .* is not finite in 1 of 4,270"):
             interop.from_lion_pytorch(given, Lion32bit(params))
     given["state"][1]["exp_avg"] = torch.zeros(70, 61, dtype=torch.int64)
     with pytest.raises(TypeError, match=r"torch\.int64"):
@@ -189,3 +189,26 @@ def test_the_original_is_never_touched() -> None:
     ours.load_state_dict(interop.from_lion_pytorch(given, ours))
     train(ours, params, [0, 1])
     assert_same(given, held)
+
+
+def test_channels_last_momentum_is_read_by_its_indices() -> None:
+    """Plain peers keep it with the parameter's strides, and mean what the tensor says."""
+    momentum = torch.randn(4, 8, 16, 3)
+    params = [nn.Parameter(torch.zeros(4, 8, 16, 3).contiguous(memory_format=torch.channels_last))]
+    ours = Lion32bit(params)
+    made = interop.from_lion_pytorch(plain([momentum.contiguous(memory_format=torch.channels_last)], 1), ours)
+    assert made["state"][0]["exp_avg"].is_contiguous()
+    ours.load_state_dict(made)
+    assert torch.equal(ours.momentum(params[0]), momentum)
+
+
+def test_figures_of_a_comparison() -> None:
+    """Worked out by hand: root mean square 2; two of four elements are off, by 1 and 4."""
+    ours = Lion32bit([("weight", nn.Parameter(torch.zeros(2, 2))), ("zero", nn.Parameter(torch.zeros(3)))])
+    after = plain([torch.tensor([[2.0, -2.0], [3.0, -6.0]]), torch.zeros(3)], 2)
+    ours.load_state_dict(interop.from_lion_pytorch(after, ours))
+    before = plain([torch.tensor([[2.0, -2.0], [2.0, -2.0]]), torch.zeros(3)], 2)
+    weight, zero = interop.compare(before, ours)
+    assert (weight.name, weight.shape, weight.elements, weight.exact) == ("weight", (2, 2), 4, 2)
+    assert (weight.largest, weight.rms) == (2.0, (17 / 4) ** 0.5 / 2)
+    assert (zero.exact, zero.largest, zero.rms) == (3, 0.0, 0.0)

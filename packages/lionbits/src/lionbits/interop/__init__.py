@@ -5,7 +5,11 @@
 Every ``from_`` function returns a state dict for ``optimizer``, which holds the same parameters and supplies the form:
 bits, format, block size, seed. Momentum is decoded to float32 and rounded to nearest once. Settings that the peer has
 (learning rate, betas, weight decay, what a schedule noted) come from its groups, as in any ``load_state_dict``; the
-others stay the optimizer's. Nothing is changed, neither the state dict nor the optimizer.
+others stay the optimizer's. Nothing is changed, neither the state dict nor the optimizer. Parameters are converted one
+after the other, so that float32 of a whole model is never in memory at a time.
+
+An optimizer over sharded parameters takes and gives whole state dicts: each rank loads its part, and all ranks call the
+``to_`` functions and :func:`compare` together.
 
 Parameters are matched by position, as torch does; or by name, where both sides have names, and then groups may differ.
 ``names=`` supplies the peer's, in its order: ``[name for name, _ in model.named_parameters()]``.

@@ -17,7 +17,7 @@ from .reading import Reading, groups_of, states_of, tensor
 
 def restored(reading: Reading, optim_bits: int) -> Lion:
     """A Lion that holds what was read, with momentum of ``optim_bits`` and the settings that the reading has."""
-    shapes = {key: held.exp_avg.shape for key, held in reading.held.items()}
+    shapes = {key: held.shape for key, held in reading.held.items()}
     optimizer = Lion([_members(group, shapes) for group in reading.groups], optim_bits=optim_bits)
     optimizer.load_state_dict(into(reading, optimizer))
     return optimizer
@@ -52,7 +52,8 @@ def _shape(key: Any, state: Mapping[str, Any], bits: int) -> torch.Size:
     if "exp_avg" in state or bits == 8:
         return tensor(key, state, "exp_avg" if "exp_avg" in state else "exp_avg_codes").shape
     if "param_rest" in state:
-        return tensor(key, state, "param_rest").shape
+        rest = tensor(key, state, "param_rest")
+        return rest.shape if rest.dtype != torch.uint8 else rest.shape[:-1]
     raise ValueError(
         f"state of parameter {key!r} has codes of {bits} bits, packed, which do not tell its shape. Load it into an "
         f"optimizer over the model's parameters, and use lionbits.interop.to_... on that."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from lionbits.recognition import WRAPPED
 from lionbits_reference.spec import checks
 
 from . import dynamic_map
-from .reading import Held, Reading, common, groups_of, momentum, settings, states_of, tensor
+from .reading import Held, Reading, common, groups_of, settings, states_of, tensor
 
 DEVICES = ("cpu", "cuda")
 
@@ -35,12 +36,12 @@ def write(reading: Reading, optim_bits: int | None = None) -> dict[str, Any]:
     values = dynamic_map.table()
     states = {}
     for key, held in reading.held.items():
+        inner: dict[str, Any] = {"state1": held.exp_avg()}
         narrow = held.quantised
         if optim_bits is not None:
-            narrow = optim_bits == 8 and held.exp_avg.numel() >= SMALLEST
-        inner: dict[str, Any] = {"state1": held.exp_avg}
+            narrow = optim_bits == 8 and held.shape.numel() >= SMALLEST
         if narrow:
-            codes, absmax = dynamic_map.quantise(held.exp_avg)
+            codes, absmax = dynamic_map.quantise(inner["state1"])
             values = values.to(codes.device)
             inner = {"state1": codes, "qmap1": values, "absmax1": absmax}
         states[key] = {"step": held.step, WRAPPED: inner}
@@ -75,27 +76,33 @@ def _held(key: Any, state: dict[str, Any], written_on: str | None) -> Held:
     norms = tensor(key, state, "gnorm_vec").float().sqrt() if "gnorm_vec" in state else None  # it keeps squares
     step = checkpoint.checked_step(key, state)
     if state1.dtype == torch.uint8:
-        exp_avg, form = _decoded(key, state1, state)
-        return Held(momentum(key, exp_avg), form, quantised=True, step=step, grad_norms=norms)
+        absmax, block, form = _scales(key, state1.numel(), state)
+        decode = partial(dynamic_map.dequantise, state1, _table(key, state), absmax, block)
+        return Held(state1.shape, decode, form, quantised=True, step=step, grad_norms=norms)
     if "qmap1" in state or state1.dtype != torch.float32:
         beside = " beside qmap1" if "qmap1" in state else ""
         raise ValueError(
             f"state of parameter {key!r} has state1 of {state1.dtype}{beside}: codes are uint8 and momentum is "
             f"float32; something has cast the state since it was saved."
         )
-    return Held(momentum(key, state1), "float32", step=step, grad_norms=norms)
+    return Held(state1.shape, lambda: state1, "float32", step=step, grad_norms=norms)
 
 
-def _decoded(key: Any, codes: Tensor, state: dict[str, Any]) -> tuple[Tensor, str]:
-    values, n = tensor(key, state, "qmap1").float(), codes.numel()
-    if values.numel() != 256:
+def _table(key: Any, state: dict[str, Any]) -> Tensor:
+    values = tensor(key, state, "qmap1").float()
+    if values.shape != (256,):
         raise ValueError(f"state of parameter {key!r} has a qmap1 of shape {tuple(values.shape)}; it must be (256,).")
+    return values
+
+
+def _scales(key: Any, n: int, state: dict[str, Any]) -> tuple[Tensor, int, str]:
+    """Scales of ``n`` codes, how many codes share one, and that in words."""
     if "absmax1" not in state and "max1" in state:  # block_wise=False, before 0.50
-        return dynamic_map.dequantise(codes, values, tensor(key, state, "max1").float(), n), "8 bits, one scale"
+        return tensor(key, state, "max1").float().reshape(1), n, "8 bits, one scale"
     absmax = tensor(key, state, "absmax1").float()
     for block in (dynamic_map.BLOCK, dynamic_map.OLD_BLOCK):
         if absmax.numel() == -(-n // block):
-            return dynamic_map.dequantise(codes, values, absmax, block), f"8 bits in blocks of {block}"
+            return absmax, block, f"8 bits in blocks of {block}"
     raise ValueError(
         f"state of parameter {key!r} has {absmax.numel()} scales for {n:,} codes; blocks of {dynamic_map.BLOCK} make "
         f"{-(-n // dynamic_map.BLOCK)}, blocks of {dynamic_map.OLD_BLOCK} make {-(-n // dynamic_map.OLD_BLOCK)}. "

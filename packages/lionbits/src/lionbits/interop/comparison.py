@@ -58,9 +58,10 @@ def differences(before: Reading, after: Reading, pairs: Iterable[tuple[Any, Any]
 
 
 def _difference(name: str, before: Held, after: Held) -> Difference:
-    old, new = before.exp_avg.double(), after.exp_avg.to(before.exp_avg.device).double()
-    if old.shape != new.shape:
-        raise ValueError(f"{name} has shape {tuple(old.shape)} before and {tuple(new.shape)} after.")
+    if before.shape != after.shape:
+        raise ValueError(f"{name} has shape {tuple(before.shape)} before and {tuple(after.shape)} after.")
+    old = before.exp_avg().double()
+    new = after.exp_avg().to(old.device).double()
     gap = (new - old).abs()
     exact = int((gap == 0).sum())
     largest = rms = 0.0

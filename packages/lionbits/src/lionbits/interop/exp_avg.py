@@ -51,7 +51,7 @@ class Plain:
 
     def write(self, reading: Reading) -> dict[str, Any]:
         """See :func:`lionbits.interop.to_lion_pytorch`."""
-        states = {key: {"exp_avg": held.exp_avg, **self.beside(held)} for key, held in reading.held.items()}
+        states = {key: {"exp_avg": held.exp_avg(), **self.beside(held)} for key, held in reading.held.items()}
         return {"state": states, "param_groups": [self._group(group, reading) for group in reading.groups]}
 
     def _group(self, group: Mapping[str, Any], reading: Reading) -> Group:
@@ -104,7 +104,7 @@ def _to_optimi(group: Mapping[str, Any]) -> Group:
 def _kahan(held: Held) -> dict[str, Any]:
     """Without this optimi takes the momentum for missing; float32 parameters need no compensation."""
     narrow = held.dtype in (torch.bfloat16, torch.float16)
-    return {"kahan_comp": torch.zeros_like(held.exp_avg, dtype=held.dtype) if narrow else None}
+    return {"kahan_comp": torch.zeros(held.shape, dtype=held.dtype) if narrow else None}
 
 
 def left_behind(key: Any, state: Mapping[str, Any], name: str, why: str) -> None:

@@ -6,6 +6,7 @@ y = code / 127        m = y / (2 - |y|) * scale
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from lionbits import checkpoint
 
 from .exp_avg import left_behind
-from .reading import Held, Reading, groups_of, momentum, plain, settings, states_of, tensor
+from .reading import Held, Reading, groups_of, plain, settings, states_of, tensor
 
 GROUP = 32
 _CODES, _SCALES = "exp_avg::quantized", "exp_avg::scales"
@@ -31,10 +32,10 @@ def _held(key: Any, state: Mapping[str, Any]) -> Held:
     step = checkpoint.checked_step(key, state) if "step" in state else 0
     if _CODES not in state:
         return plain(key, state, step)
-    return Held(momentum(key, _decoded(key, state)), f"int8 in blocks of {GROUP}", quantised=True, step=step)
+    return _coded(key, state, step)
 
 
-def _decoded(key: Any, state: Mapping[str, Any]) -> Tensor:
+def _coded(key: Any, state: Mapping[str, Any], step: int) -> Held:
     codes, scales = tensor(key, state, _CODES), tensor(key, state, _SCALES)
     if scales.dtype == torch.bfloat16:  # the bits of float16, so labelled that torch casts nothing
         scales = scales.view(torch.float16)
@@ -44,6 +45,11 @@ def _decoded(key: Any, state: Mapping[str, Any]) -> Tensor:
             f"state of parameter {key!r} has {scales.numel()} scales for {codes.numel():,} codes; groups of {GROUP} "
             f"make {wanted}. A shard of a tensor cannot be read: gather it first."
         )
+    form = f"int8 in blocks of {GROUP}"
+    return Held(codes.shape, partial(_decoded, codes, scales), form, quantised=True, step=step)
+
+
+def _decoded(codes: Tensor, scales: Tensor) -> Tensor:
     y = codes.reshape(-1).to(torch.float32) / 127
     scale = scales.reshape(-1).to(torch.float32).repeat_interleave(GROUP)[: codes.numel()]
     return (y / (2 - y.abs()) * scale).reshape(codes.shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lionbits_reference.spec import checks
 
-from .reading import Held, Reading, momentum
+from .reading import Held, Reading
 
 
 def read(state: object, sizes: Sequence[int]) -> Reading:
@@ -31,13 +31,13 @@ def read(state: object, sizes: Sequence[int]) -> Reading:
         starts = [sum(sizes[:i]) for i in range(len(sizes))] if sum(sizes) == len(mu) else [0]
         ends = [*starts[1:], len(mu)]
         groups = [{"params": list(range(start, end))} for start, end in zip(starts, ends, strict=True)]
-    return Reading({key: _held(key, array, int(whole)) for key, array in arrays}, groups)
+    return Reading({key: _held(array, int(whole)) for key, array in arrays}, groups)
 
 
 def write(reading: Reading) -> dict[str, Any]:
     """See :func:`lionbits.interop.to_optax`."""
     names, ids = reading.names, reading.ids
-    arrays = [reading.held[key].exp_avg.cpu().numpy() if key in reading.held else None for key in ids]
+    arrays = [reading.held[key].exp_avg().cpu().numpy() if key in reading.held else None for key in ids]
     missing = [key for key in ids if key not in reading.held]
     if missing:
         raise ValueError(f"parameters {missing[:5]} have no state yet; optax has momentum for every parameter.")
@@ -63,10 +63,10 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _held(key: Any, array: Any, count: int) -> Held:
+def _held(array: Any, count: int) -> Held:
     form = str(getattr(array, "dtype", "array")).removeprefix("torch.")
     if not isinstance(array, Tensor):
         import numpy as np
 
         array = torch.from_numpy(np.array(array, dtype=np.float32))
-    return Held(momentum(key, array), form, step=count)
+    return Held(array.shape, lambda: array, form, step=count)

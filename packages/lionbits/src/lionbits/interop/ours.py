@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lionbits import advice, options
+from lionbits import advice, options, shards
 from lionbits.convert import FORM, encoded
 from lionbits_reference.spec import checks
 
@@ -62,9 +63,15 @@ def out_of(optimizer: Lion) -> Reading:
 
 def _decoded(optimizer: Lion, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> Held:
     form = options.plan(group, param, param.dtype).format
-    return Held(
-        optimizer.momentum(param), str(form), form.quantised, state["step"], state.get("grad_norms"), param.dtype
-    )
+    decode = partial(_whole, optimizer, param)
+    return Held(param.shape, decode, str(form), form.quantised, state["step"], state.get("grad_norms"), param.dtype)
+
+
+def _whole(optimizer: Lion, param: torch.Tensor) -> torch.Tensor:
+    """All of a parameter's momentum. Of a sharded one, a collective call."""
+    momentum: Any = optimizer.momentum(param)
+    whole: torch.Tensor = momentum.full_tensor() if shards.distributed(momentum) else momentum
+    return whole
 
 
 def warn_of_losses(optimizer: Lion, carries: Mapping[str, object] = MappingProxyType({})) -> None:
@@ -146,16 +153,20 @@ def _common_settings(reading: Reading, keys: Sequence[Any]) -> dict[str, Any]:
 
 
 def _encoded(key: Any, held: Held, param: torch.Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-    if held.exp_avg.shape != param.shape:
+    if held.shape != param.shape:
         raise ValueError(
-            f"momentum of parameter {key!r} has shape {tuple(held.exp_avg.shape)}, the optimizer's parameter "
+            f"momentum of parameter {key!r} has shape {tuple(held.shape)}, the optimizer's parameter "
             f"{tuple(param.shape)}: the state dict is of another model, or its parameters are in another order."
         )
     plan = options.plan(group, param, param.dtype)
-    state: dict[str, Any] = {"step": held.step, **encoded(group, param, held.exp_avg)}
+    try:
+        exp_avg = held.exp_avg()
+    except ValueError as error:
+        raise ValueError(f"parameter {key!r}: {error}") from None
+    state: dict[str, Any] = {"step": held.step, **encoded(group, param, exp_avg)}
     for name, spec in plan.state_spec(param.shape).items():
         if name not in state:  # what only ours keep, empty: the parameter is what it is
-            state[name] = torch.zeros(spec.shape, dtype=spec.dtype, device=held.exp_avg.device)
+            state[name] = torch.zeros(spec.shape, dtype=spec.dtype, device=exp_avg.device)
     if held.grad_norms is not None and group["percentile_clipping"] < 100:
         state["grad_norms"] = held.grad_norms
     return state

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .exp_avg import Plain
-from .reading import Held, Reading, groups_of, momentum, plain, settings, states_of, tensor
+from .reading import Held, Reading, groups_of, plain, settings, states_of, tensor
 
 
 def read(state_dict: Mapping[str, Any], *, lions_order: bool = False) -> Reading:
@@ -36,7 +36,7 @@ def _held(key: Any, state: Mapping[str, Any]) -> Held:
     elif not isinstance(scale, (int, float)):
         raise ValueError(f"state of parameter {key!r} has quant_exp_avg and scale={scale!r}; one number is needed.")
     # In the dtype of QLion's own product; torch's load_state_dict has made floats of the codes, which changes nothing.
-    return Held(momentum(key, codes * scale), "int4, one scale", quantised=True)
+    return Held(codes.shape, lambda: codes * scale, "int4, one scale", quantised=True)
 
 
 def _outward(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,10 +21,11 @@ State = Mapping[str, Any]
 
 
 class Held(NamedTuple):
-    """The state of one parameter.
+    """The state of one parameter, decoded when it is asked for: float32 of a whole model may not fit in memory.
 
     Attributes:
-        exp_avg: momentum, float32, of the parameter's shape, contiguous.
+        shape: of the parameter.
+        decode: makes its momentum, in any float dtype and strides.
         form: how it was held, in words.
         quantised: whether that was as codes.
         step: updates so far; 0 where the peer does not count.
@@ -32,12 +33,28 @@ class Held(NamedTuple):
         dtype: of the parameter, where it is known.
     """
 
-    exp_avg: Tensor
+    shape: torch.Size
+    decode: Callable[[], Tensor]
     form: str
     quantised: bool = False
     step: int = 0
     grad_norms: Tensor | None = None
     dtype: torch.dtype | None = None
+
+    def exp_avg(self) -> Tensor:
+        """The momentum: float32, contiguous, of the parameter's shape. It may share memory with the state dict.
+
+        Raises:
+            ValueError: it is not finite, and such an element would be skipped for ever.
+        """
+        found = self.decode().detach().to(torch.float32).contiguous()
+        spoilt = int((~torch.isfinite(found)).sum())
+        if spoilt:
+            raise ValueError(
+                f"a momentum of shape {tuple(self.shape)}, held as {self.form}, is not finite in {spoilt:,} of "
+                f"{found.numel():,} elements, which would never move again. Set them to zero in the state dict first."
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -132,22 +149,6 @@ def plain(key: Any, state: State, step: int = 0) -> Held:
         TypeError, ValueError: it is not.
     """
     exp_avg = tensor(key, state, "exp_avg")
-    return Held(momentum(key, exp_avg), str(exp_avg.dtype).removeprefix("torch."), step=step)
-
-
-def momentum(key: Any, exp_avg: Tensor) -> Tensor:
-    """Checked momentum: finite, float32, contiguous; never the tensor that was given.
-
-    Raises:
-        ValueError: it is not finite, and Lion could never mend it. TypeError: it is not floating-point.
-    """
     if not exp_avg.is_floating_point():
-        raise TypeError(f"momentum of parameter {key!r} has dtype {exp_avg.dtype}; it must be floating-point.")
-    found = exp_avg.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    spoilt = int((~torch.isfinite(found)).sum())
-    if spoilt:
-        raise ValueError(
-            f"momentum of parameter {key!r} is not finite in {spoilt:,} of {found.numel():,} elements, which would "
-            f"never move again. Set what is not finite in the state dict to zero first."
-        )
-    return found
+        raise TypeError(f"exp_avg of parameter {key!r} has dtype {exp_avg.dtype}; it must be floating-point.")
+    return Held(exp_avg.shape, lambda: exp_avg, str(exp_avg.dtype).removeprefix("torch."), step=step)

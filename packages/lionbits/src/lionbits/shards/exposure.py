@@ -1,0 +1,79 @@
+"""State of parts as the rest of the world sees it: DTensors, placed like their parameter, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lionbits_reference.spec import TensorSpec
+
+from .place import box, distributed, here, placement
+
+State = dict[str, Any]
+
+
+def exposed(param: Tensor, specs: Mapping[str, TensorSpec], state: Mapping[str, Any]) -> State:
+    """The state of a parameter, if it is distributed with DTensors that are placed like it, over the same memory.
+
+    Args:
+        param: whose state it is.
+        specs: of its whole tensors.
+        state: local tensors.
+    """
+    return {**state, **{key: like(param, state[key], specs[key].shape) for key in _cut(param, specs) & state.keys()}}
+
+
+def like(param: Tensor, local: Tensor, shape: Sequence[int]) -> Tensor:
+    """A local part of a tensor of ``shape`` as a DTensor with the parameter's placements, over the same memory.
+
+    Paged state stays on the host, which is why this is not ``DTensor.from_local``.
+    """
+    if not distributed(param):
+        return local
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    meta = TensorMeta(torch.Size(shape), torch.empty(tuple(shape), device="meta").stride(), local.dtype)
+    spec = DTensorSpec(*placement(param), tensor_meta=meta)
+    return DTensor(local, spec, requires_grad=False)
+
+
+def localised(param: Tensor, specs: Mapping[str, TensorSpec], state: Mapping[str, Any]) -> State:
+    """The other way round: the state with local tensors, from DTensors or whole tensors.
+
+    Raises:
+        ValueError: one is not of the shape that it should have in all, or lies otherwise than the parameter.
+    """
+    local, cut = dict(state), _cut(param, specs)
+    for key in [key for key in state if distributed(state[key]) or key in cut]:
+        value, spec = state[key], specs.get(key)
+        if not isinstance(value, Tensor) or spec is None or not _fits(value, spec):
+            there = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            wanted = "nothing" if spec is None else f"{spec.dtype} of shape {spec.shape}"
+            raise ValueError(
+                f"{key} of a parameter of shape {tuple(param.shape)} should be {wanted} in all, the state has {there}."
+            )
+        if not distributed(value):
+            local[key] = value[box(param, spec.shape)]
+        elif placement(value) != placement(param):
+            raise ValueError(
+                f"{key} of a parameter of shape {tuple(param.shape)} has mesh and placements {placement(value)}, the "
+                f"parameter {placement(param)}. Use torch.distributed.checkpoint, or a full state dict."
+            )
+        else:
+            local[key] = here(value)
+    return local
+
+
+def _cut(param: Tensor, specs: Mapping[str, TensorSpec]) -> set[str]:
+    """Which of these tensors are cut as the parameter is: all that have its rows. One scale of a tensor has one."""
+    if not distributed(param):
+        return set()
+    return {key for key, spec in specs.items() if key != "exp_avg_scale" or spec.shape != (1, 1)}
+
+
+def _fits(value: Tensor, spec: TensorSpec) -> bool:
+    return tuple(value.shape) == spec.shape and value.dtype == spec.dtype

@@ -1,0 +1,135 @@
+"""Sharding by other means: DDP, ZeroRedundancyOptimizer, and FSDP1, which is refused where it cannot be right."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
+
+from lionbits import Lion
+
+from ..family import assert_same
+from .problem import SETTINGS
+from .test_shards_kinds import Block
+from .world import World
+
+
+def learn(model: nn.Module, optimizer: torch.optim.Optimizer, steps: tuple[int, ...]) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
+        model(torch.randn(8, 64, generator=generator)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def gathered(value: Any) -> list[Any]:
+    """Of each rank. A collective call."""
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def data_parallel(settings: dict[str, Any]) -> None:
+    model = DistributedDataParallel(Block())
+    optimizer = Lion(model.parameters(), **SETTINGS, **settings)
+    learn(model, optimizer, (1, 2, 3))
+    mine = [param.detach() for param in model.parameters()], list(optimizer.state.values())
+    for theirs in gathered(mine):
+        assert_same(theirs, mine)
+
+
+def test_ddp_keeps_ranks_alike(world: World) -> None:
+    """There is nothing to do: equal gradients make equal steps, lanes and all."""
+    world(data_parallel, {"optim_bits": 4, "cautious": "mask", "percentile_clipping": 50})
+
+
+def zero_redundancy(bits: int) -> None:
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # which warns, of torch.jit, while it imports itself
+
+    settings: dict[str, Any] = {**SETTINGS, "optim_bits": bits, "rounding": "nearest", "percentile_clipping": 50}
+    model, twin = DistributedDataParallel(Block()), DistributedDataParallel(Block())
+    zero, plain = ZeroRedundancyOptimizer(model.parameters(), Lion, **settings), Lion(twin.parameters(), **settings)
+    learn(model, zero, (1, 2))
+    learn(twin, plain, (1, 2))
+    zero.consolidate_state_dict(to=0)
+    (saved, *_) = gathered(zero.state_dict() if dist.get_rank() == 0 else None)
+    resumed = copy.deepcopy(model)
+    again = ZeroRedundancyOptimizer(resumed.parameters(), Lion, **{**settings, "lr": 0.5})
+    again.load_state_dict(copy.deepcopy(saved))  # it changes what it is given
+    alone = copy.deepcopy(model)
+    single = Lion(alone.parameters(), **{**settings, "lr": 0.5})
+    single.load_state_dict(saved)
+    for running, optimizer in ((model, zero), (twin, plain), (resumed, again), (alone, single)):
+        learn(running, optimizer, (3, 4))
+        assert_same([p.detach() for p in running.parameters()], [p.detach() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_zero_redundancy_equals_ddp(world: World, bits: int) -> None:
+    """Also when it is consolidated and resumed, by itself or under DDP. To nearest: lanes count from a rank's first."""
+    world(zero_redundancy, bits)
+
+
+def flat(use_orig_params: bool) -> None:
+    model = FullyShardedDataParallel(Block(), use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+    twin = DistributedDataParallel(Block())
+    optimizer, plain = Lion(model.parameters(), **SETTINGS), Lion(twin.parameters(), **SETTINGS)
+    learn(model, optimizer, (1,))
+    learn(twin, plain, (1,))
+    resumed = FullyShardedDataParallel(Block(), use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+    again = Lion(resumed.parameters(), **{**SETTINGS, "lr": 0.5})
+    set_optimizer_state_dict(resumed, again, copy.deepcopy(get_optimizer_state_dict(model, optimizer)))
+    resumed.load_state_dict(model.state_dict())
+    for running, stepper in ((model, optimizer), (resumed, again), (twin, plain)):
+        learn(running, stepper, (2,))
+    with FullyShardedDataParallel.summon_full_params(model), FullyShardedDataParallel.summon_full_params(resumed):
+        for one, other, third in zip(model.parameters(), resumed.parameters(), twin.parameters(), strict=False):
+            assert_same(other.detach(), one.detach())
+            if use_orig_params:
+                torch.testing.assert_close(one.detach(), third.detach())  # gradients were added up in another order
+
+
+@pytest.mark.parametrize("use_orig_params", [True, False])
+def test_fsdp1_at_32_bits(world: World, use_orig_params: bool) -> None:
+    """Each element is enough for itself: it trains, and resumes from its own checkpoints."""
+    world(flat, use_orig_params)
+
+
+REFUSED: list[dict[str, Any]] = [
+    {"optim_bits": 8},
+    {"optim_bits": 4},
+    {"percentile_clipping": 50},
+    {"grad_clip": 1.0},
+    {"cautious": "mask"},
+    {"nonfinite": "raise"},
+    {"param_rounding": "compensated"},
+]
+
+
+def refuses_flat(use_orig_params: bool) -> None:
+    block = Block(torch.bfloat16)
+    model = FullyShardedDataParallel(block, use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+    for settings in REFUSED:
+        (name,) = settings
+        with pytest.raises(ValueError, match=rf"{name}=.*FSDP1.*fully_shard"):
+            Lion(model.parameters(), **settings)
+    optimizer = Lion(model.parameters())
+    optimizer.param_groups[0]["grad_clip"] = 1.0
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    with pytest.raises(ValueError, match="FSDP1"):
+        optimizer.step()
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("use_orig_params", [True, False])
+def test_fsdp1_is_refused_where_tensors_matter(world: World, use_orig_params: bool) -> None:
+    """Its flat pieces are no tensors: scales, norms and counts over them would depend on the number of ranks."""
+    world(refuses_flat, use_orig_params)
