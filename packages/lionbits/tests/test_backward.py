@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -231,3 +233,13 @@ def test_a_copy_is_not_fused() -> None:
     train(model, optimizer, range(1))
     both = copy.deepcopy((model, optimizer))
     assert both[1]._in_backward is None
+
+
+def test_the_page_about_it_runs() -> None:
+    """docs/backward.md, as it stands."""
+    page = (Path(__file__).parents[3] / "docs" / "backward.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    seen: dict[str, Any] = {}
+    exec(block, seen)
+    assert [state["step"] for state in seen["optimizer"].state.values()] == [3] * 4
+    assert all(param.grad is None for param in seen["model"].parameters())
