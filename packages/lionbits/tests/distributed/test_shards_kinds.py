@@ -140,6 +140,29 @@ def test_forward_backward_step(world: World, ranks: int) -> None:
     world(trains, ranks)
 
 
+def scales(bad_rank: int) -> None:
+    """In the second step the input of one rank is infinite; the whole has all inputs."""
+    parts = sharded(Block(), meshes()[4])
+    optimizer = Lion(parts.parameters(), **SETTINGS, optim_bits=8, percentile_clipping=50)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for step in range(3):
+        x = torch.ones(2, 64)
+        if step == 1 and dist.get_rank() == bad_rank:
+            x[0, 0] = torch.inf
+        scaler.scale(parts(x).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert scaler.get_scale() == 4.0
+    assert [state["step"] for state in states(optimizer)] == [2] * 4
+    assert all(torch.isfinite(whole(param)).all() for param in parts.parameters())
+
+
+def test_an_overflow_on_one_rank_is_skipped_by_all(world: World) -> None:
+    """The loss scaler's word comes to ``step`` from all ranks."""
+    world(scales, 2)
+
+
 def swaps() -> None:
     """As accelerate does: the optimizer is made before the model is sharded, and given the new parameters then."""
     module, parts = Bag(), Bag()

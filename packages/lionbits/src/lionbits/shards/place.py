@@ -33,7 +33,8 @@ def here(tensor: Tensor) -> Tensor:
     if not distributed(tensor):
         return tensor
     local = cast(Any, tensor)._local_tensor
-    return cast(Tensor, local.wait() if hasattr(local, "wait") else local)  # it may still be on its way
+    ready = type(local) is Tensor or not hasattr(local, "wait")  # a collective result may still be on its way
+    return cast(Tensor, local if ready else local.wait())
 
 
 def placement(tensor: Tensor) -> tuple[Any, Any]:
