@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lionbits_reference import clipping
-from lionbits_reference.spec import Plan, TensorSpec, checks
+from lionbits_reference.spec import Plan, checks
 
-from . import options, shards, work
+from . import options, shards, wire, work
 from .recognition import reader, recognise
 
 VERSION = 1
@@ -47,8 +47,8 @@ def stamp(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         for param, key in zip(group["params"], saved["params"], strict=True):
             if states.get(key):
                 specs = options.plan(group, param, param.dtype).state_spec(param.shape)
-                carried = {name: _to_bytes(value) for name, value in states[key].items()}
-                states[key] = shards.exposed(param, {name: _carried(spec) for name, spec in specs.items()}, carried)
+                carried = {name: wire.to_bytes(value) for name, value in states[key].items()}
+                states[key] = shards.exposed(param, {name: wire.carried(spec) for name, spec in specs.items()}, carried)
 
 
 def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,9 +203,9 @@ def _examine_state(key: Any, param: Tensor, group: dict[str, Any], state: Any) -
     plan = options.plan(group, param, param.dtype)
     try:
         specs = plan.state_spec(param.shape)
-        forms = {name: _carried(spec) if _in_bytes(plain.get(name)) else spec for name, spec in specs.items()}
+        forms = {name: wire.carried(spec) if wire.in_bytes(plain.get(name)) else spec for name, spec in specs.items()}
         local = shards.localised(param, forms, plain)
-        plain = {name: _from_bytes(value, specs.get(name)) for name, value in local.items()}
+        plain = {name: wire.from_bytes(value, specs.get(name)) for name, value in local.items()}
         work.check_state(plan, shards.here(param), plain)
     except ValueError as error:
         raise ValueError(f"parameter {key!r}: {error}") from None
@@ -222,26 +222,6 @@ def _examine_state(key: Any, param: Tensor, group: dict[str, Any], state: Any) -
     if unknown:
         raise ValueError(f"state of parameter {key!r} has {sorted(map(str, unknown))}, which lionbits does not keep.")
     return plain
-
-
-def _carried(spec: TensorSpec) -> TensorSpec:
-    """How a checkpoint holds what the state has: int16, which neither gloo nor NCCL carries, as pairs of bytes."""
-    return TensorSpec((*spec.shape, 2), torch.uint8) if spec.dtype == torch.int16 else spec
-
-
-def _in_bytes(value: object) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.uint8
-
-
-def _to_bytes(value: Any) -> Any:
-    """The same memory."""
-    return value[..., None].view(torch.uint8) if isinstance(value, Tensor) and value.dtype == torch.int16 else value
-
-
-def _from_bytes(value: Any, spec: TensorSpec | None) -> Any:
-    """What are pairs of bytes, and should be int16; anything else as it is."""
-    wanted = spec is not None and spec.dtype == torch.int16 and _in_bytes(value) and value.shape[-1:] == (2,)
-    return value.contiguous().view(torch.int16)[..., 0] if wanted else value
 
 
 def _check_values(key: Any, plan: Plan, state: Mapping[str, Any]) -> None:
