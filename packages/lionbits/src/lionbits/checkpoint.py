@@ -46,9 +46,11 @@ def stamp(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         saved[VERSION_KEY] = VERSION
         for param, key in zip(group["params"], saved["params"], strict=True):
             if states.get(key):
+                states[key] = {name: wire.to_bytes(value) for name, value in states[key].items()}
+            if states.get(key) and shards.distributed(param):
                 specs = options.plan(group, param, param.dtype).state_spec(param.shape)
-                carried = {name: wire.to_bytes(value) for name, value in states[key].items()}
-                states[key] = shards.exposed(param, {name: wire.carried(spec) for name, spec in specs.items()}, carried)
+                wired = {name: wire.carried(spec) for name, spec in specs.items()}
+                states[key] = shards.exposed(param, wired, states[key])
 
 
 def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict[str, Any]:
