@@ -46,11 +46,16 @@ def stamp(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         saved[VERSION_KEY] = VERSION
         for param, key in zip(group["params"], saved["params"], strict=True):
             if states.get(key):
-                states[key] = {name: wire.to_bytes(value) for name, value in states[key].items()}
-            if states.get(key) and shards.distributed(param):
-                specs = options.plan(group, param, param.dtype).state_spec(param.shape)
-                wired = {name: wire.carried(spec) for name, spec in specs.items()}
-                states[key] = shards.exposed(param, wired, states[key])
+                states[key] = published(group, param, states[key])
+
+
+def published(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a parameter in the form of a checkpoint, over the same memory."""
+    plain = {name: wire.to_bytes(value) for name, value in state.items()}
+    if not shards.distributed(param):  # which asks for no plan
+        return plain
+    specs = options.plan(group, param, param.dtype).state_spec(param.shape)
+    return shards.exposed(param, {name: wire.carried(spec) for name, spec in specs.items()}, plain)
 
 
 def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict[str, Any]:

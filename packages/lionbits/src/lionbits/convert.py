@@ -10,7 +10,7 @@ from torch import Tensor
 from lionbits_reference import backend as reference
 from lionbits_reference.spec import checks
 
-from . import checkpoint, options, qlion
+from . import checkpoint, options, qlion, shards
 from .optimizer import Lion
 
 #: Settings of a group that decide in which form a parameter's momentum is held.
@@ -22,7 +22,8 @@ def convert(state_dict: Mapping[str, Any], optimizer: Lion) -> dict[str, Any]:
 
     Momentum is decoded and rounded to nearest. Bits, format, block size and ``min_8bit_size`` are the optimizer's,
     group by group; steps, seed, what compensated parameters keep, and all other settings stay the checkpoint's. State
-    that is in the right form already is not touched, so that converting there a second time changes nothing.
+    that is in the right form already is not touched, so that converting there a second time changes nothing. Of a
+    sharded optimizer each rank converts its part.
 
     Args:
         state_dict: of lionbits, of any form. It is not changed; the new one shares tensors that need no conversion.
@@ -30,7 +31,8 @@ def convert(state_dict: Mapping[str, Any], optimizer: Lion) -> dict[str, Any]:
             from it, as packed codes do not tell them.
 
     Raises:
-        TypeError, ValueError: the state dict does not fit the optimizer, for another reason than its form.
+        TypeError, ValueError: the state dict does not fit the optimizer, for another reason than its form; or that
+            form has one scale for all parts of a sharded tensor.
     """
     checkpoint.check_mapping(state_dict)
     if not isinstance(optimizer, Lion):
@@ -42,7 +44,7 @@ def convert(state_dict: Mapping[str, Any], optimizer: Lion) -> dict[str, Any]:
     states = dict(state_dict["state"])
     for key, param, group, state in checkpoint.read_states(groups, saved, state_dict):
         _, new_group = goal[key]
-        states[key] = _converted(state, param, group, new_group)
+        states[key] = checkpoint.published(new_group, param, _converted(state, param, group, new_group))
     return {**state_dict, "state": states, "param_groups": formed}
 
 
@@ -71,5 +73,9 @@ def _converted(
     here, there = (options.plan(settings, param, param.dtype).format for settings in (group, new_group))
     if here == there or not state:
         return state
-    beside = {key: value for key, value in state.items() if key not in here.momentum_spec(param.shape)}
-    return {**beside, **encoded(new_group, param, reference.decode(here, state, param.shape))}
+    if there.tensor_wise and shards.spread(param) is not None:
+        hint = "Convert a full state dict on one process."
+        raise checks.refusal(ValueError, "block_wise", False, "has a scale that no part of a tensor tells", hint)
+    shape = shards.here(param).shape
+    beside = {key: value for key, value in state.items() if key not in here.momentum_spec(shape)}
+    return {**beside, **encoded(new_group, param, reference.decode(here, state, shape))}
