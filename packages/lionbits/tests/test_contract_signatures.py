@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import lionbits
 from lionbits import Lion, QLion
@@ -196,3 +197,22 @@ def test_repr_names_the_class_and_its_settings(name: str) -> None:
     assert f"    optim_bits: {optimizer.param_groups[0]['optim_bits']}" in lines
     assert "tensor" not in repr(optimizer).lower()
     assert isinstance(optimizer, torch.optim.Optimizer)
+
+
+def test_repr_says_what_a_group_comes_to() -> None:
+    """Formats and how many parameters have them, bytes of state, where that is, which backend: known before a step."""
+    big, small = nn.Parameter(torch.ones(64, 512)), nn.Parameter(torch.ones(64))
+    frozen = nn.Parameter(torch.ones(9), requires_grad=False)
+    optimizer = lionbits.PagedLion8bit([{"params": [big, small]}, {"params": [frozen]}], backend="reference")
+    heads = [line for line in repr(optimizer).splitlines() if line.startswith("Parameter Group")]
+    size = 64 * 512 + 64 * 2 * 4 + 64 * 4
+    told = f"1 in e3m4 in blocks of 256, 1 in float32; {size:,} bytes, paged; backend reference"
+    assert heads == [f"Parameter Group 0: {told}", "Parameter Group 1: nothing to train"]
+    big.grad, small.grad = torch.ones_like(big), torch.ones_like(small)
+    optimizer.step()
+    held = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+    assert sum(tensor.nbytes for tensor in held) == size
+    small.data = small.data.double()
+    assert "Parameter Group 0: a step would be refused: parameter dtype=torch.float64" in repr(optimizer)
+    host = lionbits.PagedLion([big], page_dir=".", paged_compute="host", backend="reference")
+    assert "bytes, paged in files, updated on the host; backend reference" in repr(host)

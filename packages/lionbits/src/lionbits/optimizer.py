@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lionbits_reference.spec import Plan, checks
 
-from . import advice, checkpoint, groups, options, paging, select, shards, work
+from . import advice, checkpoint, groups, options, paging, select, shards, summary, work
 from .backward import InBackward
 from .paging import Movement, PagingStats
 from .steady import Steady
@@ -326,6 +326,14 @@ class Lion(Optimizer):
             self._steady = None  # the state that it knew is free to go
         if self._in_backward is not None:
             self._in_backward.forget()
+
+    def __repr__(self) -> str:
+        """Torch's, and of each group how its momentum is held, bytes of state, paging, and the backend."""
+        text = super().__repr__()
+        for i, group in enumerate(self.param_groups):
+            head = f"Parameter Group {i}\n"
+            text = text.replace(head, f"{head[:-1]}: {summary.of_group(group, self._backend, self._pager)}\n")
+        return text
 
     def __getstate__(self) -> dict[str, Any]:
         self._recount()

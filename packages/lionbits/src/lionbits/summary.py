@@ -1,0 +1,49 @@
+"""What a parameter group comes to, in a line: formats, bytes, where the state lives, who updates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from lionbits_reference.spec import Backend
+
+from . import options, select, shards
+from .paging import Paged, Pager, host
+
+
+def of_group(group: Mapping[str, Any], backend: Backend | None, pager: Pager) -> str:
+    """Of its parameters that require a gradient, whether they have state already or will at their first step.
+
+    Args:
+        group: with all settings.
+        backend: that was asked for, or None.
+        pager: where state lives.
+    """
+    try:
+        return _of_group(group, backend, pager)
+    except (TypeError, ValueError) as error:  # parameters have become what they were not when they were checked
+        return f"a step would be refused: {error}"
+
+
+def _of_group(group: Mapping[str, Any], backend: Backend | None, pager: Pager) -> str:
+    formats: Counter[str] = Counter()
+    serving: set[str] = set()
+    size = 0
+    for param in (param for param in group["params"] if param.requires_grad):
+        plan = options.plan(group, param, param.dtype)
+        formats[str(plan.format)] += 1
+        size += sum(map(host.bytes_of, plan.state_spec(shards.here(param).shape).values()))
+        device = pager.computes_on(param.device)
+        serving.add(select.serving(backend, plan, device, offloaded=pager.offloads).name)
+    if not formats:
+        return "nothing to train"
+    shown = ", ".join(f"{count} in {name}" for name, count in formats.most_common())
+    return f"{shown}; {size:,} bytes{_arranged(pager)}; backend {', '.join(sorted(serving))}"
+
+
+def _arranged(pager: Pager) -> str:
+    if not isinstance(pager, Paged):
+        return ""
+    where = " in files" if pager.page_dir is not None else ""
+    return f", paged{where}" + (", updated on the host" if pager.offloads else "")
