@@ -159,7 +159,7 @@ def test_help_does_not_wait_for_torch() -> None:
     script = helping + "finally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "gpu", "sass", "compare", "quality"):
+    for command in ("run", "gpu", "sass", "roofline", "compare", "quality"):
         assert f"\n    {command} " in done.stdout
 
 

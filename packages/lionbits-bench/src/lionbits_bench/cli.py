@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import re
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("lionbits-bench", description="Measure lionbits beside a copy and its peers.")
     commands = parser.add_subparsers(dest="command", required=True)
     run, gpu, sass, compare = _add_run(commands), _add_gpu(commands), _add_sass(commands), _add_compare(commands)
+    roofline = _add_roofline(commands)
     _add_quality(commands, asked="quality" in arguments[:1])
     given = parser.parse_args(arguments)
     if given.command == "run":
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _gpu(gpu, given, begin)
     if given.command == "sass":
         return _sass(sass, given)
+    if given.command == "roofline":
+        return _roofline(roofline, given)
     if given.command == "compare":
         return _compare(compare, given)
     code: int = given.run(given)
@@ -95,6 +99,19 @@ def _add_sass(commands: Commands) -> argparse.ArgumentParser:
     listing.add_argument("--bits", type=int, nargs="+", default=[32, 8, 4, 2], help="of the momentum")
     listing.add_argument("--caution", nargs="+", metavar="NAME", help="as Lion's `cautious` (default: all)")
     return listing
+
+
+def _add_roofline(commands: Commands) -> argparse.ArgumentParser:
+    roofline = commands.add_parser(
+        "roofline",
+        help="what instructions leave of a copy's bandwidth, predicted on any machine",
+        description="Compile the plans that most people take, count instructions per element, and print how much of a "
+        "copy's bandwidth they allow on GPUs that need not be there.",
+    )
+    roofline.add_argument("--backend", nargs="+", metavar="NAME", default=["triton", "cupy"], help="(default: both)")
+    roofline.add_argument("--gpu", nargs="+", metavar="NAME", help="some of: A100 H100 H200 4090 L4 (default: all)")
+    roofline.add_argument("--chart", type=Path, help="a PNG to draw")
+    return roofline
 
 
 def _add_compare(commands: Commands) -> argparse.ArgumentParser:
@@ -170,6 +187,17 @@ def _sass(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
     caution = _some(parser, "--caution", given.caution or CAUTIONS, CAUTIONS)
     try:
         return sass.run(given.backend, given.arch, given.bits, caution)
+    except (ImportError, RuntimeError, FileNotFoundError) as error:
+        parser.error(str(error))
+
+
+def _roofline(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    from . import roofline
+
+    short = {re.sub(r"RTX | SXM.*", "", gpu.name): gpu for gpu in roofline.GPUS}
+    gpus = [short[name] for name in _some(parser, "--gpu", given.gpu or list(short), short)]
+    try:
+        return roofline.run(given.backend, gpus, given.chart)
     except (ImportError, RuntimeError, FileNotFoundError) as error:
         parser.error(str(error))
 

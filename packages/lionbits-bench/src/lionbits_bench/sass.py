@@ -39,10 +39,15 @@ class Listing(NamedTuple):
 
     ptx: str
     instructions: list[str]  # SASS
-    fast_path: list[str]  # of these, the loop over even tiles, without what serves elements that are not finite
+    fast_path: list[str]  # of these, the loop over even tiles, without what it rarely takes
     registers: int
     stack: int  # bytes; more than 0 means spills
-    per_element: float  # instructions of the fast path
+    elements: int  # of a thread in one turn of the loop
+
+    @property
+    def per_element(self) -> float:
+        """Instructions of the fast path."""
+        return len(self.fast_path) / self.elements
 
 
 def listings(backend: str, plan: Plan, architecture: int) -> dict[str, Listing]:
@@ -51,6 +56,13 @@ def listings(backend: str, plan: Plan, architecture: int) -> dict[str, Listing]:
     found = compiled.kernels(plan, architecture)
     elements = compiled.elements_per_thread(plan)
     return {name: listing(name, ptx, cubin, elements) for name, (ptx, cubin) in found.items()}
+
+
+def step(backend: str, plan: Plan, architecture: int) -> Listing:
+    """The step alone, where nothing else is looked at: disassembling takes longer than compiling."""
+    compiled = importlib.import_module(f"lionbits_{backend}.compiled")
+    ptx, cubin = compiled.kernels(plan, architecture)[STEP]
+    return listing(STEP, ptx, cubin, compiled.elements_per_thread(plan))
 
 
 def listing(name: str, ptx: str, cubin: bytes, elements_per_thread: int = 1) -> Listing:
@@ -63,7 +75,7 @@ def listing(name: str, ptx: str, cubin: bytes, elements_per_thread: int = 1) -> 
     function = name if name in usage else next(iter(usage))
     instructions, labels = _parsed(_section(sass, function))
     fast_path = _fast_path(instructions, labels)
-    return Listing(ptx, instructions, fast_path, *usage[function], len(fast_path) / elements_per_thread)
+    return Listing(ptx, instructions, fast_path, *usage[function], elements_per_thread)
 
 
 def faults(found: Listing, fast: bool = True) -> list[str]:
@@ -138,10 +150,7 @@ def _parsed(sass: str) -> tuple[list[str], dict[str, int]]:
 
 
 def _fast_path(instructions: Sequence[str], labels: dict[str, int]) -> list[str]:
-    """The innermost loop that stores 16 bytes at a time, less the branch for elements that are not finite.
-
-    That one reads again what was read, or is told by what it compares with: the bits of infinity.
-    """
+    """The innermost loop that stores 16 bytes at a time, less what it jumps over on most tiles (:func:`_rare`)."""
     jumps = [
         (i, labels[m[1]])
         for i, text in enumerate(instructions)
@@ -152,13 +161,30 @@ def _fast_path(instructions: Sequence[str], labels: dict[str, int]) -> list[str]
     if not loops:
         return []
     begin, end = min(loops, key=lambda loop: loop[1] - loop[0])
-    rare: set[int] = set()
-    for i, to in jumps:
-        inside = instructions[i + 1 : to]
-        compares = sum("0x7f800000" in text or "0x7f7fffff" in text for text in inside)
-        if begin <= i < to <= end and (any("LDG.E.128" in text for text in inside) or compares > 4):
-            rare |= set(range(i + 1, to))
+    skipped = [range(i + 1, to) for i, to in jumps if begin <= i < to <= end]
+    rare = _rare(instructions, skipped)
     return [instructions[i] for i in range(begin, end + 1) if i not in rare]
+
+
+def _rare(instructions: Sequence[str], skipped: Sequence[range]) -> set[int]:
+    """Of what forward jumps skip: the branch for elements that are not finite, and slow paths of divisions.
+
+    The first reads again what was read, or is told by what it compares with: the bits of infinity. A float is divided
+    by a call where the quotient is near the end of the range; integers only in tiles of tensors with many rows, by
+    way of a float. These two are the shortest branch around the call and the conversion.
+    """
+    found: set[int] = set()
+    for inside in skipped:
+        texts = [instructions[i] for i in inside]
+        compares = sum("0x7f800000" in text or "0x7f7fffff" in text for text in texts)
+        if any("LDG.E.128" in text for text in texts) or compares > 4:
+            found |= set(inside)
+    for i, text in enumerate(instructions):
+        around = [inside for inside in skipped if i in inside]
+        if around and re.search(r"\b(CALL|I2F)\b", text):
+            shortest = min(around, key=len)
+            found |= set(shortest)
+    return found
 
 
 def _output(tool: str, *arguments: str) -> str:
