@@ -174,6 +174,13 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/, each warning an error; `-- serve` shows it while you write."""
+    session.install("--constraint", "constraints.txt", *nox.project.dependency_groups(PROJECT, "docs"))
+    session.run("mkdocs", *(session.posargs or ["build"]), env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def dev(session: nox.Session) -> None:
     """Make `.venv`: every package, editable, and the tools of all sessions, for your editor and shell."""
     session.run("python", "-m", "venv", ".venv")

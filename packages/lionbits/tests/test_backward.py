@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ from lionbits import Lion, fuse_into_backward
 
 from .family import Variant, assert_same, snapshot
 from .movers import moving
+from .pages import due, run
 
 
 class Net(nn.Module):
@@ -237,9 +236,7 @@ def test_a_copy_is_not_fused() -> None:
 
 def test_the_page_about_it_runs() -> None:
     """docs/backward.md, as it stands."""
-    page = (Path(__file__).parents[3] / "docs" / "backward.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    seen: dict[str, Any] = {}
-    exec(block, seen)
+    (page,) = due(__file__)
+    seen = run(page)
     assert [state["step"] for state in seen["optimizer"].state.values()] == [3] * 4
     assert all(param.grad is None for param in seen["model"].parameters())

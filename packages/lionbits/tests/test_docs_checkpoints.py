@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-PAGE = Path(__file__).parents[3] / "docs" / "checkpoints.md"
+from .pages import due, run
 
 
 def test_its_code_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks, one after the other; then what they say about themselves."""
     pytest.importorskip("safetensors")
     monkeypatch.chdir(tmp_path)
-    seen: dict[str, Any] = {}
-    for block in PAGE.read_text(encoding="utf-8").split("```python\n")[1:]:
-        exec(block.split("```")[0], seen)
+    (page,) = due(__file__)
+    seen = run(page)
     weight, bias = seen["model"].parameters()
     assert torch.equal(seen["resumed"].momentum(weight), seen["optimizer"].momentum(weight))
     assert seen["narrow"].state[weight]["exp_avg_codes"].shape == (128, 256)

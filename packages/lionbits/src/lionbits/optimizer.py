@@ -29,9 +29,8 @@ class Lion(Optimizer):
 
         c = m*b1 + g*(1-b1)       p = p*(1 - lr*wd) - lr*sign(c)       m = m*b2 + g*(1-b2)
 
-    Source: Chen et al., "Symbolic Discovery of Optimization Algorithms" (arXiv 2302.06675). A good start is a
-        third to a tenth
-    of AdamW's learning rate with three to ten times its weight decay: :func:`lionbits.from_adamw`.
+    Source: Chen et al., "Symbolic Discovery of Optimization Algorithms" (arXiv 2302.06675). A good start is
+    a third to a tenth of AdamW's learning rate with three to ten times its weight decay: :func:`lionbits.from_adamw`.
 
     Everything from ``lr`` to ``weight_decay``, and from ``optim_bits`` on, may be set per parameter group,
     but for ``args``, ``seed``, ``is_paged``, the ``page_`` settings, ``backend`` and ``overrides``,
@@ -49,8 +48,7 @@ class Lion(Optimizer):
             ``block_wise``.
         min_8bit_size: parameters with fewer elements, or rows shorter than 32, keep float32 momentum.
         percentile_clipping: q in 1..100: scale a gradient down to the q-th smallest of the last 100 norms of
-            its tensor.
-            100: off.
+            its tensor. 100: off.
         block_wise: one scale per block; False: one per tensor.
         is_paged: keep the state in host memory; it visits the device during the step.
         block_size: elements of a row that share a scale, a power of two in 32..4096. None: 256, 128 or 64 at

@@ -41,14 +41,15 @@ class _Options(TypedDict, total=False):
 class QLion(Lion):
     """:class:`Lion` with QLion's arguments, all of which may also be set per parameter group.
 
-    Differences from the original, on purpose: the update comes from the old momentum (``momentum_first=True``
-        gives the
-    original's order), momentum is rounded without bias in blocks (``state_format="e0m3", block_wise=False,
-    rounding="nearest"`` gives its format, which freezes), two elements share a byte, and ``p.grad`` is not
-    changed.
+    Differences from the original, on purpose: the update comes from the old momentum (``momentum_first=True`` gives
+    the original's order), momentum is rounded without bias in blocks (``state_format="e0m3", block_wise=False,
+    rounding="nearest"`` gives its format, which freezes), two elements share a byte, and ``p.grad`` is not changed.
 
     Args:
-        params, lr, betas, weight_decay: as in :class:`Lion`.
+        params: as in :class:`Lion`, as are the next three.
+        lr: learning rate.
+        betas: of the update direction and of the momentum.
+        weight_decay: decoupled.
         use_4bit: 4-bit momentum for parameters of more than ``quant_threshold`` elements; else float32.
         cautious: where update and gradient have opposite signs, take the gradient's.
         quant_threshold: an int >= 0.

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..family import assert_same
+from ..pages import due, run
 from .problem import states, whole
 from .world import World
-
-PAGE = Path(__file__).parents[4] / "docs" / "distributed.md"
 
 
 def runs(folder: str) -> None:
@@ -18,17 +17,16 @@ def runs(folder: str) -> None:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        seen: dict[str, Any] = {}
-        ours = PAGE.read_text(encoding="utf-8").split("## DDP")[0]
-        for block in ours.split("```python\n")[1:]:
-            exec(block.split("```")[0], seen)
+        names: dict[str, Any] = {}
+        for section in due(__file__):
+            names = run(section, **names)
     finally:
         os.chdir(before)
-    assert_same(states(seen["resumed"]), states(seen["optimizer"]))
-    for param, other in zip(seen["resumed_model"].parameters(), seen["model"].parameters(), strict=True):
+    assert_same(states(names["resumed"]), states(names["optimizer"]))
+    for param, other in zip(names["resumed_model"].parameters(), names["model"].parameters(), strict=True):
         assert_same(whole(param), whole(other))
-        assert seen["optimizer"].state[other]["step"] == 2
-    assert "exp_avg_codes" in seen["optimizer"].state[seen["model"][0].weight]
+        assert names["optimizer"].state[other]["step"] == 2
+    assert "exp_avg_codes" in names["optimizer"].state[names["model"][0].weight]
 
 
 def test_its_code_runs_as_it_stands(world: World, tmp_path: Path) -> None:

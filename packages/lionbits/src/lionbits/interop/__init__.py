@@ -210,7 +210,8 @@ def compare(
     Args:
         state_dict: any that :func:`recognise` knows but lionbits' own.
         optimizer: over the same parameters.
-        names, written_on: as in :func:`from_bitsandbytes`.
+        names: as in :func:`from_bitsandbytes`.
+        written_on: likewise.
 
     Raises:
         TypeError, ValueError: it is not recognised, or does not hold the same parameters.

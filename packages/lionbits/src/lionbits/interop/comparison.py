@@ -17,7 +17,8 @@ class Difference:
     Attributes:
         name: of the parameter, or its number.
         shape: of the parameter.
-        before, after: how it was held, and how it is.
+        before: how it was held.
+        after: how it is.
         exact: elements that are equal.
         largest: the largest difference, in units of the root mean square of the momentum before.
         rms: the root mean square difference, in the same units. Both are 0 where all is equal.
