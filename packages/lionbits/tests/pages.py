@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,12 @@ class Model(nn.Module):
         self.linear = nn.Linear(64, 80)
 
 
-def pages() -> list[str]:
-    """All Markdown, by path in the repository; environments and caches have names with a dot."""
-    found = (path.relative_to(ROOT) for path in ROOT.rglob("*.md"))
-    return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+@cache
+def pages() -> tuple[str, ...]:
+    """All Markdown, by path in the repository; environments and caches, whose names begin with a dot, are not ours."""
+    ours = (folder for folder in ROOT.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    found = [*ROOT.glob("*.md"), *(page for folder in ours for page in folder.rglob("*.md"))]
+    return tuple(sorted(path.relative_to(ROOT).as_posix() for path in found))
 
 
 def text(page: str) -> str:
