@@ -52,8 +52,8 @@ FRONT_ENDS = (
     front_end(
         "position within the group",
         "lionbits/work.py",
-        "    for group in groups:\n        options.check(group)",
-        "    for group in groups:\n        position = 0\n        options.check(group)",
+        "    for group in param_groups:\n        options.check(group)",
+        "    for group in param_groups:\n        position = 0\n        options.check(group)",
     ),
     front_end(
         "step counted from zero",
@@ -69,9 +69,9 @@ FRONT_ENDS = (
     ),
     front_end(
         "history without the present",
-        "lionbits/work.py",
-        '        clipping.remember(slot.state["grad_norms"], norm, step)\n        usual = clipping.percentile_limit(slot.state["grad_norms"], percentile)\n',
-        '        usual = clipping.percentile_limit(slot.state["grad_norms"], percentile)\n        clipping.remember(slot.state["grad_norms"], norm, step)\n',
+        "lionbits/factors.py",
+        '        clipping.remember(state["grad_norms"], norm, step)\n        usual = clipping.percentile_limit(state["grad_norms"], percentile)\n',
+        '        usual = clipping.percentile_limit(state["grad_norms"], percentile)\n        clipping.remember(state["grad_norms"], norm, step)\n',
     ),
     front_end(
         "a first norm of zero fills the history",
@@ -112,21 +112,21 @@ FRONT_ENDS = (
     ),
     front_end(
         "cautious factor forgotten",
-        "lionbits/work.py",
-        "scalars = replace(scalars, lr=scalars.lr * caution.rate_factor(cautious, aligned, work.numel))",
-        "caution.rate_factor(cautious, aligned, work.numel)",
+        "lionbits/factors.py",
+        "return replace(scalars, lr=scalars.lr * caution.rate_factor(work.launch.cautious, aligned, work.numel))",
+        "return scalars",
     ),
     front_end(
         "cautious factor on the decay too",
-        "lionbits/work.py",
-        "scalars = replace(scalars, lr=scalars.lr * caution.rate_factor(cautious, aligned, work.numel))",
-        "factor = caution.rate_factor(cautious, aligned, work.numel); scalars = replace(scalars, lr=scalars.lr * factor, keep=(scalars.keep * factor).clamp(max=1))",
+        "lionbits/factors.py",
+        "return replace(scalars, lr=scalars.lr * caution.rate_factor(work.launch.cautious, aligned, work.numel))",
+        "factor = caution.rate_factor(work.launch.cautious, aligned, work.numel); return replace(scalars, lr=scalars.lr * factor, keep=(scalars.keep * factor).clamp(max=1))",
     ),
     front_end(
         "cautious factor stays for the next step",
-        "lionbits/work.py",
-        "scalars = replace(scalars, lr=scalars.lr * caution.rate_factor(cautious, aligned, work.numel))",
-        "scalars.lr.mul_(caution.rate_factor(cautious, aligned, work.numel))",
+        "lionbits/factors.py",
+        "return replace(scalars, lr=scalars.lr * caution.rate_factor(work.launch.cautious, aligned, work.numel))",
+        "scalars.lr.mul_(caution.rate_factor(work.launch.cautious, aligned, work.numel)); return scalars",
     ),
     front_end(
         "small tensors quantised too",
@@ -179,26 +179,26 @@ FRONT_ENDS = (
     front_end(
         "new tensor-wise scale not stored",
         "lionbits/work.py",
-        '            slot.state["exp_avg_scale"].copy_(scale)\n',
+        '            state["exp_avg_scale"].copy_(scale)\n',
         "            scale.abs()\n",
     ),
     front_end(
         "state cast to the parameter's dtype on load",
         "lionbits/checkpoint.py",
-        "        states[key] = Sealed(_examine_state(key, param, group, state))\n",
-        "        states[key] = _examine_state(key, param, group, state)\n",
+        "    states |= {key: Sealed(state) for key, _, _, state in read_states(groups, completed, state_dict)}\n",
+        "    states |= {key: state for key, _, _, state in read_states(groups, completed, state_dict)}\n",
     ),
     front_end(
         "loaded step forgotten",
         "lionbits/checkpoint.py",
-        'plain["step"] = _checked_step(key, plain)',
-        'plain["step"] = min(_checked_step(key, plain), 1)',
+        'plain["step"] = checked_step(key, plain)',
+        'plain["step"] = min(checked_step(key, plain), 1)',
     ),
     front_end(
         "loaded state is the dict's own",
         "lionbits/paging/arrangement.py",
-        "copies[j][key] = value.detach().to(device, copy=True)",
-        "copies[j][key] = value.detach().to(device)",
+        "copies[j][key] = value.detach().to(near, copy=True, memory_format=contiguous)",
+        "copies[j][key] = value.detach().to(near)",
     ),
     front_end(
         "copies lose their state",
@@ -215,7 +215,7 @@ FRONT_ENDS = (
     front_end(
         "frame filled before its page has left",
         "lionbits/paging/movement.py",
-        "after = (frames.free[j % count],)",
+        "after = (frames.free[frame], made)",
         "after = ()",
     ),
     front_end(
@@ -227,8 +227,8 @@ FRONT_ENDS = (
     front_end(
         "numbers of the wrong slots for a page",
         "lionbits/paging/movement.py",
-        "at = [torch.tensor(page.places, device=device) for page in pages]",
-        "at = [torch.tensor(page.places, device=device) * 0 for page in pages]",
+        "at = [torch.tensor(page.places, device=there) for page in pages]",
+        "at = [torch.tensor(page.places, device=there) * 0 for page in pages]",
     ),
     front_end(
         "settings of the checkpoint ignored",
