@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lionbits_reference.spec import checks
 
 from .steady import Steady
+from .uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from .optimizer import Lion
@@ -158,7 +159,7 @@ class _Update:
         self._steady: Steady | None = None
 
     @torch.no_grad()
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def __call__(self, param: Tensor) -> None:
         """Update it and let its gradient go."""
         found = self._found(param)

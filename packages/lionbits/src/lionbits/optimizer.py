@@ -18,6 +18,7 @@ from . import advice, checkpoint, groups, options, paging, select, shards, summa
 from .backward import InBackward
 from .paging import Movement, PagingStats
 from .steady import Steady
+from .uncompiled import uncompiled
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -214,7 +215,7 @@ class Lion(Optimizer):
         self._update()
         return loss
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def _update(self) -> None:
         if self._in_backward is not None:
             self._in_backward.step(getattr(self, "grad_scale", None))
