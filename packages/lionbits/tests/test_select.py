@@ -149,6 +149,14 @@ def test_a_misspelt_backend_is_guessed(toy: Maker, asked: str, meant: str) -> No
     assert issubclass(caught.type, ImportError)
 
 
+@pytest.mark.parametrize("name", ["compiled", "cupy", "triton"])
+def test_a_backend_of_ours_that_is_missing_says_what_brings_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The extra of this distribution, as one types it."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(BackendUnavailable, match=rf'{name}.*pip install "lionbits\[{name}\]"'):
+        Lion(weights(), backend=name)
+
+
 @pytest.mark.parametrize("asked", ["", "a.b", "no such", "../toy"])
 def test_what_is_no_name_is_unavailable(toy: Maker, asked: str) -> None:
     """Any other text is a backend that does not exist, whatever the import system would say about it."""

@@ -47,10 +47,7 @@ def load(name: str) -> Backend:
     """
     module_name = PREFIX + name
     if not name.isidentifier() or importlib.util.find_spec(module_name) is None:
-        near = difflib.get_close_matches(name, known(), 1)
-        guess = f"Did you mean {near[0]!r}?" if near and near[0] != name else f"Is lionbits-{name} installed?"
-        choices = "" if name in PREFERENCE else f" Known are {', '.join(known())}."
-        raise BackendUnavailable(f"backend={name!r}: there is no module {module_name}. {guess}{choices}")
+        raise BackendUnavailable(f"backend={name!r}: there is no module {module_name}. {_way_out(name)}")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
@@ -107,6 +104,14 @@ def diagnose(name: str, device: torch.device) -> str:
         return load(name).supports(Plan(torch.float32, torch.float32, Format.of(8)), device)
     except (BackendUnavailable, TypeError) as error:
         return str(error)
+
+
+def _way_out(name: str) -> str:
+    if name in PREFERENCE:  # each is an extra of this distribution
+        return f'pip install "lionbits[{name}]" brings it.'
+    near = difflib.get_close_matches(name, known(), 1)
+    guess = f"Did you mean {near[0]!r}?" if near else f"Is lionbits-{name} installed?"
+    return f"{guess} Known are {', '.join(known())}."
 
 
 @functools.lru_cache(maxsize=1024)
