@@ -164,13 +164,22 @@ def vectors(session: nox.Session) -> None:
 
 
 @nox.session
+def build(session: nox.Session) -> None:
+    """Build every distribution, install the wheels in all combinations and see that they work (minutes)."""
+    session.install("--constraint", "constraints.txt", *nox.project.dependency_groups(PROJECT, "build"))
+    work = Path(session.virtualenv.location, "installs")
+    session.run("python", "tools/installs.py", "--work", str(work), *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
-    """Check style (ruff), types (mypy strict) and who imports whom (import-linter); change nothing."""
+    """Check style (ruff), types (mypy strict), who imports whom (import-linter), lengths of files; change nothing."""
     session.install(*wanted("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
     session.run("lint-imports")
+    session.run("python", "tools/lengths.py")
 
 
 @nox.session

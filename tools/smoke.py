@@ -1,0 +1,157 @@
+"""What must hold wherever lionbits is installed: ``python -I smoke.py EXTRA...`` with the extras that are there.
+
+``nox -s build`` runs it in an environment for each way to install lionbits. It prints a line of JSON: the backends
+whose steps equalled the reference's, and the milliseconds that imports took.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.metadata import metadata, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXTRAS = set(sys.argv[1:])
+BACKENDS = ("compiled", "triton", "cupy")
+TRAIN = ("train", "--steps", "2", "--context", "16", "--eval-every", "1")
+
+
+def milliseconds(statement: str) -> float:
+    """How long an import takes, here and now."""
+    start = time.perf_counter()
+    exec(statement, {})
+    return round((time.perf_counter() - start) * 1e3, 1)
+
+
+def refusal(kind: type[Exception], call: Callable[[], object]) -> str:
+    """The message with which the call fails, as it should."""
+    try:
+        call()
+    except kind as error:
+        return str(error)
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def stepped(backend: str | None) -> list[Tensor]:
+    """Parameters and their momentum after three steps of Lion8bit on the CPU."""
+    import torch
+
+    import lionbits
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((96, 80), (7,))
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    optimizer = lionbits.Lion8bit(params, lr=1e-2, weight_decay=0.1, backend=backend)
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator)
+        optimizer.step()
+    return [*(param.detach() for param in params), *(optimizer.momentum(param) for param in params)]
+
+
+def check_backends() -> list[str]:
+    """Backends that are there equal the reference on the CPU or say why not; the others say how to get them."""
+    import torch
+
+    import lionbits
+
+    expected = stepped("reference")
+    good = ["reference"]
+    for name in (None, *BACKENDS):
+        if name is not None and name not in EXTRAS:
+            hint = refusal(lionbits.BackendUnavailable, lambda name=name: stepped(name))  # type: ignore[misc]
+            assert f'pip install "lionbits[{name}]"' in hint, hint
+            assert name in (metadata("lionbits").get_all("Provides-Extra") or []), name
+        elif name == "cupy" and "emulate" not in EXTRAS:
+            import lionbits_cupy
+
+            assert "CUDA" in refusal(ValueError, lambda: stepped("cupy"))
+            __import__("cupy")
+            assert lionbits_cupy.name == "cupy"
+        else:
+            for found, wanted in zip(stepped(name), expected, strict=True):
+                assert torch.equal(found, wanted), name
+            good += [name] if name else []
+    assert "Did you mean 'triton'?" in refusal(lionbits.BackendUnavailable, lambda: stepped("tritn"))
+    return good
+
+
+def command(*args: str) -> tuple[int, str]:
+    """Exit code of ``lionbits ARGS``, and all it printed."""
+    import lionbits.cli
+
+    with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
+        code = lionbits.cli.main(args)
+    return code, said.getvalue()
+
+
+def check_command_line() -> None:
+    """``doctor`` and ``memory`` work everywhere; ``train`` draws, or asks for its extra before it does anything."""
+    script = Path(sys.executable).with_name("lionbits")
+    done = subprocess.run([script, "doctor"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert version("lionbits") in done.stdout
+    for name in BACKENDS:
+        assert (f'"lionbits[{name}]"' in done.stdout) == (name not in EXTRAS), done.stdout
+    code, said = command("memory", "--params", "7e9")
+    assert code == 0
+    assert "Lion4bit" in said
+    with tempfile.TemporaryDirectory() as folder:
+        code, said = command(*TRAIN, "--out", folder)
+        if "cli" in EXTRAS:
+            assert code == 0, said
+            assert list(Path(folder).rglob("*.png")), said
+        else:
+            assert code == 2, said
+            assert 'pip install "lionbits[cli]"' in said, said
+
+
+def check_safetensors() -> None:
+    """State goes through a file and back, or the extra is asked for."""
+    import torch
+
+    import lionbits
+
+    optimizer = lionbits.Lion4bit([torch.nn.Parameter(torch.ones(64, 64))])
+    optimizer.init_state()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimizer.safetensors"
+        if "safetensors" in EXTRAS:
+            lionbits.save_safetensors(optimizer.state_dict(), path)
+            optimizer.load_state_dict(lionbits.load_safetensors(path))
+        else:
+            path.write_bytes(bytes(8))
+            hint = refusal(ImportError, lambda: lionbits.load_safetensors(path))
+            assert 'pip install "lionbits[safetensors]"' in hint, hint
+
+
+def main() -> None:
+    """Check everything; a failed check is a traceback."""
+    if "triton" in EXTRAS:
+        os.environ["TRITON_INTERPRET"] = "1"  # its kernels run on the CPU
+    if "emulate" in EXTRAS:
+        os.environ["LIONBITS_CUPY_EMULATE"] = "1"  # and those in CUDA C++
+    took = {name: milliseconds(f"import {name}") for name in ("torch", "lionbits")}
+    import lionbits
+
+    assert Path(lionbits.__file__).is_relative_to(sys.prefix), f"{lionbits.__file__} is not what was installed"
+    assert lionbits.__version__ == version("lionbits")
+    good = check_backends()
+    check_command_line()
+    check_safetensors()
+    print(json.dumps({"backends": good, "imports": took}))
+
+
+if __name__ == "__main__":
+    main()
