@@ -60,8 +60,9 @@ def packages(path: Path) -> Path:
 
 
 def install(python: Path, constraints: Path, *wanted: str) -> None:
-    """Let the pip of this environment install into that one."""
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--constraint", constraints, *wanted)
+    """Let the pip of this environment install into that one; what is imported compiles itself, the rest need not."""
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "--quiet", "--no-compile", "--constraint", constraints, *wanted)
 
 
 def torch_room(path: Path, constraints: Path, version: str) -> Path:
