@@ -39,7 +39,7 @@ Plan PLAN;
 constexpr uint32 STATE = 0, PARAMETER = 1;  // purposes of a salt
 
 constexpr uint32 INFINITE = 0x7F800000;  // bits of |x| from here on are those of infinity or a NaN
-constexpr uint32 MAGNITUDE = 0x7FFFFFFF, SIGN = 0x80000000, NOT_A_NUMBER = 0x7FC00000;
+constexpr uint32 SIGN = 0x80000000, NOT_A_NUMBER = 0x7FC00000;
 constexpr float TINY = 0x1p-100f, HUGEST = 0x1p127f, UP = 0x1p127f, DOWN = 0x1p-127f;
 
 LIONBITS_DEVICE uint32 bits_of(float x) { return __float_as_uint(x); }
@@ -73,8 +73,9 @@ LIONBITS_DEVICE float move(float m, float g, const Numbers& n) {
     return towards(n, c);
 }
 
-// The bits of |x|: ordered like the numbers, infinity next to last, NaN last.
-LIONBITS_DEVICE uint32 magnitude(float x) { return bits_of(x) & MAGNITUDE; }
+// The bits of |x|: ordered like the numbers, infinity next to last, NaN last. The sum is exact, and keeps a NaN a NaN: it
+// takes the sign off in the GPU's float pipe, while a mask would take the one for integers, which is the busier.
+LIONBITS_DEVICE uint32 magnitude(float x) { return bits_of(__fadd_rn(fabsf(x), 0.0f)); }
 
 // --- codes ----------------------------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ LIONBITS_DEVICE float block_inverse(float absmax) {
 
 // The magnitude of a code: t = bits(|m| * r * 2^-127), k = min((t + dither) >> w, largest k).
 LIONBITS_DEVICE uint32 encode(float m, float inverse, uint32 lane) {
-    const uint32 t = magnitude(__fmul_rn(__fmul_rn(m, inverse), DOWN));
+    const uint32 t = bits_of(__fmul_rn(__fmul_rn(fabsf(m), inverse), DOWN));
     const uint32 largest = inverse > 0 ? PLAN.largest_code : 0;
     return min((t + (lane << (PLAN.shift - 16))) >> PLAN.shift, largest);
 }
