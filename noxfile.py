@@ -12,7 +12,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"  # pip, so that constraints.txt and your pip settings count
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "tests", "conformance"]
+nox.options.sessions = ["lint", "docs", "tests", "ecosystem", "conformance"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
