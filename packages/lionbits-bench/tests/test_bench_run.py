@@ -111,15 +111,15 @@ def strange(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("strange")
 def test_strange_peers_are_told_and_end_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--workloads", "small", "--variants", "8", "--limit", "0.5")
+    arguments = ("--workloads", "small", "--variants", "8", "--limit", "2")
     assert bench(tmp_path, *arguments) == 0
     rows = {row["variant"]: row for row in written(tmp_path)["speed"]}
     assert list(rows) == ["8 bits", "eager Lion", "unmoved", "fallen", "slow"]
     assert rows["unmoved"]["computes"] == "weights unchanged"
     assert rows["fallen"]["computes"] == "cannot be checked: RuntimeError: no such | device"
-    assert rows["slow"]["computes"] == "stopped after 0.5 s"
+    assert rows["slow"]["computes"] == "stopped after 2 s"
     problems = [row["problem"] for row in rows.values()]
-    assert problems == ["", "", "", "RuntimeError: no such | device", "stopped after 0.5 s"]
+    assert problems == ["", "", "", "RuntimeError: no such | device", "stopped after 2 s"]
     shown = capsys.readouterr().out
     assert "check: torch unmoved: weights unchanged" in shown
     assert "round 2 of 2" in shown
