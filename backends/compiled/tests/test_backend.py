@@ -60,6 +60,23 @@ def test_the_bits_of_the_reference(bits: int, dtype: torch.dtype) -> None:
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("width", [4096, 512])
+def test_a_reset_of_the_compiler_does_no_harm(width: int) -> None:
+    """Anyone may call it. torch would then compile for the sizes of the next call, and hold them for the only ones."""
+    made = {}
+    for name in ("compiled", "reference"):
+        made[name] = []
+        for rows in (40, 70, 33):
+            param = torch.nn.Parameter(torch.randn(rows, width, generator=torch.Generator().manual_seed(rows)))
+            optimizer = lionbits.Lion([param], optim_bits=8, cautious="gradient", backend=name)
+            param.grad = param.detach() * 1e-3
+            optimizer.step()
+            made[name] += [param.detach(), optimizer.state[param]["exp_avg_codes"]]
+            torch.compiler.reset()
+    for got, want in zip(made["compiled"], made["reference"], strict=True):
+        assert torch.equal(got, want)
+
+
 def steps_of_all_sizes(log2: int) -> None:
     """A step over tensors of many widths, with numbers of their own."""
     param = torch.nn.Parameter(torch.randn(1 << log2))

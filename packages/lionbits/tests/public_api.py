@@ -40,12 +40,18 @@ def described(name: str, value: object) -> Iterator[str]:
         if not _made_like_its_base(value):
             yield _indented(f"__init__{_signature(value)}")
         for key, member in sorted(vars(value).items()):
-            if not key.startswith("_"):
+            if not key.startswith("_") and not _wraps_its_bases(value, key):
                 yield _indented(_member(key, member))
     elif callable(value):
         yield f"{name}{_signature(value)}"
     else:
         yield f"{name}: {type(value).__name__}"
+
+
+def _wraps_its_bases(value: type, key: str) -> bool:
+    """Whether torch has put it there: around the ``step`` of each optimizer's class, when one is made."""
+    member = inspect.unwrap(vars(value)[key]) if callable(vars(value)[key]) else None
+    return member is not None and any(inspect.unwrap(getattr(base, key, len)) is member for base in value.__bases__)
 
 
 def _made_like_its_base(value: type) -> bool:

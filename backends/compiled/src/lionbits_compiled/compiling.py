@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import shutil
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -57,19 +58,21 @@ class Compiled:
     def __init__(self, function: Callable[..., None], title: str, width: int = 0) -> None:
         self._function, self._title, self._width = function, title + (f", rows of {width}" if width else ""), width
         self._threads = 0
+        self._code: CodeType = function.__code__
         self._run: Callable[..., Any] = function
 
     def __call__(self, *arguments: Any) -> None:
         """Compute, having compiled first if that is still to be done for so many threads."""
-        if self._threads != torch.get_num_threads():
+        if self._threads != torch.get_num_threads() or not _compilations(self._code):
             self._compile(arguments)
         self._run(*arguments)
 
     def _compile(self, arguments: Sequence[Any]) -> None:
-        run = torch.compile(self._own_code(), fullgraph=True, options={"guard_filter_fn": _trust})
+        own = self._own_code()
+        run = torch.compile(own, fullgraph=True, options={"guard_filter_fn": _trust})
         with _told(self._title):
             run(*(_example(argument, self._width) for argument in arguments))
-        self._run, self._threads = run, torch.get_num_threads()
+        self._run, self._code, self._threads = run, own.__code__, torch.get_num_threads()
 
     def _own_code(self) -> FunctionType:
         """torch.compile counts recompilations by code object, which closures of one function share: copies do not."""
@@ -80,14 +83,23 @@ class Compiled:
         return FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
 
 
+def _compilations(code: CodeType) -> list[Any]:
+    """What torch has compiled of this code: nothing any more after ``torch.compiler.reset()``, which anyone may call.
+
+    It would compile again at the next call, but for the very sizes of that call, and no guard would say so.
+    """
+    kept: list[Any] = importlib.import_module("torch._C._dynamo.eval_frame")._debug_get_cache_entry_list(code)
+    return kept
+
+
 def _trust(guards: Sequence[Any]) -> list[bool]:
     """Which of these conditions are looked at before each call: none."""
     return [False] * len(guards)
 
 
 #: Rows of the matrices that a function is compiled for. It serves any number; whether threads are worth their while is
-#: decided for this one.
-ROWS = 4096
+#: decided for this one. No size of a row equals it, as torch would take sizes that are equal once for the same.
+ROWS = 4099
 
 
 def _example(argument: Any, width: int) -> Any:

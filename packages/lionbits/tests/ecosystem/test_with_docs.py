@@ -72,6 +72,7 @@ def test_the_blocks_about_deepspeed_run(tmp_path: Path) -> None:
 
 
 def test_the_configuration_of_deepspeed_is_the_one_that_is_tried() -> None:
+    tool("deepspeed")
     from .test_with_deepspeed import KEPT, OFFLOAD
 
     (block,) = blocks(DEEPSPEED, "json")
