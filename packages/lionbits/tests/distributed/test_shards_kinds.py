@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from lionbits import Lion
 
-from ..family import assert_same
+from ..family import FAMILY, Variant, assert_same
 from ..movers import moving
 from .problem import SETTINGS, Bag, assert_equal, sharded, states, train, whole
 from .world import World, meshes, takes_part
@@ -180,12 +180,13 @@ def test_parameters_swapped_for_sharded_ones(world: World) -> None:
     world(swaps)
 
 
-def copies(ranks: int) -> None:
+def copies(ranks: int, variant: Variant) -> None:
     """All that torch permits. The module itself is another matter: FSDP permits neither deepcopy nor pickle of it."""
     if not takes_part(ranks):
         return
     module = sharded(Bag(), meshes()[ranks])
-    optimizer = Lion(module.parameters(), **SETTINGS, optim_bits=4, percentile_clipping=50)
+    settings = {"quant_threshold": 300} if "QLion" in variant.name else {**SETTINGS, "percentile_clipping": 50}
+    optimizer = variant(module.parameters(), **settings)
     train(module, optimizer, [1, 2])
     held, given = copy.deepcopy(states(optimizer)), optimizer.state_dict()
     stream = io.BytesIO()
@@ -207,10 +208,12 @@ def copies(ranks: int) -> None:
         assert [state["step"] for state in states(twin)] == [3] * len(params)
 
 
+@pytest.mark.filterwarnings("ignore:optim_bits=2")
+@pytest.mark.parametrize("variant", FAMILY, ids=lambda variant: variant.name)
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_copies_and_files_of_one_rank(world: World, ranks: int) -> None:
+def test_copies_and_files_of_one_rank(world: World, ranks: int, variant: Variant) -> None:
     """Deepcopy and pickle of optimizer and state dict; torch.save, and torch.load with weights_only=True."""
-    world(copies, ranks)
+    world(copies, ranks, variant)
 
 
 def counts_skips(nonfinite: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import dlpack
 
 from lionbits_reference.spec import TensorSpec
 
@@ -29,10 +30,13 @@ def exposed(param: Tensor, specs: Mapping[str, TensorSpec], state: Mapping[str, 
 def like(param: Tensor, local: Tensor, shape: Sequence[int]) -> Tensor:
     """A local part of a tensor of ``shape`` as a DTensor with the parameter's placements, over the same memory.
 
-    Paged state stays on the host, which is why this is not ``DTensor.from_local``.
+    Paged state stays on the host, which is why this is not ``DTensor.from_local``. And many of its tensors share a
+    storage: parts that do not begin theirs torch.save takes for plain tensors, and fails. So they get one that they do.
     """
     if not distributed(param):
         return local
+    if local.storage_offset():
+        local = dlpack.from_dlpack(local) if local.numel() else local.new_empty(local.shape)
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
