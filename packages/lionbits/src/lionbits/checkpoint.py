@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lionbits_reference import clipping
 from lionbits_reference.spec import Plan, checks
 
-from . import options, shards, wire, work
+from . import options, paging, shards, wire, work
 from .recognition import reader, recognise
 
 VERSION = 1
@@ -75,6 +75,18 @@ def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
     states: dict[Any, Any] = dict(state_dict["state"])
     states |= {key: Sealed(state) for key, _, _, state in read_states(groups, completed, state_dict)}
     return {**state_dict, "state": states, "param_groups": completed}
+
+
+def taken_over(groups: list[dict[str, Any]], state_dict: Mapping[str, Any], pager: paging.Pager) -> dict[str, Any]:
+    """What :func:`examine` returns, with copies of all state where the optimizer keeps it; raises what that raises."""
+    examined = examine(groups, state_dict)
+    states, params = examined["state"], [param for group in groups for param in group["params"]]
+    keys = [key for group in examined["param_groups"] for key in group["params"]]
+    known = [(states[key], param) for key, param in zip(keys, params, strict=True) if key in states]
+    copies = paging.adopt(pager, [(param.device, sealed.state) for sealed, param in known])
+    for (sealed, _), copied in zip(known, copies, strict=True):
+        sealed.state = copied
+    return examined
 
 
 def complete_groups(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -133,6 +133,18 @@ def inherit(group: Group, defaults: Mapping[str, Any]) -> None:
         group[key] = options.plain(group.get(key, value))
 
 
+def holding(param: torch.Tensor, groups: Iterable[Group]) -> Group:
+    """The group that the parameter is in.
+
+    Raises:
+        ValueError: it is in none.
+    """
+    for group in groups:
+        if any(param is held for held in group["params"]):
+            return group
+    raise ValueError(f"param of shape {tuple(param.shape)} is not among this optimizer's parameters.")
+
+
 def check(group: Group, backend: Backend | None, pager: Pager) -> None:
     """Refuse a group that cannot be served: its settings, its parameters, or the backend for them.
 

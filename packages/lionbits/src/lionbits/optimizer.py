@@ -243,11 +243,7 @@ class Lion(Optimizer):
         """
         if not isinstance(param, Tensor):
             raise checks.refusal(TypeError, "param", param, "must be one of this optimizer's parameters")
-        for group in self.param_groups:
-            if any(param is held for held in group["params"]):
-                break
-        else:
-            raise ValueError(f"param of shape {tuple(param.shape)} is not among this optimizer's parameters.")
+        group = groups.holding(param, self.param_groups)
         self._moves().settle()
         shape, state = shards.here(param).shape, self.state.get(param)
         if not state:
@@ -303,18 +299,7 @@ class Lion(Optimizer):
         checkpoint.check_mapping(state_dict)
 
         def seal(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            examined = checkpoint.examine(self.param_groups, given)
-            params = [param for group in self.param_groups for param in group["params"]]
-            keys = [key for group in examined["param_groups"] for key in group["params"]]
-            known = [
-                (examined["state"][key], param)
-                for key, param in zip(keys, params, strict=True)
-                if key in examined["state"]
-            ]
-            copies = paging.adopt(self._pager, [(param.device, sealed.state) for sealed, param in known])
-            for (sealed, _), copied in zip(known, copies, strict=True):
-                sealed.state = copied
-            return examined
+            return checkpoint.taken_over(self.param_groups, given, self._pager)
 
         handle = self.register_load_state_dict_pre_hook(seal)  # after the user's hooks
         try:
@@ -328,11 +313,7 @@ class Lion(Optimizer):
 
     def __repr__(self) -> str:
         """Torch's, and of each group how its momentum is held, bytes of state, paging, and the backend."""
-        text = super().__repr__()
-        for i, group in enumerate(self.param_groups):
-            head = f"Parameter Group {i}\n"
-            text = text.replace(head, f"{head[:-1]}: {summary.of_group(group, self._backend, self._pager)}\n")
-        return text
+        return summary.told(super().__repr__(), self.param_groups, self._backend, self._pager)
 
     def __getstate__(self) -> dict[str, Any]:
         self._recount()

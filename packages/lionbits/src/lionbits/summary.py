@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lionbits_reference.spec import Backend
 
 from . import options, select, shards
 from .paging import Paged, Pager, host
+
+
+def told(text: str, groups: Sequence[Mapping[str, Any]], backend: Backend | None, pager: Pager) -> str:
+    """Torch's representation of an optimizer, with a group's line behind each heading."""
+    for i, group in enumerate(groups):
+        head = f"Parameter Group {i}\n"
+        text = text.replace(head, f"{head[:-1]}: {of_group(group, backend, pager)}\n")
+    return text
 
 
 def of_group(group: Mapping[str, Any], backend: Backend | None, pager: Pager) -> str:
