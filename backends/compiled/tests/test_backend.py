@@ -10,7 +10,7 @@ import torch
 
 import lionbits
 import lionbits_compiled as backend
-from lionbits_compiled import compiling, functions
+from lionbits_compiled import compiling, functions, packing
 from lionbits_reference.spec import Format, Plan
 
 #: Rows of whole blocks and of none, one that is ready where it lies, and crowds of small ones.
@@ -57,6 +57,15 @@ def test_the_bits_of_the_reference(bits: int, dtype: torch.dtype) -> None:
     """Large tensors where they lie, small ones in crowds, ragged and strided ones in scratch."""
     compiled, reference = (trained(name, 3, dtype, optim_bits=bits) for name in ("compiled", "reference"))
     for got, want in zip(compiled, reference, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_bits_of_the_reference_on_other_machines(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes as words where this machine takes bytes, and the other way round."""
+    reference = trained("reference", optim_bits=bits)
+    monkeypatch.setattr(packing, "BYTES", not packing.BYTES)
+    for got, want in zip(trained("compiled", optim_bits=bits), reference, strict=True):
         assert torch.equal(got, want)
 
 
@@ -182,5 +191,5 @@ def test_the_first_call_says_what_takes_so_long(
 
 
 def test_functions_are_made_once() -> None:
-    assert functions.encode(True, 256) is functions.encode(True, 256)
-    assert functions.encode(True, 0) is not functions.encode(False, 0)
+    assert functions.encode(torch.uint8, True, 256) is functions.encode(torch.uint8, True, 256)
+    assert functions.encode(torch.uint8, True, 0) is not functions.encode(torch.uint8, False, 0)

@@ -15,7 +15,7 @@ import torch
 import lionbits
 from lionbits_compiled import packing
 from lionbits_compiled.layouts import SMALL, layout, lies_ready, parts
-from lionbits_compiled.matrices import Matrix
+from lionbits_compiled.matrices import Matrix, Scratch
 from lionbits_compiled.work import Work
 from lionbits_reference import encode
 from lionbits_reference.spec import FLOAT32, Format, Plan, Slot
@@ -67,17 +67,20 @@ def test_rows_join_where_nothing_tells_them_apart() -> None:
     assert layout(drawn, slot((5000, 6), drawn)).rows == 1
 
 
-@pytest.mark.parametrize("bits", [4, 2])
-def test_packed_as_the_reference_packs(bits: int) -> None:
-    """Element 0 in the lowest bits."""
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("in_bytes", [True, False])
+def test_packed_as_the_reference_packs(bits: int, in_bytes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Element 0 in the lowest bits; by itself a code is a byte or a word."""
+    monkeypatch.setattr(packing, "BYTES", in_bytes)
     codes = torch.randint(0, 1 << bits, (6, 96), dtype=torch.uint8)
     slots = codes.view(6, -1, 8 // bits)
     want = sum((slots[..., j] << (j * bits)) for j in range(8 // bits))
-    packed, back = torch.empty(6, 96 * bits // 8, dtype=torch.uint8), torch.empty_like(codes)
-    packing.pack(codes.clone(), packed, bits)
+    assert isinstance(want, torch.Tensor)
+    apart = packing.unpack(want, bits, Scratch())
+    assert torch.equal(apart if in_bytes else apart.view(torch.int32), codes)
+    packed = want if apart is want else torch.empty_like(want)
+    packing.pack(apart.clone(), packed, bits, Scratch())
     assert torch.equal(packed, want)
-    packing.unpack(packed, back, bits)
-    assert torch.equal(back, codes)
 
 
 @pytest.mark.parametrize("settings", [{"optim_bits": 8}, {"optim_bits": 4}, {"optim_bits": 32}])
@@ -118,8 +121,9 @@ def test_the_next_process_finds_what_was_compiled(tmp_path: Path) -> None:
     script = (
         "import torch\n"
         "from torch._dynamo.utils import counters\n"
-        "from lionbits_compiled.packing import _widen\n"
-        "_widen(4)(torch.zeros(4, 8, dtype=torch.int32), torch.zeros(4, 8, dtype=torch.int64))\n"
+        "from lionbits_compiled.functions import load\n"
+        "stored, rest, p = (torch.zeros(4, 8, dtype=d) for d in (torch.bfloat16, torch.int16, torch.float32))\n"
+        "load(torch.int16)(stored, rest, p)\n"
         "print(counters['inductor']['fxgraph_cache_hit'])\n"
     )
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}

@@ -41,14 +41,14 @@ class Draw(NamedTuple):
     low: Tensor  # lower half of the number of a row's first pair
     spread: Tensor
     phase: Tensor
-    half: Tensor
+    half: Tensor  # this and the next as words, see :func:`words`
     odd: Tensor
 
 
 class Codes(NamedTuple):
-    """Momentum in codes, one a byte, and what a format is."""
+    """Momentum in codes, one a byte or word, and what a format is."""
 
-    codes: Tensor  # uint8 (n, width)
+    codes: Tensor  # uint8, or words as :func:`words` says (n, width)
     scale: Tensor  # float32 (n, 1)
     format: formats.Numbers
 
@@ -58,6 +58,19 @@ class Blocks(NamedTuple):
 
     inverse: Tensor  # float32
     limit: Tensor  # int32
+
+
+#: What whole numbers pass for on their way into compiled functions and out of them; see :func:`words`.
+WORD = torch.float32
+
+
+def words(integers: Tensor) -> Tensor:
+    """int32 numbers, seen as float32. Nothing computes with them so; ``view(torch.int32)`` gives them back.
+
+    torch's vectors load and store float32 at once, but other dtypes by way of an array on the stack, where a load
+    waits for stores of other sizes: with AVX2 that took longer than all the arithmetic of a step.
+    """
+    return integers.view(WORD)
 
 
 #: Widths that have code of their own in steps with default settings: it is a little faster than code for any.
@@ -80,7 +93,9 @@ def advance(dtype: torch.dtype, caution: str, nonfinite: str, width: int) -> Com
 
 
 @functools.cache
-def advance_codes(dtype: torch.dtype, caution: str, nonfinite: str, scales: bool, width: int) -> Compiled:
+def advance_codes(
+    dtype: torch.dtype, codes: torch.dtype, caution: str, nonfinite: str, scales: bool, width: int
+) -> Compiled:
     """A step that leaves the new momentum, not yet encoded, beside the codes; and, where rows have them, new scales."""
 
     def advance(
@@ -107,18 +122,19 @@ def advance_codes(dtype: torch.dtype, caution: str, nonfinite: str, scales: bool
             blocks.inverse.copy_(inverse)
             blocks.limit.copy_(limit)
 
-    title = f"steps on codes of {dtype}, caution {caution}, {nonfinite}{', scales' if scales else ''}"
+    title = f"steps on codes in {codes} of {dtype}, caution {caution}, {nonfinite}{', scales' if scales else ''}"
     return Compiled(advance, title, width)
 
 
 @functools.cache
-def encode(drawn: bool, width: int) -> Compiled:
-    """Momentum to codes, by lanes or, without a draw, to nearest."""
+def encode(dtype: torch.dtype, drawn: bool, width: int) -> Compiled:
+    """Momentum to codes of this dtype, by lanes or, without a draw, to nearest."""
 
     def encode(momentum: Tensor, blocks: Blocks, format: formats.Numbers, draw: Draw | None, codes: Tensor) -> None:
-        codes.copy_(formats.code(momentum, blocks.inverse, blocks.limit, _lane(draw), format))
+        found = formats.code(momentum, blocks.inverse, blocks.limit, _lane(draw), format)
+        codes.copy_(words(found) if dtype == WORD else found)
 
-    return Compiled(encode, "codes, drawn" if drawn else "codes, nearest", width)
+    return Compiled(encode, f"codes in {dtype}, {'drawn' if drawn else 'nearest'}", width)
 
 
 @functools.cache
@@ -147,8 +163,8 @@ def load(rest: torch.dtype) -> Compiled:
 
 
 @functools.cache
-def count(dtype: torch.dtype, kind: str, nonfinite: str, quantised: bool) -> Compiled:
-    """Of each row, how many elements are aligned, or the largest new momentum."""
+def count(dtype: torch.dtype, codes: torch.dtype | None, kind: str, nonfinite: str) -> Compiled:
+    """Of each row, how many elements are aligned, or the largest new momentum. ``codes``: their dtype, if in codes."""
 
     def count(held: Codes | Tensor, grad: Tensor, grad_scale: Tensor, betas: Betas, found: Tensor) -> None:
         m = held if isinstance(held, Tensor) else _momentum(held)
@@ -160,14 +176,16 @@ def count(dtype: torch.dtype, kind: str, nonfinite: str, quantised: bool) -> Com
             momentum, _ = update.next_momentum(m, g, betas, nonfinite)
             found.copy_(momentum.abs().amax(dim=1, keepdim=True))
 
-    return Compiled(count, f"{kind} with {dtype}, {nonfinite}{', codes' if quantised else ''}")
+    return Compiled(count, f"{kind} with {dtype}, {nonfinite}{f', codes in {codes}' if codes else ''}")
 
 
 def _momentum(held: Codes) -> Tensor:
-    return formats.value(held.codes.to(torch.int32), held.format) * held.scale
+    codes = held.codes.view(torch.int32) if held.codes.dtype == WORD else held.codes.to(torch.int32)
+    return formats.value(codes, held.format) * held.scale
 
 
 def _lane(draw: Draw | None) -> Tensor | int:
     if draw is None:
         return rounding.NEAREST
-    return rounding.lane(draw.low + draw.half, draw.spread, draw.phase, draw.odd)
+    half, odd = draw.half.view(torch.int32), draw.odd.view(torch.int32)
+    return rounding.lane(draw.low + half, draw.spread, draw.phase, odd)

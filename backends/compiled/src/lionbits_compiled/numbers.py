@@ -10,6 +10,7 @@ from torch import Tensor
 from lionbits_reference import rounding
 from lionbits_reference.spec import Hyper, Scalars
 
+from . import functions
 from .functions import Betas, Draw, Rates
 from .matrices import Matrix
 from .work import Work
@@ -70,4 +71,5 @@ def _betas(hyper: Hyper) -> Betas:
 
 @functools.cache
 def _columns(width: int) -> tuple[Tensor, Tensor]:
-    return rounding.pairs(width, torch.device("cpu"))
+    half, odd = rounding.pairs(width, torch.device("cpu"))
+    return functions.words(half), functions.words(odd)

@@ -1,55 +1,61 @@
-"""Narrow codes to bytes and back, eight at a time: shifts of 64-bit words, which vectorise where single codes do not.
+"""Codes in state to codes each by itself and back: one a byte, or one a word where torch's vectors are slow with bytes.
 
-A word's bytes have one code each; two neighbours come to share one, then the bytes that are left move together. That is
-little-endian, as every machine is that torch has a C++ compiler for.
+Nothing here is compiled: copies that widen or narrow, and shifts of whole bytes, eager torch does at the speed of the
+cache. Two neighbours, seen as one int16, come to share its lower byte. That is little-endian, as every machine is that
+torch has a C++ compiler for.
 """
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-from .compiling import Compiled
+from .functions import WORD
+from .matrices import Scratch
+
+#: Whether codes are computed with as bytes. With AVX-512 torch masks what it loads and stores; elsewhere copies that do
+#: nothing but widen and narrow cost a tenth of what bytes do.
+BYTES = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def pack(codes: Tensor, packed: Tensor, bits: int) -> None:
-    """uint8 codes (n, width) to bytes (n, width * bits / 8); width is a multiple of 32."""
-    while bits < 8:
-        narrower = packed if bits == 4 else codes.new_empty(len(codes), codes.shape[1] // 2)
-        _narrow(bits)(codes.view(torch.int64), narrower.view(torch.int32))
-        codes, bits = narrower, 2 * bits
+def unpack(packed: Tensor, bits: int, scratch: Scratch) -> Tensor:
+    """Codes each by itself, (n, width): uint8, which 8-bit state is already, or :func:`words <.functions.words>`.
 
-
-def unpack(packed: Tensor, codes: Tensor, bits: int) -> None:
-    """The inverse of :func:`pack`."""
-    held = 8
+    Args:
+        packed: uint8 (n, width * bits / 8); width is a multiple of 32.
+        bits: 8, 4 or 2.
+        scratch: where they are, unless they are the state.
+    """
+    codes, held = packed, 8
     while held > bits:
         held //= 2
-        wider = codes if held == bits else packed.new_empty(len(packed), 2 * packed.shape[1])
-        _widen(held)(packed.view(torch.int32), wider.view(torch.int64))
-        packed = wider
+        codes = _halved(codes, held, scratch)
+    if BYTES:
+        return codes
+    words = scratch.take("words", WORD, *codes.shape)
+    words.view(torch.int32).copy_(codes)
+    return words
 
 
-@functools.cache
-def _narrow(bits: int) -> Compiled:
-    def narrow(words: Tensor, halves: Tensor) -> None:
-        x = (words | (words >> (8 - bits))) & 0x00FF00FF00FF00FF
-        x = (x | (x >> 8)) & 0x0000FFFF0000FFFF
-        halves.copy_((x | (x >> 16)).to(torch.int32))
+def pack(codes: Tensor, packed: Tensor, bits: int, scratch: Scratch) -> None:
+    """The inverse of :func:`unpack`: codes, in what that gave, to state."""
+    if codes.dtype == WORD:
+        narrow = packed if bits == 8 else scratch.take(f"{bits}-bit codes", torch.uint8, *codes.shape)
+        narrow.copy_(codes.view(torch.int32))
+        codes = narrow
+    while bits < 8:
+        pairs = codes.view(torch.int16)
+        joined = torch.bitwise_right_shift(pairs, 8 - bits, out=scratch.take("pairs", torch.int16, *pairs.shape))
+        bits *= 2
+        codes = packed if bits == 8 else scratch.take(f"{bits}-bit codes", torch.uint8, *pairs.shape)
+        codes.copy_(joined.bitwise_or_(pairs))  # of 16 bits the lower eight
 
-    return Compiled(narrow, f"{bits}-bit codes to bytes")
 
-
-@functools.cache
-def _widen(bits: int) -> Compiled:
-    mask = 0x0101010101010101 * ((1 << bits) - 1)
-
-    def widen(halves: Tensor, words: Tensor) -> None:
-        x = halves.to(torch.int64) & 0xFFFFFFFF
-        x = (x | (x << 16)) & 0x0000FFFF0000FFFF
-        x = (x | (x << 8)) & 0x00FF00FF00FF00FF
-        words.copy_((x | (x << (8 - bits))) & mask)
-
-    return Compiled(widen, f"bytes to {bits}-bit codes")
+def _halved(codes: Tensor, bits: int, scratch: Scratch) -> Tensor:
+    """Bytes of two codes each to bytes of one, of so many bits."""
+    height, count = codes.shape
+    halves = scratch.take(f"{bits}-bit codes", torch.uint8, height, 2 * count)
+    pairs = halves.view(torch.int16).copy_(codes)
+    shifted = torch.bitwise_left_shift(pairs, 8 - bits, out=scratch.take("pairs", torch.int16, height, count))
+    pairs.bitwise_or_(shifted).bitwise_and_(0x0101 * ((1 << bits) - 1))
+    return halves

@@ -30,12 +30,12 @@ def step(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
     if plan.format.quantised:
         momentum = work.scratch.take("momentum", torch.float32, matrix.height, matrix.width)
         codes, blocks = held(work, matrix), _blocks(work, matrix, numbers)
-        advance = functions.advance_codes(param.dtype, plan.caution, plan.nonfinite, not plan.format.tensor_wise, width)
+        scales, dtype = not plan.format.tensor_wise, codes.codes.dtype
+        advance = functions.advance_codes(param.dtype, dtype, plan.caution, plan.nonfinite, scales, width)
         advance(param, grad, codes, *shared, momentum, blocks)
         draw = numbers.draw(matrix, hyper.rounding, rounding.STATE)
-        functions.encode(draw is not None, width)(momentum, blocks, codes.format, draw, codes.codes)
-        if plan.format.bits < 8:
-            packing.pack(codes.codes, tensors["exp_avg_codes"], plan.format.bits)
+        functions.encode(dtype, draw is not None, width)(momentum, blocks, codes.format, draw, codes.codes)
+        packing.pack(codes.codes, tensors["exp_avg_codes"], plan.format.bits, work.scratch)
     else:
         advance = functions.advance(param.dtype, plan.caution, plan.nonfinite, width)
         advance(param, grad, tensors["exp_avg"], *shared)
@@ -50,18 +50,16 @@ def count(kind: str, work: Work, matrix: Matrix, numbers: Numbers) -> Tensor:
     plan, grad = work.plan, matrix.tensors["grad"]
     found = torch.empty(matrix.height, 1, dtype=torch.float32, device="cpu")
     state = held(work, matrix) if plan.format.quantised else matrix.tensors["exp_avg"]
-    counting = functions.count(grad.dtype, kind, plan.nonfinite, plan.format.quantised)
+    codes = state.codes.dtype if isinstance(state, Codes) else None
+    counting = functions.count(grad.dtype, codes, kind, plan.nonfinite)
     counting(state, grad, numbers.rates(matrix).grad_scale, numbers.betas, found)
     return found.view(-1)
 
 
 def held(work: Work, matrix: Matrix) -> Codes:
-    """The codes of a matrix, one a byte, and what they stand for."""
-    format, codes = work.plan.format, matrix.tensors["exp_avg_codes"]
-    if format.bits < 8:
-        wide = work.scratch.take("codes", torch.uint8, matrix.height, matrix.width)
-        packing.unpack(codes, wide, format.bits)
-        codes = wide
+    """The codes of a matrix, each by itself, and what they stand for."""
+    format = work.plan.format
+    codes = packing.unpack(matrix.tensors["exp_avg_codes"], format.bits, work.scratch)
     if format.tensor_wise:
         scales = torch.cat([slot.state["exp_avg_scale"].view(1, 1) for slot in matrix.slots], dim=1)
         (scale,) = by_row(matrix, scales, own=True)
