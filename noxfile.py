@@ -1,10 +1,13 @@
 """Every job that anyone runs here, in one file.
 
-`nox -l` lists the sessions, `nox` runs the ones a change has to pass, `nox -s tests -- -k rounding` hands
-the rest of the line to pytest. Each session has its own virtual environment under `.nox/`, made once and reused;
+`nox -l` lists the sessions, `nox` does all that a change has to pass in one environment, `nox -s tests -- -k rounding`
+hands the rest of the line to pytest. Each session has its own virtual environment under `.nox/`, made once and reused;
 `nox -R` also skips looking whether its packages are up to date.
 """
 
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nox
@@ -12,7 +15,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"  # pip, so that constraints.txt and your pip settings count
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "docs", "tests", "ecosystem", "conformance"]
+nox.options.sessions = ["ci"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -22,6 +25,7 @@ PACKAGES = (
     *("backends/compiled", "backends/table", "backends/triton", "packages/cuda-on-cpu", "backends/cupy"),
     "packages/lionbits-bench",
 )
+EDITABLE = [argument for package in PACKAGES for argument in ("--editable", package)]
 
 # The picture of the README: four Lions from the same start, within four minutes on two CPU cores.
 PICTURES = Path("demo-out")
@@ -35,21 +39,26 @@ DEMO = (
 # kernels and those in CUDA C++ are emulated, so that they run without a GPU.
 ON_THE_CPU = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1", "LIONBITS_CUPY_EMULATE": "1"}
 
+WORKERS = ("--numprocesses=auto", "--maxprocesses=4")
 
-def wanted(*groups: str) -> list[str]:
-    """List what pip shall install: dependency groups of pyproject.toml and every package, editable.
+# What the session `ecosystem` runs, and `tests` does not.
+TRAINERS = "packages/lionbits/tests/ecosystem"
 
-    constraints.txt holds all versions, torch's above all: an environment downloads it once and keeps it.
-    """
-    requirements = nox.project.dependency_groups(PROJECT, *groups)
-    editable = [argument for package in PACKAGES for argument in ("--editable", package)]
-    return ["--constraint", "constraints.txt", *requirements, *editable]
+
+# All versions, torch's above all: an environment downloads it once and keeps it.
+PINNED = ("--constraint", "constraints.txt")
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Install dependency groups of pyproject.toml and every package, editable, built by the environment itself."""
+    session.install(*PINNED, *nox.project.dependency_groups(PROJECT, "editable", *groups))
+    session.install(*PINNED, "--no-build-isolation", *EDITABLE)  # a builder's environment for each would take longer
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
     """Train 32-, 8- and 4-bit Lion and QLion on real text and draw them side by side (CPU, minutes)."""
-    session.install(*wanted())
+    install(session)
     session.run("lionbits", "train", *DEMO, *session.posargs)
     pictures = sorted(PICTURES.rglob("*.png"))
     if not pictures:
@@ -60,26 +69,54 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def ci(session: nox.Session) -> None:
+    """Do what every change has to pass, in one environment: lint, docs, tests, the court on each backend, trainers.
+
+    A part that fails keeps no other from running.
+    """
+    install(session, "lint", "docs", "test", "cuda", "peers")
+    parts: dict[str, Callable[[], None]] = {
+        "lint": partial(run_lint, session),
+        "docs": partial(run_docs, session, "build"),
+        "tests": partial(run_tests, session),
+        **{f"conformance({backend})": partial(run_court, session, backend, "ci") for backend in BACKENDS},
+        "ecosystem": partial(run_ecosystem, session),  # the last, as the others have to do without its packages
+    }
+    failed = []
+    for name, part in parts.items():
+        begun = time.monotonic()
+        try:
+            part()
+        except nox.command.CommandFailed:
+            failed.append(name)
+        session.log(f"{name} {'failed' if name in failed else 'passed'} after {time.monotonic() - begun:.0f} seconds")
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests of every package; what follows `--` goes to pytest."""
-    session.install(*wanted("test", "cuda", "peers"))
-    session.run(
-        "pytest",
-        *("--numprocesses=auto", "--maxprocesses=4"),
-        *session.posargs,
-        env=ON_THE_CPU,
-    )
+    install(session, "test", "cuda", "peers")
+    run_tests(session, *session.posargs)
+
+
+def run_tests(session: nox.Session, *arguments: str) -> None:
+    """Run all tests but those under trainers."""
+    session.run("pytest", *WORKERS, f"--ignore={TRAINERS}", *arguments, env=ON_THE_CPU)
 
 
 @nox.session
 def ecosystem(session: nox.Session) -> None:
     """Train under transformers, Lightning, accelerate, PEFT and DeepSpeed; run the examples (minutes)."""
-    session.install(*wanted("test", "ecosystem"))
-    session.run(
-        *("pytest", "packages/lionbits/tests/ecosystem", "--numprocesses=auto", "--maxprocesses=4"),
-        *session.posargs,
-        env=ON_THE_CPU,
-    )
+    install(session, "test")
+    run_ecosystem(session, *session.posargs)
+
+
+def run_ecosystem(session: nox.Session, *arguments: str) -> None:
+    """Add the trainers to the environment and run the tests under them."""
+    session.install(*PINNED, *nox.project.dependency_groups(PROJECT, "ecosystem"))
+    session.run("pytest", TRAINERS, *WORKERS, *arguments, env=ON_THE_CPU)
 
 
 # Backends of this repository, each of which the court judges in a session of its own.
@@ -102,16 +139,16 @@ def night(session: nox.Session, backend: str) -> None:
 
 def judge(session: nox.Session, backend: str, profile: str) -> None:
     """Run the suite as any other backend's authors would; what follows `--` goes to pytest."""
-    session.install(*wanted("test"))
-    run_court(session, backend, profile)
+    install(session, "test")
+    run_court(session, backend, profile, *session.posargs)
 
 
-def run_court(session: nox.Session, backend: str, profile: str, **environment: str) -> None:
+def run_court(session: nox.Session, backend: str, profile: str, *arguments: str, **environment: str) -> None:
     """Run the suite in an environment that has all it needs."""
     session.run(
         *("pytest", "--pyargs", "lionbits_conformance.suite", "--backend", backend, "--profile", profile),
-        *("--numprocesses=auto", "--maxprocesses=4"),
-        *session.posargs,
+        *WORKERS,
+        *arguments,
         env={**ON_THE_CPU, **environment},
     )
 
@@ -119,12 +156,13 @@ def run_court(session: nox.Session, backend: str, profile: str, **environment: s
 @nox.session
 def sanitized(session: nox.Session) -> None:
     """Put the CUDA C++ kernels before the court under AddressSanitizer and UBSan (g++; minutes)."""
-    session.install(*wanted("test"))
+    install(session, "test")
     library = session.run("g++", "-print-file-name=libasan.so", silent=True, external=True)
     run_court(
         session,
         "cupy",
         "dev",
+        *session.posargs,
         LD_PRELOAD=str(library).strip(),
         ASAN_OPTIONS="detect_leaks=0",
         LIONBITS_CUPY_SANITIZE="address,undefined",
@@ -134,17 +172,17 @@ def sanitized(session: nox.Session) -> None:
 @nox.session
 def oldest(session: nox.Session) -> None:
     """Put the Triton backend before the court with the oldest Triton that is tried; see that its kernels compile."""
-    session.install(*wanted("test"))
+    install(session, "test")
     session.install("triton==3.6.0")
     for bits in ("32", "8", "4", "2"):
         session.run("python", "-m", "lionbits_bench", "sass", "--arch", "90", "--bits", bits, "--caution", "none")
-    run_court(session, "triton", "dev")
+    run_court(session, "triton", "dev", *session.posargs)
 
 
 @nox.session
 def kernels(session: nox.Session) -> None:
     """Print registers and instructions of every kernel, compiled for GPUs that need not be there (minutes)."""
-    session.install(*wanted("test", "cuda"))
+    install(session, "test", "cuda")
     for backend in ("triton", "cupy"):
         session.run("python", "-m", "lionbits_bench", "sass", "--backend", backend, *session.posargs)
 
@@ -152,21 +190,21 @@ def kernels(session: nox.Session) -> None:
 @nox.session
 def mutants(session: nox.Session) -> None:
     """Print which law rejects each wrong Lion, and after how many examples."""
-    session.install(*wanted("test"))
+    install(session, "test")
     session.run(*("python", "-m", "lionbits_conformance.trials", *session.posargs), env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
 def vectors(session: nox.Session) -> None:
     """Check that the oracle would write the test vectors of the repository again, byte for byte."""
-    session.install(*wanted("test"))
+    install(session, "test")
     session.run("python", "-m", "lionbits_conformance.vectors", "check")
 
 
 @nox.session
 def build(session: nox.Session) -> None:
     """Build every distribution, install the wheels in all combinations and see that they work (minutes)."""
-    session.install("--constraint", "constraints.txt", *nox.project.dependency_groups(PROJECT, "build"))
+    session.install(*PINNED, *nox.project.dependency_groups(PROJECT, "build"))
     work = Path(session.virtualenv.location, "installs")
     session.run("python", "tools/installs.py", "--work", str(work), *session.posargs)
 
@@ -174,7 +212,12 @@ def build(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style (ruff), types (mypy strict), who imports whom (import-linter), lengths of files; change nothing."""
-    session.install(*wanted("lint"))
+    install(session, "lint")
+    run_lint(session)
+
+
+def run_lint(session: nox.Session) -> None:
+    """Run each of the tools."""
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
@@ -185,13 +228,19 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into site/, each warning an error; `-- serve` shows it while you write."""
-    session.install("--constraint", "constraints.txt", *nox.project.dependency_groups(PROJECT, "docs"))
-    session.run("mkdocs", *(session.posargs or ["build"]), env={"NO_MKDOCS_2_WARNING": "1"})
+    session.install(*PINNED, *nox.project.dependency_groups(PROJECT, "docs"))
+    run_docs(session, *(session.posargs or ["build"]))
+
+
+def run_docs(session: nox.Session, *arguments: str) -> None:
+    """Run mkdocs."""
+    session.run("mkdocs", *arguments, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session
 def dev(session: nox.Session) -> None:
     """Make `.venv`: every package, editable, and the tools of all sessions, for your editor and shell."""
     session.run("python", "-m", "venv", ".venv")
-    session.run("python", "-m", "pip", "--python", ".venv", "install", *wanted("dev"))
+    requirements = nox.project.dependency_groups(PROJECT, "dev")
+    session.run("python", "-m", "pip", "--python", ".venv", "install", *PINNED, *requirements, *EDITABLE)
     session.log("It is .venv; on Linux and macOS, activate it with: source .venv/bin/activate")
