@@ -18,8 +18,9 @@ from . import judgement, laws, mutants, runs, strategies
 from .universe import Universe, universe
 from .values import KINDS
 
-#: Examples of each law and stratum of plans that a mutant may survive.
-PATIENCE = 20
+#: Examples of each law and stratum of plans that a mutant may survive, and how many of each are tried before that: most
+#: mutants are rejected by the first examples of some law, long before the laws in front of it have run out of theirs.
+PATIENCE, GLANCE = 20, 2
 
 
 class Verdict(NamedTuple):
@@ -50,7 +51,7 @@ def try_mutant(
         patience: examples of each law and stratum.
     """
     with universe([mutant.edit]) as wrong:
-        return _try(mutant.name, _charges(mutant, wrong, kinds, oracle), patience)
+        return _try(mutant.name, list(_charges(mutant, wrong, kinds, oracle)), patience)
 
 
 def try_backend(name: str, backend: Backend, patience: int = PATIENCE) -> Verdict:
@@ -63,16 +64,17 @@ def try_backend(name: str, backend: Backend, patience: int = PATIENCE) -> Verdic
         backend: on the CPU.
         patience: examples of each law and stratum.
     """
-    return _try(name, _call_charges(backend, KINDS), patience)
+    return _try(name, list(_call_charges(backend, KINDS)), patience)
 
 
-def _try(name: str, charges: Iterator[Charge], patience: int) -> Verdict:
+def _try(name: str, charges: Sequence[Charge], patience: int) -> Verdict:
     spent = 0
-    for charge in charges:
-        examples, rejected = _examples_until_rejected(charge, patience)
-        spent += examples
-        if rejected:
-            return Verdict(name, charge.law, spent)
+    for most in sorted({min(GLANCE, patience), patience}):
+        for charge in charges:
+            examples, rejected = _examples_until_rejected(charge, most)
+            spent += examples
+            if rejected:
+                return Verdict(name, charge.law, spent)
     return Verdict(name, None, spent)
 
 
