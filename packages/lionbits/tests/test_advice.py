@@ -82,6 +82,31 @@ def test_warned_once_where_it_was_asked_for(settings: dict[str, Any], match: str
     optimizer.add_param_group({"params": weights(shapes=[(4, 4)]), **settings})  # and a second time says nothing
 
 
+@pytest.mark.parametrize(
+    ("note", "meant"), [("weigth_decay", "weight_decay"), ("blocksize", "block_size"), ("beta", "betas")]
+)
+def test_a_setting_misspelt_in_a_group_warns(note: str, meant: str) -> None:
+    """A group may carry notes, so it is no error; once for each name, on the user's line."""
+    one, other = weights(shapes=[(3,), (4,)])
+    said_ = said(lambda: Lion([{"params": one, note: 1}, {"params": other, note: 2}]), rf"'{note}'.*mean '{meant}'\?")
+    assert [warning.filename for warning in said_] == [__file__]
+
+
+def test_other_notes_in_a_group_say_nothing(variant: Variant) -> None:
+    """What trainers write into groups: their own names, some with a setting's within."""
+    notes = (
+        "name",
+        "initial_lr",
+        "lr_scale",
+        "no_weight_decay",
+        "max_momentum",
+        "weight_decay_mult",
+        "layer_decay",
+        "lrs",
+    )
+    variant([{"params": weights(), **dict.fromkeys(notes, 1)}])
+
+
 def test_other_betas_say_nothing(variant: Variant) -> None:
     for betas in ((0.9, 0.99), (0.95, 0.98), (0.95, 0.999)):
         variant(weights(), betas=betas)

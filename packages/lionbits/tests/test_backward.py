@@ -220,6 +220,8 @@ def test_twice_is_refused() -> None:
     fuse_into_backward(model, optimizer)
     with pytest.raises(ValueError, match="fused into a backward already"):
         fuse_into_backward(model, optimizer)
+    with pytest.raises(TypeError, match=r"optimizer=<AdamW> .* must be an optimizer of lionbits"):
+        fuse_into_backward(model, torch.optim.AdamW(model.parameters()))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="model="):
         fuse_into_backward(model.parameters(), optimizer)  # type: ignore[arg-type]
 

@@ -55,8 +55,13 @@ GROUP = ("param_groups", 0)
 #: (what is wrong with Lion8bit's dict, exception, words of the message)
 BAD: dict[str, tuple[Callable[[State], Any], type[Exception], tuple[str, ...]]] = {
     "none": (lambda given: None, TypeError, ("state_dict", "None")),
-    "a list": (lambda given: [], TypeError, ("state_dict", "list")),
-    "a text": (lambda given: "checkpoint.pt", TypeError, ("state_dict", "str")),
+    "a list": (lambda given: [], TypeError, ("state_dict=[]",)),
+    "a text": (lambda given: "checkpoint.pt", TypeError, ("state_dict='checkpoint.pt'",)),
+    "a file of many things": (
+        lambda given: {"epoch": 3, "optimizer": given},
+        ValueError,
+        ("lacks 'state'", "['epoch', 'optimizer']", "pass state_dict['optimizer']"),
+    ),
     "empty": (lambda given: {}, ValueError, ("state_dict", "'state'")),
     "no state": (_edit("state", to=...), ValueError, ("'state'",)),
     "no groups": (_edit("param_groups", to=...), ValueError, ("'param_groups'",)),
@@ -116,17 +121,18 @@ BAD: dict[str, tuple[Callable[[State], Any], type[Exception], tuple[str, ...]]] 
     "state that is not Lion's": (
         _edit(*FIRST, "exp_avg_sq", to=torch.zeros(64, 64)),
         ValueError,
-        ("parameter 0", "exp_avg_sq"),
+        ("exp_avg_sq", "lionbits.from_adamw"),
     ),
+    "state that nobody keeps": (_edit(*FIRST, "exp_min", to=1), ValueError, ("parameter 0", "exp_min")),
 }  # fmt: skip
 
-#: State dicts of other optimizers, and who has to refuse them.
-FOREIGN: dict[str, tuple[Callable[[], State], type[Lion]]] = {
-    "AdamW": (lambda: _foreign(torch.optim.AdamW), Lion32bit),
-    "AdamW into 8 bits": (lambda: _foreign(torch.optim.AdamW), Lion8bit),
-    "SGD": (lambda: _foreign(lambda params: torch.optim.SGD(params, momentum=0.9)), Lion32bit),
-    "RMSprop": (lambda: _foreign(torch.optim.RMSprop), Lion32bit),
-    "Adagrad": (lambda: _foreign(torch.optim.Adagrad), Lion32bit),
+#: State dicts of other optimizers, who has to refuse them, and a word of the message.
+FOREIGN: dict[str, tuple[Callable[[], State], type[Lion], str]] = {
+    "AdamW": (lambda: _foreign(torch.optim.AdamW), Lion32bit, "lionbits.from_adamw"),
+    "AdamW into 8 bits": (lambda: _foreign(torch.optim.AdamW), Lion8bit, "lionbits.from_adamw"),
+    "SGD": (lambda: _foreign(lambda params: torch.optim.SGD(params, momentum=0.9)), Lion32bit, "parameter 0"),
+    "RMSprop": (lambda: _foreign(torch.optim.RMSprop), Lion32bit, "parameter 0"),
+    "Adagrad": (lambda: _foreign(torch.optim.Adagrad), Lion32bit, "parameter 0"),
 }
 
 
@@ -154,11 +160,11 @@ def test_a_bad_state_dict_is_refused_whole(key: str) -> None:
 @pytest.mark.parametrize("key", FOREIGN)
 def test_state_of_another_optimizer_is_refused(key: str) -> None:
     """What another optimizer saved is not taken for Lion's, though Adam too calls something exp_avg."""
-    make, cls = FOREIGN[key]
+    make, cls, word = FOREIGN[key]
     params = weights()
     target = cls(params)
     train(target, params, [5])
-    _refused(target, make(), ValueError, ("parameter 0",))
+    _refused(target, make(), ValueError, (word,))
 
 
 @pytest.mark.parametrize("saved", ["compensated", "nearest"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,19 +101,41 @@ NAMES: list[tuple[str, dict[str, Any], type[Exception], tuple[str, ...]]] = [
     ("QLion", {"grad_clip": -1.0}, ValueError, ("grad_clip=-1.0",)),
     ("QLion", {"momentum_first": 1}, TypeError, ("momentum_first=1",)),
     ("QLion", {"betas": (0.9, 1.0), "momentum_first": True}, ValueError, ("betas=(0.9, 1.0)",)),
-    ("QLion", {"optim_bits": 8}, TypeError, ("optim_bits",)),
-    ("QLion", {"min_8bit_size": 8}, TypeError, ("min_8bit_size",)),
-    ("QLion", {"args": {"optim_bits": 8}}, TypeError, ("args",)),
+    ("QLion", {"optim_bits": 8}, TypeError, ("optim_bits=8", "Set use_4bit")),
+    ("QLion", {"min_8bit_size": 8}, TypeError, ("min_8bit_size=8", "Set quant_threshold")),
+    ("QLion", {"args": {"optim_bits": 8}}, TypeError, ("args={'optim_bits': 8}", "Set use_4bit")),
+    ("Lion", {"weigth_decay": 0.1}, TypeError, ("Lion got", "'weigth_decay', 0.1.", "Did you mean 'weight_decay'?")),
+    ("PagedLion8bit", {"blocksize": 64}, TypeError, ("PagedLion8bit got", "Did you mean 'block_size'?")),
+    ("QLion", {"use_4bits": True}, TypeError, ("QLion got", "Did you mean 'use_4bit'?")),
+    ("Lion8bit", {"bits": 4}, TypeError, ("'bits', 4.", "There are params, lr, betas", "optim_bits", "overrides.")),
+    ("Lion", {"optim_bits": 4, "state_format": "e3m4"}, ValueError, ("'e0m3'", "'e3m4' is for optim_bits=8, not 4")),
 ]
+
+
+def used(params: Iterable[nn.Parameter]) -> Iterator[nn.Parameter]:
+    """A generator that has nothing left."""
+    rest = iter(params)
+    list(rest)
+    return rest
+
 
 #: (what is called, exception, words of the message)
 PARAMETERS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
-    "none": (lambda: Lion(None), TypeError, ("NoneType",)),
-    "a tensor": (lambda: Lion(weights()[0]), TypeError, ("iterable of Tensors or dicts",)),
+    "none": (lambda: Lion(None), TypeError, ("iterable of Tensors or dicts, but got None",)),
+    "a tensor": (lambda: Lion(weights()[0]), TypeError, ("iterable of Tensors or dicts", "<Parameter", "in a list")),
     "empty": (lambda: Lion([]), ValueError, ("empty parameter list",)),
-    "not a tensor": (lambda: Lion([5]), TypeError, ("can only optimize Tensors", "int")),
+    "not a tensor": (lambda: Lion([5]), TypeError, ("params[0]=5", "must be a tensor")),
+    "a model": (lambda: Lion(nn.Linear(2, 2)), TypeError, ("Linear(in_features=2", "Pass model.parameters()")),
+    "a layer in a list": (lambda: Lion([nn.Linear(2, 2)]), TypeError, ("params[0]=Linear", "Pass its parameters()")),
+    "a method": (lambda: Lion(nn.Linear(2, 2).parameters), TypeError, ("bound method", "Call it")),
+    "a state dict": (lambda: Lion(nn.Linear(2, 2).state_dict()), TypeError, ("<OrderedDict>", "values()")),
+    "a lone group": (lambda: Lion({"params": weights()}), TypeError, ("<dict>", "Pass it in a list")),
+    "a text": (lambda: Lion("weight"), TypeError, ("'weight'", "iterable of Tensors")),
+    "a generator that was used": (lambda: Lion(used(weights())), ValueError, ("empty parameter list", "call it anew")),
+    "a name behind": (lambda: Lion([(weights()[0], "w")]), TypeError, ("params[0]=<tuple>", "(name, tensor)")),
+    "an unordered set": (lambda: Lion(set(weights())), TypeError, ("<set>", "pass a list")),
     "a set": (lambda: Lion([{"params": set(weights())}]), TypeError, ("ordered",)),
-    "not a leaf": (lambda: Lion([weights()[0] * 2]), ValueError, ("non-leaf",)),
+    "not a leaf": (lambda: Lion([weights()[0] * 2]), ValueError, ("params[0]", "non-leaf", "the parameter itself")),
     "half named": (lambda: Lion([("a", weights()[0]), weights()[1]]), ValueError, ("names",)),
     "float64": (lambda: Lion(weights(torch.float64)), ValueError, ("torch.float64", "torch.float32")),
     "complex": (lambda: Lion(weights(torch.complex64)), ValueError, ("torch.complex64",)),

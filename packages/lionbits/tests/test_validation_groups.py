@@ -43,7 +43,7 @@ GROUPS: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "overrides": ({"overrides": {}}, ValueError, ("overrides={}", "optimizer")),
     "params number": ({"params": 5}, TypeError, ("params=5",)),
     "params none": ({"params": None}, TypeError, ("params=None",)),
-    "params text": ({"params": ["weight"]}, TypeError, ("can only optimize Tensors", "str")),
+    "params text": ({"params": ["weight"]}, TypeError, ("params[0]='weight'", "must be a tensor")),
     "params set": ({"params": {nn.Parameter(torch.ones(2))}}, TypeError, ("ordered",)),
     "params float64": ({"params": torch.ones(2, dtype=torch.float64)}, ValueError, ("torch.float64",)),
     "params complex": ({"params": torch.ones(2, dtype=torch.complex64)}, ValueError, ("torch.complex64",)),

@@ -10,6 +10,8 @@ from typing import Any, TypedDict
 
 from lionbits_reference.spec import checks
 
+from . import options, spelling
+
 #: Adam's betas: torch's default, and what trainers that were written for Adam hand to every optimizer.
 ADAMS_BETAS = (0.9, 0.999)
 
@@ -53,7 +55,13 @@ def from_adamw(lr: float, weight_decay: float, factor: float = 10.0) -> Converte
 
 
 def on_group(group: Mapping[str, Any], earlier: Iterable[Mapping[str, Any]]) -> None:
-    """Warn of settings that train badly; once, so not of what an earlier group of the optimizer has as well."""
+    """Warn of settings that train badly; once, so not of what an earlier group of the optimizer has as well.
+
+    And of notes that look like settings: a group may carry any, and no step reads them.
+    """
+    for key, setting in spelling.misspelt(group.keys(), (*options.RATES, *options.STRUCTURE)).items():
+        if not any(key in other for other in earlier):
+            warn(f"a parameter group has {key!r}, which is no setting and changes nothing. Did you mean {setting!r}?")
     if group["optim_bits"] == 2 and not any(other["optim_bits"] == 2 for other in earlier):
         warn(
             "optim_bits=2 is for research: on a small language model its held-out loss was 17 % above that of 32 bits "

@@ -43,10 +43,13 @@ def fuse_into_backward(model: nn.Module, optimizer: Lion) -> InBackward:
         What undoes it: :meth:`InBackward.remove`.
 
     Raises:
-        TypeError: ``model`` is no module. ValueError: the optimizer holds none of its parameters, or is fused already;
-            the model is one of DDP or FSDP1; ``nonfinite="raise"``. Nothing was changed.
+        TypeError: ``model`` is no module, or ``optimizer`` none of lionbits. ValueError: the optimizer holds none of
+            its parameters, or is fused already; the model is one of DDP or FSDP1; ``nonfinite="raise"``. Nothing was
+            changed.
     """
     _check_model(model)
+    if not hasattr(optimizer, "_in_backward"):
+        raise checks.refusal(TypeError, "optimizer", optimizer, "must be an optimizer of lionbits")
     ours = {id(param): param for param in model.parameters() if param.requires_grad}
     found = [param for group in optimizer.param_groups for param in group["params"] if id(param) in ours]
     if not found:
@@ -66,7 +69,7 @@ def fuse_into_backward(model: nn.Module, optimizer: Lion) -> InBackward:
 
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
-        raise checks.refusal(TypeError, "model", model, "must be a torch.nn.Module")
+        raise checks.refusal(TypeError, "model", model, "must be a torch.nn.Module, before the optimizer")
     kinds: dict[type, str] = {nn.parallel.DistributedDataParallel: "averages gradients, which are used before that"}
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is not None:

@@ -19,7 +19,7 @@ from lionbits_reference import clipping
 from lionbits_reference.spec import Plan, checks
 
 from . import options, paging, shards, wire, work
-from .recognition import reader, recognise
+from .recognition import reader, recognise, second_moments
 
 VERSION = 1
 VERSION_KEY = "lionbits_version"
@@ -102,6 +102,11 @@ def complete_groups(groups: list[dict[str, Any]], state_dict: Mapping[str, Any])
             f"state_dict has the form of {peer}, which holds momentum otherwise. "
             f"Load what {reader(str(peer))}(state_dict, optimizer) returns."
         )
+    if second := second_moments(state_dict):
+        raise ValueError(
+            f"state_dict holds {sorted(second)}, as Adam does: Lion has no use for it, nor for Adam's momentum. Go on "
+            f"with fresh state, and with the settings that lionbits.from_adamw(lr, weight_decay) makes of Adam's."
+        )
     ours = [len(group["params"]) for group in groups]
     theirs = [len(group["params"]) for group in saved_groups]
     if ours != theirs:
@@ -146,7 +151,7 @@ def check_mapping(state_dict: object) -> None:
     """
     if not isinstance(state_dict, Mapping):
         rule = "must be a dict as state_dict() returns it"
-        raise checks.refusal(TypeError, f"state_dict of type {type(state_dict).__name__}", state_dict, rule)
+        raise checks.refusal(TypeError, "state_dict", state_dict, rule)
 
 
 def checked_form(state_dict: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -157,7 +162,10 @@ def checked_form(state_dict: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """
     for key, kind in (("state", Mapping), ("param_groups", Sequence)):
         if key not in state_dict:
-            raise ValueError(f"state_dict lacks {key!r}: pass what an optimizer's state_dict() returned.")
+            raise ValueError(
+                f"state_dict lacks {key!r}, it has {[*state_dict][:5]}: "
+                f"pass {_one_within(state_dict) or 'what an optimizer returned from state_dict()'}."
+            )
         if not isinstance(state_dict[key], kind):
             raise TypeError(f"state_dict[{key!r}] is a {type(state_dict[key]).__name__}; it must be a {kind.__name__}.")
     groups: Sequence[Mapping[str, Any]] = state_dict["param_groups"]
@@ -168,6 +176,14 @@ def checked_form(state_dict: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
             raise ValueError(f"param_groups[{i}] of the state dict lacks 'params'.")
         _check_ids(i, group)
     return groups
+
+
+def _one_within(checkpoint: Mapping[str, Any]) -> str:
+    """Where in a checkpoint of many things a state dict of an optimizer lies, as one would write it; or nothing."""
+    for key, value in checkpoint.items():
+        if isinstance(value, Mapping) and {"state", "param_groups"} <= value.keys():
+            return f"state_dict[{key!r}], which is of an optimizer"
+    return ""
 
 
 def _check_ids(i: int, group: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from lionbits_reference.spec import Backend, checks
 
-from . import advice, options, select, shards
+from . import advice, options, select, shards, spelling
 from .paging import Pager
 
 #: Settings of the optimizer as a whole, which a parameter group may not have.
@@ -23,11 +23,44 @@ Group = dict[str, Any]
 Overrides = dict[str, dict[str, Any]]
 
 
+def checked_params(params: object) -> list[Any]:
+    """What was given as ``params=`` of an optimizer, in a list, whatever stands in it.
+
+    Raises:
+        TypeError, ValueError: it is none, with what is meant where people hand over something near it.
+    """
+    way_out = ""
+    if isinstance(params, torch.nn.Module):
+        way_out = "Pass model.parameters() or model.named_parameters()."
+    elif isinstance(params, torch.Tensor) or (isinstance(params, Mapping) and "params" in params):
+        way_out = "Pass it in a list."
+    elif isinstance(params, Mapping):
+        way_out = "Pass its values(), or with names its items()."
+    elif isinstance(params, (set, frozenset)):
+        way_out = "Sets are not ordered alike in every run; pass a list."
+    elif callable(params):
+        way_out = "Call it."
+    elif isinstance(params, Iterable) and not isinstance(params, str):
+        return _some(params)
+    raise TypeError(  # in torch's words
+        f"params argument given to the optimizer should be an iterable of Tensors or dicts, but got "
+        f"{checks.shown(params)}. {way_out}".rstrip()
+    )
+
+
+def _some(params: Iterable[Any]) -> list[Any]:
+    listed = list(params)
+    if not listed:
+        way_out = "A generator, such as model.parameters(), is empty once it was used; call it anew."
+        raise checks.refusal(ValueError, "params", listed, "is an empty parameter list", way_out)
+    return listed
+
+
 def checked_form(param_group: object) -> Group:
     """A copy of what was given as a group, its parameters in a list.
 
     Raises:
-        TypeError: it is no dict with parameters.
+        TypeError: it is no dict with parameters. ValueError: one of them was computed from others.
     """
     if not isinstance(param_group, dict) or "params" not in param_group:
         shown = list(param_group) if isinstance(param_group, dict) else param_group
@@ -39,7 +72,16 @@ def checked_form(param_group: object) -> Group:
         return dict(param_group)
     if not isinstance(params, Iterable):
         raise checks.refusal(TypeError, "params", params, "must be a tensor or an iterable of them")
-    return {**param_group, "params": list(params)}
+    listed = list(params)
+    for i, given in enumerate(listed):
+        param = given[1] if isinstance(given, tuple) and len(given) == 2 else given
+        if not isinstance(param, torch.Tensor):
+            way_out = "Pass its parameters()." if isinstance(given, torch.nn.Module) else ""
+            raise checks.refusal(TypeError, f"params[{i}]", given, "must be a tensor or a (name, tensor) pair", way_out)
+        if not (param.is_leaf or param.retains_grad):
+            way_out = "Pass the parameter itself: what .to(), .half() or an operation makes of it is another tensor."
+            raise checks.refusal(ValueError, f"params[{i}]", param, "is a non-leaf tensor", way_out)
+    return {**param_group, "params": listed}
 
 
 def check_overrides(overrides: Mapping[str, Mapping[str, Any]] | None, known: Mapping[str, Any]) -> Overrides:
@@ -61,7 +103,7 @@ def check_overrides(overrides: Mapping[str, Mapping[str, Any]] | None, known: Ma
         raise checks.refusal(TypeError, "overrides", overrides, rule)
     for settings in overrides.values():
         for key in settings.keys() - known.keys() - set(WHOLE):
-            hint = f"There are {', '.join(known)}."
+            hint = spelling.meant(key, tuple(known))
             raise checks.refusal(ValueError, "overrides", {key: settings[key]}, "has no such setting", hint)
     return {pattern: dict(settings) for pattern, settings in overrides.items()}
 

@@ -17,6 +17,7 @@ from lionbits_reference.spec import Plan, checks
 from . import advice, checkpoint, groups, options, paging, select, shards, summary, work
 from .backward import InBackward
 from .paging import Movement, PagingStats
+from .spelling import known_arguments
 from .steady import Steady
 from .uncompiled import uncompiled
 
@@ -105,6 +106,7 @@ class Lion(Optimizer):
     #: What brings state to the device, if it lives elsewhere. Never copied either.
     _movement: Movement | None = None
 
+    @known_arguments
     def __init__(
         self,
         params: Params,
@@ -154,8 +156,7 @@ class Lion(Optimizer):
             "maximize": maximize,
             "seed": seed,
         }
-        defaults |= options.from_args(args)
-        defaults = {key: options.plain(value) for key, value in defaults.items()}
+        defaults = {key: options.plain(value) for key, value in (defaults | options.from_args(args)).items()}
         options.check(defaults)
         self._pager = paging.arrangement(
             is_paged, page_budget=page_budget, page_dir=page_dir, page_size=page_size, paged_compute=paged_compute
@@ -164,7 +165,7 @@ class Lion(Optimizer):
         self._backend = select.requested(self.default_backend if backend is None else backend)
         self._overrides = groups.check_overrides(overrides, {**defaults, **self.own_settings})
         self._skipped: work.Counts = {}
-        super().__init__(cast(Any, params), defaults)
+        super().__init__(cast(Any, groups.checked_params(params)), defaults)
         groups.check_used(self._overrides, self.param_groups)
         advice.on_surroundings()
 

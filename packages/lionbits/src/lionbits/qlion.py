@@ -75,8 +75,10 @@ class QLion(Lion):
         momentum_first: bool = False,
         **options: Unpack[_Options],
     ) -> None:
-        if "args" in options:
-            raise TypeError("QLion has no args=; use_4bit and quant_threshold are its settings for that.")
+        for key, own in (("args", "use_4bit"), ("optim_bits", "use_4bit"), ("min_8bit_size", "quant_threshold")):
+            if key in options:
+                rule = f"is no argument of QLion, which has {own} for that"
+                raise checks.refusal(TypeError, key, options.get(key), rule, f"Set {own}, or use lionbits.Lion.")
         self.own_settings = {
             "use_4bit": use_4bit,
             "cautious": cautious,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 #: The key under which bitsandbytes hides its tensors from FSDP, since 0.49.2.
 WRAPPED = "__bnb_optimizer_quant_state__"
 
 #: What only an optimizer with a second moment keeps: no Lion.
-_SECOND_MOMENTS = ("exp_avg_sq", "exp_avg_sq::quantized", "state2", "exp_inf")
+_SECOND_MOMENTS = {"exp_avg_sq", "exp_avg_sq::quantized", "state2", "exp_inf"}
 
 
 class Marks(NamedTuple):
@@ -52,11 +52,9 @@ def recognise(state_dict: object) -> str | None:
     if not isinstance(groups, Sequence) or not isinstance(states, Mapping):
         return None
     in_groups = {str(key) for group in groups if isinstance(group, Mapping) for key in group}
-    each = [
-        {str(key) for key in _unwrapped(state)} for state in states.values() if isinstance(state, Mapping) and state
-    ]
+    each = _in_states(states)
     in_states = set().union(*each)
-    if in_states & set(_SECOND_MOMENTS):
+    if in_states & _SECOND_MOMENTS:
         return None
     for name, marks in MARKS.items():
         if marks.group & in_groups or marks.state & in_states:
@@ -64,9 +62,21 @@ def recognise(state_dict: object) -> str | None:
     return PLAIN if each and all(keys == {"exp_avg"} for keys in each) else None
 
 
+def second_moments(state_dict: Mapping[str, Any]) -> set[str]:
+    """What a state dict holds that no Lion does."""
+    return set().union(*_in_states(state_dict["state"])) & _SECOND_MOMENTS
+
+
 def reader(peer: str) -> str:
     """The function that reads this peer's state dicts, as one would write it."""
     return f"lionbits.interop.from_{peer.replace('-', '_')}"
+
+
+def _in_states(states: Mapping[Any, object]) -> list[set[str]]:
+    """The names in the state of each parameter that has any."""
+    return [
+        {str(key) for key in _unwrapped(state)} for state in states.values() if isinstance(state, Mapping) and state
+    ]
 
 
 def _unwrapped(state: Mapping[str, object]) -> Mapping[str, object]:

@@ -75,7 +75,7 @@ def _from_environment(name: str) -> Backend | None:
     try:
         return requested(name)
     except BackendUnavailable as error:
-        raise BackendUnavailable(f"{ENVIRONMENT}={name!r}: {error}") from error
+        raise BackendUnavailable(f"{ENVIRONMENT}={str(error).removeprefix('backend=')}") from error
 
 
 def serving(backend: Backend | None, plan: Plan, device: torch.device, *, offloaded: bool = False) -> Backend:
@@ -93,7 +93,8 @@ def serving(backend: Backend | None, plan: Plan, device: torch.device, *, offloa
     if backend is not None:
         reason = backend.supports(plan, device)
         if reason:
-            raise ValueError(f"backend={backend.name!r} cannot serve {_describe(plan, device)}: {reason}")
+            way_out = _served_otherwise(plan, device, offloaded)
+            raise ValueError(f"backend={backend.name!r} cannot serve {_describe(plan, device)}: {reason}{way_out}")
         return backend
     return _automatic(plan, device, offloaded)
 
@@ -109,9 +110,17 @@ def diagnose(name: str, device: torch.device) -> str:
 def _way_out(name: str) -> str:
     if name in PREFERENCE:  # each is an extra of this distribution
         return f'pip install "lionbits[{name}]" brings it.'
-    near = difflib.get_close_matches(name, known(), 1)
-    guess = f"Did you mean {near[0]!r}?" if near else f"Is lionbits-{name} installed?"
-    return f"{guess} Known are {', '.join(known())}."
+    near = difflib.get_close_matches(name.strip().lower(), known(), 1)
+    guess = f"Did you mean {near[0]!r}? " if near else f"Is lionbits-{name} installed? " if name.isidentifier() else ""
+    return f"{guess}Known are {', '.join(known())}."
+
+
+def _served_otherwise(plan: Plan, device: torch.device, offloaded: bool) -> str:
+    """A sentence: who would serve, had nobody been asked for."""
+    try:
+        return f". Without backend= and {ENVIRONMENT} it is {_automatic(plan, device, offloaded).name!r} that serves."
+    except ValueError:
+        return ""
 
 
 @functools.lru_cache(maxsize=1024)

@@ -58,7 +58,7 @@ def save_safetensors(state_dict: Mapping[str, Any], path: str | os.PathLike[str]
     """
     if not isinstance(state_dict, Mapping):
         rule = "must be a dict, such as optimizer.state_dict() returns"
-        raise checks.refusal(TypeError, f"state_dict of type {type(state_dict).__name__}", state_dict, rule)
+        raise checks.refusal(TypeError, "state_dict", state_dict, rule)
     packer = _Packer(_parameter_names(state_dict))
     entry = json.dumps(packer.pack(dict(state_dict), ()), allow_nan=False)
     metadata = {"format": "pt", VERSION_KEY: str(VERSION), ENTRY: entry}

@@ -51,6 +51,13 @@ def flag(name: str, value: object) -> None:
 
 def refusal(kind: type[Exception], name: str, value: object, rule: str, hint: str = "") -> Exception:
     """The exception to raise for argument ``name``; ``hint`` says the way out where the rule does not."""
-    shown = repr(value)
-    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
-    return kind(f"{name}={shown} is not accepted: it {rule}" + (f". {hint}" if hint else ""))
+    return kind(f"{name}={shown(value)} is not accepted: it {rule}" + (f". {hint}" if hint else ""))
+
+
+def shown(value: object) -> str:
+    """A value on one line; of tensors, modules and the like, which take many, what they are."""
+    text = repr(value)
+    if "\n" not in text:
+        return text if len(text) <= 200 else f"{text[:200]}..."
+    shape = getattr(value, "shape", None)
+    return f"<{type(value).__name__}>" if shape is None else f"<{type(value).__name__} of shape {tuple(shape)}>"

@@ -19,6 +19,7 @@ from lionbits.interop import alone, comparison
 from lionbits.interop.ours import out_of
 from lionbits.interop.peers import PEERS, read
 from lionbits.interop.reading import Reading
+from lionbits_reference.spec import DEFAULTS
 
 from .console import CommandError, Table, show
 
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="peer", choices=(OURS, *FILES), help="default: as it looks")
     parser.add_argument("--to", choices=(OURS, *interop.WRITERS), default=OURS, help=f"default {OURS}")
     parser.add_argument(
-        "--bits", type=int, choices=(32, 8, 4, 2),
+        "--bits", type=int, choices=tuple(DEFAULTS),
         help="of the momentum, for lionbits and bitsandbytes (default: 8 where it has less than 32 bits now)",
     )  # fmt: skip
     parser.add_argument(
