@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import lionbits
-from lionbits_conformance import vectors
+from lionbits_conformance import oracle, vectors
 from lionbits_conformance.oracle.judge import patterns
 from lionbits_conformance.oracle.records import Settings
 from lionbits_conformance.vectors import __main__ as command
 from lionbits_conformance.vectors import lives, replays
 from lionbits_conformance.vectors.texts import unwords
 from lionbits_reference import caution, clipping, decode, formats, rounding, update
-from lionbits_reference.spec import Format, Hyper, decay_factor
+from lionbits_reference.spec import FORMATS, Format, Hyper, decay_factor
 
 SCHEMA = json.loads((vectors.HERE / "schema.json").read_text())
 KINDS_OF_JSON = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool, "null": type(None)}
@@ -172,6 +172,11 @@ def test_elements_are_true_of_the_reference() -> None:
         assert bool(new.applied) != case["skipped"]
         assert update.aligned(x["m"], g, hyper, case["nonfinite"]).sum() == case["aligned"]
         assert case["skipped"] or update.direction(x["m"], g, hyper, mode) == case["u"]
+
+
+def test_the_oracle_knows_every_format() -> None:
+    """It has a list of its own: a format that only one side has would be judged by nobody."""
+    assert sorted(oracle.formats.NAMES) == sorted(name for names in FORMATS.values() for name in names)
 
 
 @pytest.mark.parametrize("case", vectors.cases("formats"), ids=lambda case: case["name"])

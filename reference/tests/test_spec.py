@@ -14,6 +14,7 @@ import lionbits_reference
 from lionbits_reference import backend
 from lionbits_reference.spec import (
     FLOAT32,
+    FORMATS,
     MIN_COLUMNS,
     Format,
     Hyper,
@@ -42,6 +43,29 @@ def test_a_name_is_a_format(x: int, y: int) -> None:
     assert not format.tensor_wise
     assert len(set(magnitudes(x, y))) == 2 ** (x + y)
     assert magnitudes(x, y) == sorted(magnitudes(x, y))
+
+
+def test_the_list_of_formats_has_every_one_once() -> None:
+    """By width, the default first; the names are those that the definition, X <= 4, gives."""
+    assert sorted(name for names in FORMATS.values() for name in names) == sorted(NAMES)
+    assert all(Format.of(bits).name == names[0] for bits, names in FORMATS.items())
+    assert all(Format.of(bits, name).name == name for bits, names in FORMATS.items() for name in names)
+
+
+def test_why_there_is_no_fifth_exponent_bit() -> None:
+    """Over the smallest absmax that has a scale ``top`` is a float32 in every format; it would not be with X = 5."""
+    least = np.nextafter(np.float32(2.0**-100), np.float32(1))
+    tops = [np.float32(Format.of(bits, name).top) for bits, names in FORMATS.items() for name in names]
+    assert all(np.isfinite(top / least) for top in tops)
+    with np.errstate(over="ignore"):
+        assert np.isinf(np.float32(float(magnitudes(5, 2)[-1])) / least)
+
+
+@pytest.mark.parametrize(("given", "said"), [((6, 3, 2), "bits=6 .* one of 32, 8, 4, 2"), ((8, 5, 2), "e3m4, e0m7")])
+def test_a_format_that_there_is_not_is_refused(given: tuple[int, int, int], said: str) -> None:
+    """Codes of 6 bits do not fill bytes, and e5m2 has no inverse of small blocks."""
+    with pytest.raises(ValueError, match=said):
+        Format(*given, 64)
 
 
 def test_bits_alone_choose_format_and_block() -> None:

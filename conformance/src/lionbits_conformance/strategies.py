@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lionbits_reference.spec import (
     CAUTIONS,
     FLOAT32,
+    FORMATS,
     NONFINITE,
     PARAM_DTYPES,
     PARAM_ROUNDINGS,
@@ -24,12 +25,6 @@ from .cases import Case, TensorCase
 from .runs import Run
 from .values import KINDS, MOMENTUM_KINDS
 
-#: Every format there is, the defaults first so that failures shrink to them.
-FORMATS = {
-    8: ("e3m4", "e0m7", "e1m6", "e2m5", "e4m3"),
-    4: ("e3m0", "e0m3", "e1m2", "e2m1"),
-    2: ("e0m1", "e1m0"),
-}
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 LAYOUTS = ("contiguous", "offset", "transposed", "channels_last", "strided")
 ODD = (1, 2, 3, 5, 7, 31, 32, 33, 37, 64, 97, 127, 128, 129, 251, 256, 257)

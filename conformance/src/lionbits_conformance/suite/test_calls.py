@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lionbits_conformance import laws, strategies
 from lionbits_conformance.cases import Case
-from lionbits_reference.spec import Backend
+from lionbits_reference.spec import FORMATS, Backend
 
 # The profile's examples of a law are shared out evenly over strata of plans.
 PER_STRATUM = max(settings().max_examples // len(strategies.STRATA), 4)
@@ -39,7 +39,7 @@ def test_twenty_tensors(case: Case, backend: Backend, device: torch.device) -> N
     laws.step_equals_reference(backend, case, device)
 
 
-@pytest.mark.parametrize("name", [name for names in strategies.FORMATS.values() for name in names])
+@pytest.mark.parametrize("name", [name for names in FORMATS.values() for name in names])
 @settings(max_examples=PER_STRATUM)
 @given(data=st.data())
 def test_every_code(name: str, data: st.DataObject, backend: Backend, device: torch.device) -> None:

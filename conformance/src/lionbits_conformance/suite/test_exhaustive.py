@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import lionbits_reference as reference
-from lionbits_conformance import bits, strategies
+from lionbits_conformance import bits
 from lionbits_reference import rounding
-from lionbits_reference.spec import Backend, Format, Hyper, Plan, Scalars, Slot
+from lionbits_reference.spec import FORMATS, Backend, Format, Hyper, Plan, Scalars, Slot
 
-NARROW = [(4, name) for name in strategies.FORMATS[4]] + [(2, name) for name in strategies.FORMATS[2]]
+NARROW = [(4, name) for name in FORMATS[4]] + [(2, name) for name in FORMATS[2]]
 
 
 def _numbers(device: torch.device, grad_scale: float = 1.0) -> Scalars:

@@ -1,7 +1,7 @@
 """The nouns that optimizers and backends share: all that a backend may import of the reference."""
 
 from .call import Backend, Batch, Scalars, Slot
-from .format import DEFAULTS, FLOAT32, MIN_COLUMNS, Format, TensorSpec, matrix_shape
+from .format import DEFAULTS, FLOAT32, FORMATS, MIN_COLUMNS, Format, TensorSpec, matrix_shape
 from .plan import (
     CAUTIONS,
     MASTER_BITS,
@@ -20,6 +20,7 @@ __all__ = [
     "CAUTIONS",
     "DEFAULTS",
     "FLOAT32",
+    "FORMATS",
     "MASTER_BITS",
     "MIN_COLUMNS",
     "NONFINITE",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +13,14 @@ from . import checks
 
 #: What ``optim_bits`` alone means: (format name, block size).
 DEFAULTS = {32: ("float32", 0), 8: ("e3m4", 256), 4: ("e3m0", 128), 2: ("e0m1", 64)}
+
+#: The names of every format that has codes, by ``optim_bits``, the default first. X is at most 4: with 5, ``top`` over
+#: the smallest absmax that gets a scale, 2^-100, is no float32.
+FORMATS = {
+    8: ("e3m4", "e0m7", "e1m6", "e2m5", "e4m3"),
+    4: ("e3m0", "e0m3", "e1m2", "e2m1"),
+    2: ("e0m1", "e1m0"),
+}
 
 #: Rows shorter than this are not worth a scale each; such parameters keep float32 momentum.
 MIN_COLUMNS = 32
@@ -43,7 +50,7 @@ class Format:
 
     Attributes:
         bits: 32 (float32, no codes), 8, 4 or 2.
-        exponent_bits: X, 0..4. (8 for float32.)
+        exponent_bits: X, 0..4; :data:`FORMATS` has the names of them all. (8 for float32.)
         mantissa_bits: Y, with 1 + X + Y = bits. (23 for float32.)
         block_size: elements of a row that share one scale, a power of two in 32..4096; 0: one scale for the
             whole tensor.
@@ -87,9 +94,10 @@ class Format:
     def __post_init__(self) -> None:
         if self.bits == 32:
             return
-        checks.integer("exponent_bits", self.exponent_bits, 0, 4)
-        if 1 + self.exponent_bits + self.mantissa_bits != self.bits:
-            raise checks.refusal(ValueError, "bits", self.bits, f"must be 1 + X + Y of {self.name}")
+        checks.choice("bits", self.bits, tuple(DEFAULTS))
+        if self.name not in FORMATS[self.bits]:
+            rule = f"must be 1 + X + Y = {self.bits} of a format that there is: {', '.join(FORMATS[self.bits])}"
+            raise checks.refusal(ValueError, "bits", self.bits, rule)
         if self.block_size != 0:
             _check_block_size(self.block_size)
 
@@ -178,12 +186,16 @@ def _parse(name: object, optim_bits: int) -> tuple[int, int]:
             hint = "Choose optim_bits=8, 4 or 2 for an eXmY format."
             raise checks.refusal(ValueError, "state_format", name, "must be 'float32' at optim_bits=32", hint)
         return 8, 23
-    match = re.fullmatch(r"e([0-4])m([0-7])", name)
-    if match is None or 1 + int(match[1]) + int(match[2]) != optim_bits:
-        hint = f"The default is {DEFAULTS[optim_bits][0]!r}."
-        rule = f"must be 'eXmY' with X <= 4 and 1 + X + Y = optim_bits = {optim_bits}"
-        raise checks.refusal(ValueError, "state_format", name, rule, hint)
-    return int(match[1]), int(match[2])
+    hint = f"{_of_other_bits(name, optim_bits)}None means {DEFAULTS[optim_bits][0]!r}."
+    checks.choice("state_format", name, FORMATS[optim_bits], hint)
+    exponent, _, mantissa = name.removeprefix("e").partition("m")
+    return int(exponent), int(mantissa)
+
+
+def _of_other_bits(name: str, optim_bits: int) -> str:
+    """A sentence, where ``name`` is a format of another width."""
+    widths = [bits for bits, names in FORMATS.items() if name in names]
+    return f"{name!r} is for optim_bits={widths[0]}, not {optim_bits}. " if widths else ""
 
 
 def _check_block_size(block_size: object) -> None:
