@@ -48,7 +48,8 @@ def test_a_broken_backend_fails_readably(toys: Path) -> None:
     """The message has the law, the plan, the first difference in hexadecimal, and code that runs it again."""
     done = judge(toys, "--backend", "broken", "-k", "step_equals_reference and 32-float32")
     assert done.returncode == 1, done.stdout
-    for text in ("law step_equals_reference is broken for Plan(", "got 0x", "to run it again", "Case(plan=Plan("):
+    again = ("to run it again", "laws.step_equals_reference(select.load('broken'), Case(plan=Plan(")
+    for text in ("law step_equals_reference is broken for Plan(", "got 0x", "first element at 64", *again):
         assert text in done.stdout
 
 
@@ -82,10 +83,59 @@ def test_a_missing_backend_is_named(toys: Path) -> None:
 
 
 def test_the_backend_of_the_docs_passes(tmp_path: Path) -> None:
-    """What docs/writing-a-backend.md begins with is a whole backend for its plan."""
+    """What docs/writing-a-backend.md begins with is a whole backend for its plan: the file as it stands there.
+
+    What other plans need is skipped. Most tests of plans that it refuses are left out, for the time they take.
+    """
     page = (Path(__file__).parents[2] / "docs" / "writing-a-backend.md").read_text()
     code = next(block for block in page.split("```python\n") if "def supports(plan, device):\n    if" in block)
-    head = 'import torch\nfrom lionbits_reference import absmax, aligned, decode, encode\nname = "mine"\n'
-    (tmp_path / "lionbits_mine.py").write_text(head + code.split("```")[0])
-    done = judge(tmp_path, "--backend", "mine", "-k", "32-float32 or test_supports")
+    (tmp_path / "lionbits_mine.py").write_text(code.split("```")[0])
+    done = judge(tmp_path, "--backend", "mine", "-k", "simplest or 32 or twenty or life or e3m4 or its")
     assert done.returncode == 0, done.stdout
+    assert "skipped" in done.stdout.splitlines()[-1]
+
+
+FAULTS = {  # what is written below the toy, and what is said of it
+    "a name of another": ('name = "tow"', "the module lionbits_faulty has name = 'tow'"),
+    "nothing returned": ("def encode(format, momentum): ...", "encode returned None; it must be a dict of the state"),
+    "no tensor": ("def decode(format, state, shape): return 0", "momentum: got 0, want a tensor: torch.float32"),
+    "a wrong dtype": (
+        "def absmax(*call): return lionbits_reference.absmax(*call).double()",
+        "absmax: got torch.float64 of shape (1,), want torch.float32 of shape (1,)",
+    ),
+    "nothing served": (
+        "def supports(plan, device): return 'later'",
+        "supports refuses every plan on cpu; of the plainest it says: later",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_where_the_simplest_call_fails_nothing_else_is_tried(tmp_path: Path, fault: str) -> None:
+    """A first attempt hears what is wrong within seconds, not after every failure was shrunk."""
+    code, says = FAULTS[fault]
+    source = TOY.replace('name = "toy"', 'name = "faulty"') + f"import lionbits_reference\n{code}\n"
+    (tmp_path / "lionbits_faulty.py").write_text(source)
+    done = judge(tmp_path, "--backend", "faulty")
+    assert done.returncode == 1, done.stdout
+    assert says in done.stdout
+    assert "the simplest calls fail, so nothing harder was tried" in done.stdout
+    assert "test_call[" not in done.stdout
+
+
+NARROW = """
+def supports(plan, device):
+    want = ("torch.float32", "torch.bfloat16", 4, 64, "mask", "propagate")
+    is_ = (str(plan.param_dtype), str(plan.grad_dtype), plan.format.bits, plan.format.block_size)
+    return "" if (*is_, plan.caution, plan.nonfinite) == want else "one kind of plan, which chance hardly ever draws"
+"""
+
+
+def test_a_backend_that_serves_next_to_nothing_is_judged_on_that(tmp_path: Path) -> None:
+    """Plans that are refused are replaced, not waited for; where there is no other, the test is skipped."""
+    (tmp_path / "lionbits_toy.py").write_text(TOY + NARROW)
+    chosen = "step_equals_reference or twenty or every_code"
+    done = judge(tmp_path, "--backend", "toy", "-k", chosen, "-rs")
+    assert done.returncode == 0, done.stdout
+    assert "7 passed" in done.stdout, done.stdout
+    assert "one kind of plan, which chance hardly ever draws" in done.stdout

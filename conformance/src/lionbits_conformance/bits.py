@@ -43,6 +43,8 @@ def require_equal(got: Mapping[str, Tensor], want: Mapping[str, Tensor], context
 
 
 def _difference(name: str, got: Tensor, want: Tensor) -> list[str]:
+    if not isinstance(got, Tensor):
+        return [f"{name}: got {got!r}, want a tensor: {want.dtype} of shape {tuple(want.shape)}"]
     if got.shape != want.shape or got.dtype != want.dtype:
         kinds = [f"{t.dtype} of shape {tuple(t.shape)}" for t in (got, want)]
         return [f"{name}: got {kinds[0]}, want {kinds[1]}"]

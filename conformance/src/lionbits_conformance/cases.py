@@ -20,7 +20,7 @@ from lionbits_reference.spec import Backend, Hyper, Plan, Scalars, Slot, decay_f
 from . import values
 
 _CPU = torch.device("cpu")
-_MARGIN = 64  # elements of a buffer before and behind its tensor
+MARGIN = 64  # elements of a buffer before and behind its tensor
 _CANARY = {torch.int8: 0x5A, torch.uint8: 0xA5, torch.int16: 0x5A5A}
 
 
@@ -161,9 +161,9 @@ def _place(buffers: dict[str, Tensor], name: str, value: Tensor, layout: str, de
     if base_shape:
         base_shape[-1] *= stride
     size = torch.Size(base_shape).numel()
-    margin = _MARGIN + (1 if layout == "offset" else 0)
+    margin = MARGIN + (1 if layout == "offset" else 0)
     canary = _CANARY.get(value.dtype, 7.0)
-    buffer = torch.full((size + 2 * _MARGIN + 2,), canary, dtype=value.dtype, device=device)
+    buffer = torch.full((size + 2 * MARGIN + 2,), canary, dtype=value.dtype, device=device)
     buffers[name] = buffer
     base = buffer[margin : margin + size].view(base_shape)
     if base_shape:

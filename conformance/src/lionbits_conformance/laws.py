@@ -25,7 +25,7 @@ Law = Callable[[Backend, Case, torch.device], None]
 def step_equals_reference(backend: Backend, case: Case, device: torch.device = CPU) -> None:
     """A step writes the reference's bits into parameters, codes, scales and rests, and nothing beside them."""
     got, want = cases.run(backend, case, device), cases.run(reference, case)
-    bits.require_equal(got.results(), want.results(), told("step_equals_reference", case))
+    bits.require_equal(got.results(), want.results(), told(backend, "step_equals_reference", case))
 
 
 def step_keeps_to_itself(backend: Backend, case: Case, device: torch.device = CPU) -> None:
@@ -35,7 +35,7 @@ def step_keeps_to_itself(backend: Backend, case: Case, device: torch.device = CP
         for slot in call.slots:
             for tensor in (slot.param, *slot.state.values()):
                 tensor.zero_()
-    bits.require_equal(after.buffers, before.buffers, told("step_keeps_to_itself", case))
+    bits.require_equal(after.buffers, before.buffers, told(backend, "step_keeps_to_itself", case))
 
 
 def counts_equal_reference(backend: Backend, case: Case, device: torch.device = CPU) -> None:
@@ -49,14 +49,14 @@ def counts_equal_reference(backend: Backend, case: Case, device: torch.device = 
         }
         for judge, it in ((backend, call), (reference, twin))
     )
-    bits.require_equal(got, want, told("counts_equal_reference", case))
+    bits.require_equal(got, want, told(backend, "counts_equal_reference", case))
 
 
 def many_equal_one_by_one(backend: Backend, case: Case, device: torch.device = CPU) -> None:
     """k tensors in one call get what k calls of one tensor give them."""
     one_by_one = [slice(j, j + 1) for j in range(len(case.tensors))]
     together, apart = cases.run(backend, case, device), cases.run(backend, case, device, one_by_one)
-    bits.require_equal(together.results(), apart.results(), told("many_equal_one_by_one", case))
+    bits.require_equal(together.results(), apart.results(), told(backend, "many_equal_one_by_one", case))
 
 
 def shards_equal_whole(backend: Backend, case: Case, device: torch.device = CPU) -> None:
@@ -76,7 +76,7 @@ def shards_equal_whole(backend: Backend, case: Case, device: torch.device = CPU)
             backend.step(case.plan, [shard], case.hyper, numbers.part(slice(j, j + 1)))
         cases.store_scales(case.plan, cut.slots, numbers)
         cut.scalars.step.add_(1)
-    bits.require_equal(cut.results(), whole.results(), told("shards_equal_whole", case))
+    bits.require_equal(cut.results(), whole.results(), told(backend, "shards_equal_whole", case))
 
 
 def zero_stays_zero(backend: Backend, case: Case, device: torch.device = CPU) -> None:
@@ -94,7 +94,7 @@ def zero_stays_zero(backend: Backend, case: Case, device: torch.device = CPU) ->
         momentum = backend.decode(still.plan.format, slot.state, slot.param.shape)
         got = {"param": slot.param[mask], "momentum": momentum[mask].abs()}
         want = {"param": twin.param[mask], "momentum": torch.zeros_like(momentum[mask])}
-        bits.require_equal(got, want, told("zero_stays_zero", still))
+        bits.require_equal(got, want, told(backend, "zero_stays_zero", still))
 
 
 def skipped_harm_nobody(backend: Backend, case: Case, device: torch.device = CPU) -> None:
@@ -114,7 +114,7 @@ def skipped_harm_nobody(backend: Backend, case: Case, device: torch.device = CPU
         masks.append((mask, slot.param[mask].clone()))
     for call in (bad, good):
         _steps(backend, calm, call.slots, call.scalars)
-    told_here = told("skipped_harm_nobody", calm)
+    told_here = told(backend, "skipped_harm_nobody", calm)
     for (mask, before), slot, twin in zip(masks, bad.slots, good.slots, strict=True):
         got = {"param": slot.param[~mask], "skipped": slot.param[mask], **slot.state}
         want = {"param": twin.param[~mask], "skipped": before, **twin.state}
@@ -133,9 +133,12 @@ def codec_equals_reference(backend: Backend, case: Case, device: torch.device = 
         momentum = cases.build(case).slots[j]
         exact = reference.decode(format, momentum.state, tensor.shape)
         got, want = backend.encode(format, exact.to(device)), reference.encode(format, exact)
+        if not isinstance(got, dict):
+            message = f"encode returned {got!r}; it must be a dict of the state tensors {', '.join(want)}"
+            raise bits.Disagreement(f"{told(backend, 'codec_equals_reference', case)}\n  {message}")
         got["momentum"] = backend.decode(format, got, tensor.shape)
         want["momentum"] = reference.decode(format, want, tensor.shape)
-        bits.require_equal(got, want, told("codec_equals_reference", case))
+        bits.require_equal(got, want, told(backend, "codec_equals_reference", case))
 
 
 def every_code_decodes(backend: Backend, format: Format, device: torch.device = CPU) -> None:
@@ -159,7 +162,7 @@ def supports_answers(backend: Backend, case: Case, device: torch.device = CPU) -
     """``supports`` answers a string for every plan, and the same one when asked again."""
     answers = [backend.supports(case.plan, device) for _ in range(2)]
     if not all(isinstance(answer, str) for answer in answers) or answers[0] != answers[1]:
-        raise bits.Disagreement(f"{told('supports_answers', case)}\n  supports answered {answers}")
+        raise bits.Disagreement(f"{told(backend, 'supports_answers', case)}\n  supports answered {answers}")
 
 
 #: Laws over cases, by name; each is drawn over all plans that the backend supports.
@@ -178,7 +181,7 @@ CALLS: dict[str, Law] = {
 }
 
 
-def told(law: str, case: Case) -> str:
+def told(backend: Backend, law: str, case: Case) -> str:
     """What failed, and the code that runs it again."""
     return (
         f"law {law} is broken for {case.plan}\n"
@@ -186,7 +189,8 @@ def told(law: str, case: Case) -> str:
         f"    import torch; from lionbits import select; from lionbits_conformance import laws\n"
         f"    from lionbits_conformance.cases import Case, TensorCase\n"
         f"    from lionbits_reference.spec import Format, Plan\n"
-        f"    laws.{law}(select.load(NAME), {case!r})"
+        f"    laws.{law}(select.load({backend.name!r}), {case!r})\n"
+        f"  tensors lie in larger buffers, their first element at {cases.MARGIN}, or one later where layout='offset'"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,10 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from torch import Tensor
 
 import lionbits
+from lionbits import select
 from lionbits_reference import encode
 from lionbits_reference.spec import Format
 
-from . import bits, strategies, values
+from . import bits, serving, strategies, values
+from .cases import TensorCase
 from .runs import CPU, Player, Run
 
 BETAS = st.sampled_from([(0.9, 0.99), (0.5, 0.9), (0.0, 0.999)])
@@ -36,7 +39,9 @@ class Life(RuleBasedStateMachine):
     @initialize(run=strategies.runs(most=3))
     def born(self, run: Run) -> None:
         """Subject and twin begin alike."""
-        self.run = run
+        self.judged = select.load(self.backend)
+        self.run = run = serving.fit_run(run, self.judged, self.device)
+        self.tensors = run.tensors
         self.options: dict[str, Any] = dict(run.options)
         self.subject = Player(lionbits.Lion, run, self.device, backend=self.backend)
         self.twin = Player(lionbits.Lion, run, backend="reference")
@@ -68,7 +73,10 @@ class Life(RuleBasedStateMachine):
         """A further parameter, in a group of its own."""
         if len(self.twin.params) >= 5:
             return
-        fresh = Run({}, (tensor,), dtype=self.run.dtype)
+        grown = (*self.tensors, tensor)
+        if not self._serves(grown, self.options):
+            return
+        self.tensors, fresh = grown, Run({}, (tensor,), dtype=self.run.dtype)
         for player, device in ((self.subject, self.device), (self.twin, CPU)):
             param = Player(lionbits.Lion, fresh, device).params[0]
             player.params.append(param)
@@ -101,12 +109,15 @@ class Life(RuleBasedStateMachine):
     @rule(chosen=strategies.formats())
     def convert(self, chosen: Format) -> None:
         """Other bits: momentum decoded and encoded again, on both sides."""
-        self.options |= {
+        options = self.options | {
             "optim_bits": chosen.bits,
             "state_format": chosen.name,
             "block_size": chosen.block_size or None,
             "block_wise": not chosen.tensor_wise,
         }
+        if not self._serves(self.tensors, options):
+            return
+        self.options = options
         converted = _converted(self.twin, chosen), _converted(self.subject, chosen)
         skipped = self.twin.optimizer._skipped
         self.twin = self._successor(self.twin, "reference", CPU, converted[0])
@@ -121,6 +132,10 @@ class Life(RuleBasedStateMachine):
         type(self).events += 1
         context = f"life on backend {self.backend} with {self.options}"
         bits.require_equal(self.subject.results(), self.twin.results(), context)
+
+    def _serves(self, tensors: tuple[TensorCase, ...], options: dict[str, Any]) -> bool:
+        run = replace(self.run, tensors=tensors, options=options)
+        return not serving.refusal(run, self.judged, self.device)
 
     def _gradient(self, j: int, kind: str, seed: int) -> Tensor:
         param = self.twin.params[j]

@@ -15,12 +15,17 @@ import torch
 from lionbits import select
 from lionbits_reference.spec import Backend
 
-#: Examples per law. ``ci`` draws the same ones every time; ``night`` keeps what it finds in ``.hypothesis``.
+_MINUTES = {hypothesis.Phase.shrink, hypothesis.Phase.explain}
+
+#: Examples per law. ``dev`` shows a failure as it was drawn; ``ci`` draws the same examples every time; ``night`` keeps
+#: what it finds in ``.hypothesis``.
 PROFILES: dict[str, dict[str, Any]] = {
-    "dev": {"max_examples": 25},
+    "dev": {"max_examples": 25, "phases": set(hypothesis.Phase) - _MINUTES},
     "ci": {"max_examples": 200, "derandomize": True, "database": None},
     "night": {"max_examples": 5000, "print_blob": True},
 }
+
+_AT_FIRST = Path(__file__).parent / "suite" / "test_at_first.py"
 
 _GAPS = pytest.StashKey[dict[str, str]]()
 
@@ -67,6 +72,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
     if gaps:
         raise pytest.UsageError(f"--gaps names tests that are not there: {', '.join(sorted(gaps))}")
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop behind the simplest calls, if one failed: all others would fail as well, and take minutes to say so."""
+    last = nextitem is None or nextitem.path != item.path
+    if item.path == _AT_FIRST and last and item.session.testsfailed:
+        item.session.shouldfail = "the simplest calls fail, so nothing harder was tried"
 
 
 @pytest.fixture(scope="session")

@@ -244,3 +244,9 @@ def test_a_checkpoint_does_not_know_its_backend(toy: Maker) -> None:
     resumed = Lion4bit(copy.deepcopy(params), backend="reference")
     resumed.load_state_dict(optimizer.state_dict())
     assert _steps(module, resumed) == 0
+
+
+def test_where_nothing_serves_every_reason_is_told() -> None:
+    """The reference refuses no device but those that hold no values."""
+    with pytest.raises(ValueError, match=r"no backend serves .* on meta \(reference: .+\)"):
+        Lion([torch.nn.Parameter(torch.empty(64, 64, device="meta"))])

@@ -4,12 +4,12 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
 import lionbits
-from lionbits_conformance import judgement, runs, strategies
+from lionbits_conformance import judgement, runs, serving, strategies
 from lionbits_conformance.machine import Life
 from lionbits_reference.spec import Backend
 
@@ -34,8 +34,7 @@ def test_run(
     device: torch.device,
 ) -> None:
     """The law holds for any run."""
-    run = data.draw(strategies.runs(bits=bits, dtype=dtype))
-    assume(_supported(run, backend, device))
+    run = serving.fit_run(data.draw(strategies.runs(bits=bits, dtype=dtype)), backend, device, bits, dtype)
     runs.RUNS[law](lionbits.Lion, backend_name, run, device)
 
 
@@ -46,8 +45,7 @@ def test_oracle(
     bits: int, dtype: torch.dtype, data: st.DataObject, backend: Backend, backend_name: str, device: torch.device
 ) -> None:
     """Exact rational arithmetic comes to the same bits."""
-    run = data.draw(strategies.trials(bits=bits, dtype=dtype))
-    assume(_supported(run, backend, device))
+    run = serving.fit_run(data.draw(strategies.trials(bits=bits, dtype=dtype)), backend, device, bits, dtype)
     judgement.oracle_agrees(lionbits.Lion, backend_name, run, device)
 
 
@@ -64,12 +62,3 @@ def test_life(backend_name: str, device: torch.device) -> None:
         warnings.simplefilter("ignore", UserWarning)
         run_state_machine_as_test(Judged, settings=settings(current, max_examples=examples, stateful_step_count=30))
     print(f"{Judged.events} events")
-
-
-def _supported(run: runs.Run, backend: Backend, device: torch.device) -> bool:
-    """Whether the backend serves all plans of the run."""
-    try:
-        runs.Player(lionbits.Lion, run, device, backend=backend)
-    except ValueError:
-        return False
-    return True

@@ -125,13 +125,16 @@ def _served_otherwise(plan: Plan, device: torch.device, offloaded: bool) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _automatic(plan: Plan, device: torch.device, offloaded: bool) -> Backend:
+    refused = []
     for name in PREFERENCE if device.type == "cuda" else PREFERENCE[-2:] if offloaded else PREFERENCE[-1:]:
         if importlib.util.find_spec(PREFIX + name) is None:
             continue
         backend = load(name)
-        if not backend.supports(plan, device):
+        reason = backend.supports(plan, device)
+        if not reason:
             return backend
-    raise ValueError(f"no backend serves {_describe(plan, device)}")
+        refused.append(f"{name}: {reason}")
+    raise ValueError(f"no backend serves {_describe(plan, device)} ({'; '.join(refused)})")
 
 
 def _checked(module: ModuleType) -> Backend:

@@ -27,11 +27,45 @@ def checkpoint(model: Model) -> dict[str, Any]:
     return {"model": model.state_dict(), "optimizer": interop.to_bitsandbytes(optimizer)}
 
 
-def test_every_block_of_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def grouped(model: Model) -> dict[str, Any]:
+    """The same with two groups, and a schedule that made one step."""
+    matrices = [param for param in model.parameters() if param.ndim >= 2]
+    groups = [{"params": matrices, "lr": 1e-3}, {"params": [model.linear.bias], "lr": 2e-3}]
+    optimizer = Lion8bit(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+    for param in model.parameters():
+        param.grad = torch.randn(param.shape)
+    optimizer.step()
+    schedule.step()
+    return {"optimizer": interop.to_bitsandbytes(optimizer), "schedule": schedule.state_dict()}
+
+
+@pytest.fixture
+def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names that the page leaves, run beside checkpoints as bitsandbytes' users have them."""
     monkeypatch.chdir(tmp_path)
     model = Model()
     torch.save(checkpoint(model), "checkpoint.pt")
-    assert run(PAGE, model=model)["exact"]["state"]
+    torch.save(grouped(model), "grouped.pt")
+    return run(PAGE, model=model)
+
+
+def test_every_block_of_python_runs(left: dict[str, Any]) -> None:
+    assert left["exact"]["state"]
+
+
+def test_a_schedule_goes_on_over_groups_that_overrides_have_split(left: dict[str, Any]) -> None:
+    """Each group's rate is that of the group that its parameters were in, times what the schedule says."""
+    schedule = left["schedule"]
+    optimizer = schedule.optimizer  # the page makes others later
+    names = [group["param_names"] for group in optimizer.param_groups]
+    assert names == [["embed.weight"], ["linear.weight"], ["linear.bias"]]
+    for param in left["model"].parameters():
+        param.grad = torch.randn(param.shape)
+    optimizer.step()
+    schedule.step()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == [1e-3 * 0.9**2, 1e-3 * 0.9**2, 2e-3 * 0.9**2]
 
 
 def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

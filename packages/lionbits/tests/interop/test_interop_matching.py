@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -89,6 +90,46 @@ def test_settings_of_groups_that_are_joined_must_agree() -> None:
     assert len(ours.param_groups) == 1
     with pytest.raises(ValueError, match=r"2 groups of the state dict, whose settings differ.*0\.125"):
         interop.from_lion_pytorch(plain(momenta(net), 1, 3, lr=0.125), ours, names=names(net))
+
+
+def test_names_in_another_order_are_told_by_shapes_not_by_settings() -> None:
+    """Decay for matrices alone is how groups mostly differ; who then passes the model's order hears of the order."""
+    net = Net()
+    ours = Lion8bit(
+        [
+            {"params": [(name, p) for name, p in net.named_parameters() if p.ndim >= 2]},
+            {"params": [(name, p) for name, p in net.named_parameters() if p.ndim < 2]},
+        ]
+    )
+    held = [torch.ones(param.shape) for group in ours.param_groups for param in group["params"]]
+    given = plain(held, 3, 1, weight_decay=0.5)
+    right = [name for group in ours.param_groups for name in group["param_names"]]
+    with pytest.raises(ValueError, match=r"parameters are in another order. names= go in the order of its groups"):
+        interop.from_lion_pytorch(given, ours, names=names(net))
+    ours.load_state_dict(interop.from_lion_pytorch(given, ours, names=right))
+    assert [group["weight_decay"] for group in ours.param_groups] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("reader", [interop.from_qlion, interop.from_lion_pytorch, interop.from_timm])
+def test_the_wrong_function_names_the_right_one(reader: Callable[..., dict[str, Any]]) -> None:
+    params = weights()
+    ours = Lion8bit(params)
+    train(ours, params, [1])
+    theirs = interop.to_bitsandbytes(ours)
+    with pytest.raises(ValueError, match=r"form of bitsandbytes: read it by lionbits.interop.from_bitsandbytes"):
+        reader(theirs, ours)
+    with pytest.raises(ValueError, match=r"form of lionbits: load it as it is"):
+        interop.from_bitsandbytes(ours.state_dict(), ours)
+
+
+def test_a_whole_checkpoint_is_told_where_the_optimizer_is() -> None:
+    params = weights()
+    ours = Lion8bit(params)
+    for load in (ours.load_state_dict, lambda given: interop.from_bitsandbytes(given, ours)):
+        with pytest.raises(ValueError, match=r"lacks 'state'.*pass state_dict\['optimizer'\]"):
+            load({"model": {}, "optimizer": ours.state_dict()})
+        with pytest.raises(ValueError, match=r"lacks 'state'.*pass what an optimizer returned"):
+            load({"model": {}})
 
 
 def test_parameters_without_state_stay_without() -> None:

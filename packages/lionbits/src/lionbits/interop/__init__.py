@@ -12,7 +12,8 @@ An optimizer over sharded parameters takes and gives whole state dicts: each ran
 ``to_`` functions and :func:`compare` together.
 
 Parameters are matched by position, as torch does; or by name, where both sides have names, and then groups may differ.
-``names=`` supplies the peer's, in its order: ``[name for name, _ in model.named_parameters()]``.
+``names=`` supplies the peer's, in the order of its groups: ``[name for name, _ in model.named_parameters()]`` where it
+had one group of all parameters, the names of each group one after the other where it had several.
 
 All of them raise TypeError or ValueError, naming the parameter or group, where a state dict has not the form it should
 have, is of another model, or follows a rule that Lion here cannot.
@@ -25,7 +26,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lionbits.recognition import recognise
+from lionbits.recognition import reader, recognise
 
 from . import bitsandbytes, comparison, exp_avg, flashlion, optax, qlion
 from .comparison import Difference
@@ -77,7 +78,7 @@ def from_bitsandbytes(
         written_on: ``"cuda"`` or ``"cpu"``, needed where a parameter was channels_last when its state was made: on
             CUDA bitsandbytes then keeps its state in another order than the tensor says.
     """
-    return into(bitsandbytes.read(state_dict, written_on), optimizer, names)
+    return into(_read("bitsandbytes", partial(bitsandbytes.read, written_on=written_on), state_dict), optimizer, names)
 
 
 def to_bitsandbytes(optimizer: Lion, optim_bits: int | None = None) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def from_qlion(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -
     betas. ``grad_clip`` and ``cautious`` are carried over.
     """
     lions_order = any(group.get("momentum_first") is False for group in optimizer.param_groups)
-    return into(qlion.read(state_dict, lions_order=lions_order), optimizer, names)
+    return into(_read("qlion", partial(qlion.read, lions_order=lions_order), state_dict), optimizer, names)
 
 
 def to_qlion(optimizer: Lion) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def from_lion_pytorch(state_dict: StateDict, optimizer: Lion, *, names: Names = 
     Such state dicts do not count steps: the next update is the first. lion-pytorch's ``decoupled_weight_decay`` is not
     in its state dict; where it was on, divide ``weight_decay`` by the initial learning rate.
     """
-    return into(exp_avg.LION_PYTORCH.read(state_dict), optimizer, names)
+    return into(_read("lion-pytorch", exp_avg.LION_PYTORCH.read, state_dict), optimizer, names)
 
 
 def to_lion_pytorch(optimizer: Lion) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def to_lion_pytorch(optimizer: Lion) -> dict[str, Any]:
 
 def from_timm(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
     """For ``optimizer``, what timm's Lion saved. ``maximize`` is carried over; ``caution`` as ``cautious="timm"``."""
-    return into(exp_avg.TIMM.read(state_dict), optimizer, names)
+    return into(_read("timm", exp_avg.TIMM.read, state_dict), optimizer, names)
 
 
 def to_timm(optimizer: Lion) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def to_timm(optimizer: Lion) -> dict[str, Any]:
 
 def from_pytorch_optimizer(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
     """For ``optimizer``, what pytorch_optimizer's Lion saved. ``cautious`` is carried over as ``"c-optim"``."""
-    return into(exp_avg.PYTORCH_OPTIMIZER.read(state_dict), optimizer, names)
+    return into(_read("pytorch-optimizer", exp_avg.PYTORCH_OPTIMIZER.read, state_dict), optimizer, names)
 
 
 def to_pytorch_optimizer(optimizer: Lion) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def to_pytorch_optimizer(optimizer: Lion) -> dict[str, Any]:
 
 def from_optimi(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
     """For ``optimizer``, what torch-optimi's Lion saved. A warning tells where it held Kahan compensation."""
-    return into(exp_avg.OPTIMI.read(state_dict), optimizer, names)
+    return into(_read("optimi", exp_avg.OPTIMI.read, state_dict), optimizer, names)
 
 
 def to_optimi(optimizer: Lion) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def from_flashlion(state_dict: StateDict, optimizer: Lion, *, names: Names = Non
     What its parameters are short of (``error_bits``) is theirs, not the momentum's; a warning tells where it is left
     behind. ``decouple_lr`` is not in its state dict.
     """
-    return into(flashlion.read(state_dict), optimizer, names)
+    return into(_read("flashlion", flashlion.read, state_dict), optimizer, names)
 
 
 def from_optax(state: object, optimizer: Lion) -> dict[str, Any]:
@@ -223,6 +224,19 @@ def compare(
     after = out_of(optimizer)
     keys = [key for group in matched(reading, optimizer, names) for key in group]
     return comparison.differences(reading, after, zip(keys, after.ids, strict=True))
+
+
+def _read(peer: str, read: Callable[[StateDict], Reading], state_dict: StateDict) -> Reading:
+    """What ``read`` says. Where it fails on what another peer saved, the error ends with the function for that."""
+    try:
+        return read(state_dict)
+    except (TypeError, ValueError) as error:
+        found = recognise(state_dict)
+        if found in (None, peer):
+            raise
+        way = "load it as it is" if found == "lionbits" else f"read it by {reader(str(found))}"
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{error} The state dict has the form of {found}: {way}.") from None
 
 
 def _sizes(optimizer: Lion) -> list[int]:

@@ -39,6 +39,7 @@ def into(reading: Reading, optimizer: Lion, names: Sequence[str] | None = None) 
     saved = optimizer.state_dict()
     groups, states = [], {}
     matches = matched(reading, optimizer, names)
+    _check_shapes(reading, optimizer, matches)  # before settings: names in a wrong order mix those up as well
     for group, packed, keys in zip(optimizer.param_groups, saved["param_groups"], matches, strict=True):
         complete = {**packed, **_common_settings(reading, keys)}
         options.check(complete)
@@ -152,12 +153,18 @@ def _common_settings(reading: Reading, keys: Sequence[Any]) -> dict[str, Any]:
     return found[0] if found else {}
 
 
+def _check_shapes(reading: Reading, optimizer: Lion, matches: list[list[Any]]) -> None:
+    for group, keys in zip(optimizer.param_groups, matches, strict=True):
+        for param, key in zip(group["params"], keys, strict=True):
+            if key in reading.held and reading.held[key].shape != param.shape:
+                raise ValueError(
+                    f"momentum of parameter {key!r} has shape {tuple(reading.held[key].shape)}, the optimizer's "
+                    f"parameter {tuple(param.shape)}: the state dict is of another model, or its parameters are in "
+                    f"another order. names= go in the order of its groups, one after the other."
+                )
+
+
 def _encoded(key: Any, held: Held, param: torch.Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-    if held.shape != param.shape:
-        raise ValueError(
-            f"momentum of parameter {key!r} has shape {tuple(held.shape)}, the optimizer's parameter "
-            f"{tuple(param.shape)}: the state dict is of another model, or its parameters are in another order."
-        )
     plan = options.plan(group, param, param.dtype)
     try:
         exp_avg = held.exp_avg()
