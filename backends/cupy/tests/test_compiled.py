@@ -13,8 +13,9 @@ from lionbits_bench import sass
 
 pytest.importorskip("cupy")
 
-#: Instructions per element that the fast path of bfloat16 with 8-bit codes may have on sm_90; the aim is about 55.
-BUDGET = 60
+#: Instructions per element that the fast path of bfloat16 with codes may have on sm_90: an H200 has time for 62 while
+#: its memory delivers the bytes of 8 bits, and for 55 at 4.
+BUDGET = 53
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,8 @@ def test_caution_keeps_it_too() -> None:
         assert sass.faults(sass.listings("cupy", plan, 90)[sass.STEP]) == []
 
 
-def test_instructions_are_within_the_budget() -> None:
+@pytest.mark.parametrize("bits", [8, 4])
+def test_instructions_are_within_the_budget(bits: int) -> None:
     """Of the step that most people take."""
-    plain = next(iter(sass.plans(8)))
+    plain = next(iter(sass.plans(bits)))
     assert 30 < sass.listings("cupy", plain, 90)[sass.STEP].per_element <= BUDGET

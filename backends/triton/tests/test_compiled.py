@@ -14,8 +14,9 @@ import pytest
 
 from .test_backend import COMPILING
 
-#: Instructions per element that the fast path of bfloat16 with 8-bit codes may have on sm_90; the aim is about 55.
-BUDGET = 60
+#: Instructions per element that the fast path of bfloat16 may have on sm_90, by bits of codes: an H200 has time for 62
+#: while its memory delivers the bytes of 8 bits, and for 55 at 4.
+BUDGETS = {"8": 50, "4": 50}
 
 
 def listed(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,9 +34,9 @@ def test_every_kernel_keeps_the_law(bits: str, arch: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {bits} |")]
     assert len(rows) == 8 * len(cautions)
-    if (bits, arch) == ("8", "90"):
+    if arch == "90" and bits in BUDGETS:
         plain = next(row for row in rows if "bfloat16 / bfloat16 | none | nearest" in row)
-        assert float(plain.split("|")[-2]) <= BUDGET
+        assert float(plain.split("|")[-2]) <= BUDGETS[bits]
 
 
 def test_faults_are_found() -> None:

@@ -25,7 +25,10 @@ FAULTS = {
         Edit("tiles.py", "slot.columns - begin, PATH.block)", "slot.columns - begin + 1, PATH.block)"),
     ],
     "nibbles are swapped": [
-        Edit("tiles.py", "code = even | (odd << 4)\n    if", "code = odd | (even << 4)\n    if"),
+        Edit("tiles.py", "signed << shifts(BITS, PATH.word)", "signed << (shifts(BITS, PATH.word) ^ (BITS & 4))"),
+    ],
+    "a zero keeps its sign": [
+        Edit("tiles.py", "return (words & (positive | MAGNITUDES))", "return words"),
     ],
     "rows are packed without a gap": [
         Edit("tiles.py", "((slot.columns * PATH.format.bits + 7) // 8)", "(slot.columns * PATH.format.bits // 8)"),

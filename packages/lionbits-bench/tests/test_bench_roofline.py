@@ -55,8 +55,9 @@ def test_a_call_that_nothing_jumps_over_counts() -> None:
 def test_instructions_are_counted_by_pipe() -> None:
     """With or without a predicate, and whatever follows the opcode; a product of integers is on two pipes."""
     texts = ["@!P0 LOP3.LUT R1, R2, 0x80, RZ, 0xc0, !PT", "FADD R1, -R2, R3", "@P1 IMAD.SHL.U32 R1, R2, 0x8, RZ",
-             "STG.E.128 desc[UR4][R2.64], R4", "MUFU.RCP R1, R2", "@UP0 UMOV UR4, 0x1"]  # fmt: skip
-    assert roofline.counts(texts, 2) == {"issue": 3.0, "ALU": 0.5, "FMA": 1.0, "IMAD": 0.5, "XU": 0.5}
+             "STG.E.128 desc[UR4][R2.64], R4", "MUFU.RCP R1, R2", "@UP0 UMOV UR4, 0x1",
+             "VIADDMNMX.U32 R1, R2, R3, R4, PT", "FMUL.SAT R1, R2, +INF "]  # fmt: skip
+    assert roofline.counts(texts, 2) == {"issue": 4.0, "ALU": 1.0, "FMA": 1.5, "IMAD": 0.5, "XU": 0.5}
 
 
 @pytest.mark.parametrize(

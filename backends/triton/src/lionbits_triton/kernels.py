@@ -69,15 +69,15 @@ def step_tile(slot, grad, tile, n, state, param, absmax, PATH: tl.constexpr):
     advanced = lion.blend(m, g, n.b2, n.one_minus_b2)
     skips = 0
     if PATH.plan.nonfinite == "skip":
-        largest = tl.max(lion.magnitude(advanced), 1)
+        largest = tiles.block_max(lion.magnitude(advanced))
         if tl.max(largest, 0) >= INFINITE:  # rare: what was read is read again, so that nobody has to keep it
             applied = lion.magnitude(advanced) < INFINITE
             moved = tl.where(applied, moved, access.load_param(slot, tile, PATH))
             advanced = tl.where(applied, advanced, access.load_momentum(slot, tile, PATH))
-            largest = tl.max(lion.magnitude(advanced), 1)
-            skips = tl.sum(tl.sum((~applied & tiles.mask_of(tile, PATH)).to(tl.int32), 1), 0)
+            largest = tiles.block_max(lion.magnitude(advanced))
+            skips = tl.sum(tiles.block_sum((~applied & tile.mask).to(tl.int32)), 0)
     else:  # a factor that is not finite makes a NaN of what is not there
-        largest = tl.max(tl.where(tiles.mask_of(tile, PATH), lion.magnitude(advanced), 0), 1)
+        largest = tiles.block_max(tl.where(tile.mask, lion.magnitude(advanced), 0))
     access.store_param(moved, param, slot, tile, PATH)
     lane = lion.bits_of(advanced)
     if PATH.format.quantised:
@@ -146,16 +146,16 @@ def count_item(item, n, PATH: tl.constexpr, ALIGNED: tl.constexpr):
         g = access.load_grad(item.slot, item.grad, tile, PATH) * n.grad_scale
         m = access.load_momentum(item.slot, tile, PATH)
         advanced = lion.magnitude(lion.blend(m, g, n.b2, n.one_minus_b2))
-        counted = tiles.mask_of(tile, PATH)
+        counted = tile.mask
         if ALIGNED:
             counted = counted & lion.agree(lion.blend(m, g, n.b1, n.one_minus_b1), g)
             if PATH.plan.nonfinite == "skip":
                 counted = counted & (advanced < INFINITE)
-            found += tl.sum(counted.to(tl.int32), 1)
+            found += tiles.block_sum(counted.to(tl.int32))
         else:
             if PATH.plan.nonfinite == "skip":
                 advanced = tl.where(advanced < INFINITE, advanced, lion.magnitude(m))
-            found = tl.maximum(found, tl.max(tl.where(counted, advanced, 0).to(tl.int32), 1))
+            found = tl.maximum(found, tiles.block_max(tl.where(counted, advanced, 0).to(tl.int32)))
         first += PATH.rows
     if ALIGNED:
         return tl.sum(found, 0)
@@ -195,12 +195,12 @@ def encode_kernel(table, calls, items, absmax, UNEVEN: tl.constexpr):
     while first < item.last:
         tile = tiles.tile_at(item.slot, first, item.last, UNEVEN)
         m = access.load_grad(item.slot, item.grad, tile, UNEVEN)
-        largest = tl.max(lion.magnitude(m), 1)
+        largest = tiles.block_max(lion.magnitude(m))
         if UNEVEN.format.tensor_wise:
             largest = tl.full([UNEVEN.rows], 0, tl.uint32) + lion.bits_of(tl.load(absmax))
             scale = lion.block_scale(lion.float_of(largest), UNEVEN)
             tl.store(tiles.scale_pointers(item.slot, tile, UNEVEN), scale, mask=tile.block == 0)
-        lane = tl.full([UNEVEN.rows, UNEVEN.block], 0x8000, tl.uint32)
+        lane = tl.full([UNEVEN.parts, UNEVEN.rows, UNEVEN.width], 0x8000, tl.uint32)
         access.store_momentum(m, lion.float_of(largest), lane, item.slot, tile, UNEVEN)
         first += UNEVEN.rows
 
@@ -213,5 +213,5 @@ def decode_kernel(table, calls, items, UNEVEN: tl.constexpr):
     while first < item.last:
         tile = tiles.tile_at(item.slot, first, item.last, UNEVEN)
         m = access.load_momentum(item.slot, tile, UNEVEN)
-        tl.store(tiles.param_pointers(item.slot, tile, UNEVEN), m, mask=tiles.mask_of(tile, UNEVEN))
+        tl.store(tiles.param_pointers(item.slot, tile, UNEVEN), m, mask=tile.mask)
         first += UNEVEN.rows

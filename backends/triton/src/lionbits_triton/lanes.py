@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import triton.language as tl
 
+from . import tiles
 from .lion import PARAMETER, STATE, device_function, fmix32, salt
 
 
@@ -43,15 +44,14 @@ def param_lanes(index, step, seed_low, seed_high, PATH: tl.constexpr):
 
 @device_function
 def draw(lanes, slot, tile, PATH: tl.constexpr):
-    """uint32 (rows, block) in 0..65535; elements 2i and 2i + 1 of a row share a hash."""
+    """uint32 (parts, rows, width) in 0..65535; elements 2i and 2i + 1 of a row share a hash."""
     first = (slot.start + tile.row * slot.pitch + tile.begin) >> 1
-    j = tl.arange(0, PATH.block // 2)[None, :]
-    low = first.to(tl.uint32)[:, None] + j.to(tl.uint32)
+    low = first.to(tl.uint32)[None, :, None] + tiles.columns(PATH.width // 2, PATH).to(tl.uint32)
     if PATH.even:
         high = (slot.start >> 33).to(tl.uint32)  # of every element; the table sees to that
     else:
-        carried = low < first.to(tl.uint32)[:, None]
-        high = (first >> 32).to(tl.uint32)[:, None] + carried.to(tl.uint32)
+        carried = low < first.to(tl.uint32)[None, :, None]
+        high = (first >> 32).to(tl.uint32)[None, :, None] + carried.to(tl.uint32)
     h = fmix32(low ^ fmix32(high ^ lanes.salt))
     even = ((h + lanes.phase) & lanes.drawn) | lanes.fixed
     odd = (((h >> 16) + lanes.phase) & lanes.drawn) | lanes.fixed

@@ -114,10 +114,18 @@ def held(absmax):
 
 
 @device_function
+def divided_by_top(x, PATH: tl.constexpr):
+    """x / top, rounded once: as a product, which is exact, where top is a power of two."""
+    if PATH.top_is_power_of_two:
+        return x * (1 / PATH.format.top)
+    else:
+        return tl.math.div_rn(x, tl.full(x.shape, PATH.format.top, tl.float32))
+
+
+@device_function
 def block_scale(absmax, PATH: tl.constexpr):
     """absmax / top; 0 where a block holds nothing, NaN where it is not finite."""
-    top = tl.full(absmax.shape, PATH.format.top, tl.float32)
-    scale = tl.where(absmax > _TINY, tl.math.div_rn(held(absmax), top), 0.0)
+    scale = tl.where(absmax > _TINY, divided_by_top(held(absmax), PATH), 0.0)
     return tl.where(magnitude(absmax) < INFINITE, scale, float("nan"))
 
 
@@ -131,12 +139,10 @@ def block_inverse(absmax, PATH: tl.constexpr):
 
 @device_function
 def encode(m, inverse, lane, PATH: tl.constexpr):
-    """uint32 codes: t = bits(|m| * r * 2^-127), k = min((t + dither) >> w, largest k); sign kept unless k = 0."""
-    t = magnitude(m * inverse * _DOWN)
+    """The magnitude of a code, uint32: t = bits(|m| * r * 2^-127), k = min((t + dither) >> w, largest k)."""
+    t = bits_of(tl.abs(m) * inverse * _DOWN)
     largest = tl.where(inverse > 0, PATH.format.largest_code, 0).to(tl.uint32)
-    k = tl.minimum((t + (lane << (PATH.format.shift - 16))) >> PATH.format.shift, largest)
-    negative = (bits_of(m) >> 31) << (PATH.format.bits - 1)
-    return tl.where(k > 0, k | negative, 0)
+    return tl.minimum((t + (lane << (PATH.format.shift - 16))) >> PATH.format.shift, largest)
 
 
 # --- rounding lanes -------------------------------------------------------------------------------------

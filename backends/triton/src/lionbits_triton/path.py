@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +34,38 @@ class Path:
         return self.plan.format
 
     @property
-    def code_bytes(self) -> int:
-        """Bytes of codes in a block."""
-        return self.block * self.format.bits // 8
+    def vector(self) -> int:
+        """Elements that a thread takes at a time on the fast path: 16 bytes of the widest of parameter and gradient.
+
+        Without codes, as many as Triton likes.
+        """
+        widest = max(self.plan.param_dtype.itemsize, self.plan.grad_dtype.itemsize)
+        return EVEN // widest if self.format.quantised else EVEN
+
+    @property
+    def parts(self) -> int:
+        """Stretches of a block of which a thread has a vector each, so that its 16 elements are of one block."""
+        return EVEN // self.vector if self.even else 1
+
+    @property
+    def width(self) -> int:
+        """Elements of a part."""
+        return self.block // self.parts
+
+    @property
+    def word(self) -> int:
+        """Bits of codes that are loaded as one: what a thread takes at a time, or a byte."""
+        return min(self.vector * self.format.bits, 32) if self.even else 8
+
+    @property
+    def word_type(self) -> tl.dtype:
+        """Of a word of codes."""
+        return {8: tl.uint8, 16: tl.uint16, 32: tl.uint32}[self.word]
+
+    @property
+    def top_is_power_of_two(self) -> bool:
+        """Whether a division by the largest value of a code is exact as a product."""
+        return math.frexp(self.format.top)[0] == 0.5
 
     @property
     def param_type(self) -> tl.dtype:
@@ -51,13 +81,3 @@ class Path:
     def rest_type(self) -> tl.dtype:
         """Of what a compensated parameter keeps in the state."""
         return tl.int8 if self.plan.master_bits == 24 else tl.int16
-
-    @property
-    def even_bytes(self) -> int:
-        """Bytes of codes that a thread takes at a time on the fast path.
-
-        As many elements as it takes of other tensors, lest threads have to exchange them: 8 beside 16-bit floats; but
-        16 of 8-bit codes, which are 16 bytes (measured at 4 bits: 64 instructions per element, not 71).
-        """
-        narrow = self.format.bits < 8 and torch.float32 not in (self.plan.param_dtype, self.plan.grad_dtype)
-        return (EVEN // 2 if narrow else EVEN) * self.format.bits // 8

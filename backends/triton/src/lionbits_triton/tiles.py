@@ -13,6 +13,7 @@ import triton.language as tl
 import lionbits_table
 from lionbits_table import Record
 
+from . import lion
 from .lion import device_function
 
 EVEN: tl.constexpr = tl.constexpr(lionbits_table.EVEN)
@@ -53,6 +54,17 @@ class Tile(NamedTuple):
     row: Any
     begin: Any
     length: Any
+    column: Any  # (parts, 1, width): of each element in its block
+    mask: Any  # (parts, rows, width): which elements there are
+
+
+@device_function
+def columns(COUNT: tl.constexpr, PATH: tl.constexpr):
+    """(parts, 1, COUNT): 0, 1, 2 and so on; COUNT to a part."""
+    within = tl.arange(0, COUNT)[None, None, :]
+    if PATH.parts > 1:
+        within += (tl.arange(0, PATH.parts) * COUNT)[:, None, None]
+    return within
 
 
 @device_function
@@ -64,16 +76,24 @@ def tile_at(slot, first, last, PATH: tl.constexpr):
         row = block // slot.row_blocks
     begin = (block - row * slot.row_blocks).to(tl.int64) * PATH.block
     length = tl.where(block < last, tl.minimum(slot.columns - begin, PATH.block), 0).to(tl.int32)
-    return Tile(block=block, row=row.to(tl.int64), begin=begin, length=length)
+    column = columns(PATH.width, PATH)
+    mask = column < length[None, :, None]
+    if PATH.even:
+        VECTOR: tl.constexpr = PATH.vector
+        mask = tl.max_constancy(mask, [1, 1, VECTOR])
+    return Tile(block=block, row=row.to(tl.int64), begin=begin, length=length, column=column, mask=mask)
 
 
 @device_function
-def mask_of(tile, PATH: tl.constexpr):
-    """(rows, block): which elements there are."""
-    mask = tl.arange(0, PATH.block)[None, :] < tile.length[:, None]
-    if PATH.even:
-        mask = tl.max_constancy(mask, [1, EVEN])
-    return mask
+def block_max(values):
+    """(rows,): the largest of each block."""
+    return tl.max(tl.max(values, 0), 1)
+
+
+@device_function
+def block_sum(values):
+    """(rows,): the sum of each block."""
+    return tl.sum(tl.sum(values, 0), 1)
 
 
 # --- pointers -------------------------------------------------------------------------------------------
@@ -93,20 +113,21 @@ def pointer(address, TYPE: tl.constexpr, PATH: tl.constexpr):
 
 @device_function
 def element_pointers(at, slot, tile, row, outer, middle, inner, PATH: tl.constexpr):
-    """(rows, block): into a tensor that begins ``at`` and has strides (row, outer, middle, inner)."""
+    """(parts, rows, width): into a tensor that begins ``at`` and has strides (row, outer, middle, inner)."""
     base = tile.row * row + tile.begin
-    j = tl.arange(0, PATH.block)[None, :]
+    j = tile.column
     if PATH.even:
-        pointers = (at + tl.multiple_of(base, [EVEN]))[:, None] + j
+        VECTOR: tl.constexpr = PATH.vector
+        pointers = (at + tl.multiple_of(base, [VECTOR]))[None, :, None] + j
     else:
-        within = tl.full([PATH.rows, PATH.block], 0, tl.int32) + j  # 32 bits do inside a row; the table sees to that
+        within = tl.full([PATH.parts, PATH.rows, PATH.width], 0, tl.int32) + j  # 32 bits do; the table sees to that
         if slot.inner > 0:
             base = tile.row * row
-            column = tile.begin.to(tl.int32)[:, None] + j
+            column = tile.begin.to(tl.int32)[None, :, None] + j
             rest = column // slot.inner
             within = (rest // slot.middle) * outer.to(tl.int32) + (rest % slot.middle) * middle.to(tl.int32)
             within += (column % slot.inner) * inner.to(tl.int32)
-        pointers = (at + base)[:, None] + within
+        pointers = (at + base)[None, :, None] + within
     return pointers
 
 
@@ -129,21 +150,24 @@ def state_pointers(slot, address, tile, TYPE: tl.constexpr, PATH: tl.constexpr):
     """Where the elements of state of the parameter's shape are; it is contiguous."""
     base = tile.row * slot.columns + tile.begin
     if PATH.even:
-        base = tl.multiple_of(base, [EVEN])
-    return (pointer(address, TYPE, PATH) + base)[:, None] + tl.arange(0, PATH.block)[None, :]
+        VECTOR: tl.constexpr = PATH.vector
+        base = tl.multiple_of(base, [VECTOR])
+    return (pointer(address, TYPE, PATH) + base)[None, :, None] + tile.column
 
 
 @device_function
 def code_pointers(slot, tile, PATH: tl.constexpr):
-    """(rows, code_bytes): where a tile's bytes are, and which there are. Rows begin at whole bytes."""
+    """(parts, rows, words of a part): where a tile's words are, and which there are. Rows begin at whole bytes."""
     base = tile.row * ((slot.columns * PATH.format.bits + 7) // 8) + tile.begin * PATH.format.bits // 8
-    j = tl.arange(0, PATH.code_bytes)[None, :]
-    mask = j < ((tile.length * PATH.format.bits + 7) // 8)[:, None]
+    j = columns(PATH.width * PATH.format.bits // PATH.word, PATH)
+    mask = j < ((tile.length * PATH.format.bits + PATH.word - 1) // PATH.word)[None, :, None]
     if PATH.even:
-        BYTES: tl.constexpr = PATH.even_bytes
+        BYTES: tl.constexpr = PATH.vector * PATH.format.bits // 8
+        WORDS: tl.constexpr = PATH.vector * PATH.format.bits // PATH.word
         base = tl.multiple_of(base, [BYTES])
-        mask = tl.max_constancy(mask, [1, BYTES])
-    return (pointer(slot.momentum, tl.uint8, PATH) + base)[:, None] + j, mask
+        mask = tl.max_constancy(mask, [1, 1, WORDS])
+    at = (pointer(slot.momentum, tl.uint8, PATH) + base).to(tl.pointer_type(PATH.word_type))
+    return at[None, :, None] + j, mask
 
 
 @device_function
@@ -159,26 +183,26 @@ def scale_pointers(slot, tile, PATH: tl.constexpr):
 
 
 @device_function
-def unpack(packed, PATH: tl.constexpr):
-    """uint32 codes (rows, block) of bytes; element 0 in the lowest bits."""
-    code = packed.to(tl.uint32)
-    if PATH.format.bits == 4:
-        code = tl.interleave(code & 15, code >> 4)
-    if PATH.format.bits == 2:
-        even = tl.interleave(code & 3, (code >> 4) & 3)
-        odd = tl.interleave((code >> 2) & 3, code >> 6)
-        code = tl.interleave(even, odd)
-    return code
+def shifts(BITS: tl.constexpr, WORD: tl.constexpr):
+    """Where each number of BITS stands in a word; number 0 in the lowest bits."""
+    return (tl.arange(0, WORD // BITS) * BITS).to(tl.uint32)[None, None, None, :]
 
 
 @device_function
-def pack(code, PATH: tl.constexpr):
-    """The inverse of :func:`unpack`."""
-    if PATH.format.bits == 4:
-        even, odd = tl.split(tl.reshape(code, (PATH.rows, PATH.block // 2, 2)))
-        code = even | (odd << 4)
-    if PATH.format.bits == 2:
-        even, odd = tl.split(tl.reshape(code, (PATH.rows, PATH.block // 2, 2)))
-        even, odd = tl.split(tl.reshape(even | (odd << 2), (PATH.rows, PATH.block // 4, 2)))
-        code = even | (odd << 4)
-    return code.to(tl.uint8)
+def unpack(words, PATH: tl.constexpr):
+    """uint32 codes (parts, rows, width) of words."""
+    BITS: tl.constexpr = PATH.format.bits
+    code = (words.to(tl.uint32)[:, :, :, None] >> shifts(BITS, PATH.word)) & ((1 << BITS) - 1)
+    return tl.reshape(code, (PATH.parts, PATH.rows, PATH.width))
+
+
+@device_function
+def pack(k, m, PATH: tl.constexpr):
+    """Words of codes: magnitudes k, and the signs of m where k > 0, which is found for all codes of a word at once."""
+    BITS: tl.constexpr = PATH.format.bits
+    EACH: tl.constexpr = PATH.word // BITS
+    MAGNITUDES: tl.constexpr = ((1 << PATH.word) - 1) // ((1 << BITS) - 1) * ((1 << (BITS - 1)) - 1)  # no sign bits
+    signed = tl.reshape(k | (lion.bits_of(m) >> 31) << (BITS - 1), (PATH.parts, PATH.rows, PATH.width // EACH, EACH))
+    words = tl.sum(signed << shifts(BITS, PATH.word), 3)
+    positive = (words & MAGNITUDES) + MAGNITUDES  # its sign bits say k > 0; nothing is carried from code to code
+    return (words & (positive | MAGNITUDES)).to(PATH.word_type)

@@ -34,8 +34,8 @@ COPY_SHARE = 0.9
 #: Opcodes of the pipes that a kernel may fill before all issue slots are taken; others take a slot and no more.
 #: ALU: logic, shifts, integer sums, comparisons, selects, bytes, bfloat16 packing. FMA: float32, and integer products.
 PIPES = {
-    "ALU": "LOP3 SHF IADD3 VIADD LEA ISETP FSETP PLOP3 SEL FSEL FMNMX IMNMX VIMNMX VIMNMX3 PRMT IABS SGXT MOV P2R R2P "
-    "FCHK F2FP",
+    "ALU": "LOP3 SHF IADD3 VIADD LEA ISETP FSETP PLOP3 SEL FSEL FMNMX IMNMX VIMNMX VIMNMX3 VIADDMNMX PRMT IABS SGXT "
+    "MOV P2R R2P FCHK F2FP",
     "FMA": "FADD FMUL FFMA HFMA2 IMAD",
     "IMAD": "IMAD",
     "XU": "MUFU I2F F2I",

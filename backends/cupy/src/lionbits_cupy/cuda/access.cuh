@@ -6,7 +6,7 @@
 
 // --- rounding lanes -------------------------------------------------------------------------------------
 
-// 0..65535 for each element; elements 2i and 2i + 1 of a row share a hash.
+// 0..65535 for each element, shifted as the lanes are; elements 2i and 2i + 1 of a row share a hash.
 template <bool EVEN>
 LIONBITS_DEVICE void draw(uint32 (&lane)[SPAN], const Lanes& lanes, const Slot& slot, const Tile& tile) {
     const int64 first = (slot.start + tile.row * slot.pitch + tile.column) >> 1;
@@ -109,18 +109,19 @@ LIONBITS_DEVICE void load_codes(uint32 (&code)[SPAN], const Slot& slot, const Ti
     }
 }
 
-// Words of codes: magnitudes k, and the signs of m where k > 0, found for all fields of a word at once.
+// Words of codes: magnitudes k, as encode leaves them, and the signs of m where k > 0, found for all fields of a word
+// at once. Each shift brings in the highest bits of one element more, the last of a word first.
 template <int BITS>
 LIONBITS_DEVICE void pack(uint32 (&words)[SPAN * BITS / 32], const uint32 (&k)[SPAN], const float (&m)[SPAN]) {
     constexpr int PER_WORD = 32 / BITS;
     constexpr uint32 LOWEST = 0xFFFFFFFF / ((1u << BITS) - 1), SIGNS = LOWEST << (BITS - 1), REST = SIGNS - LOWEST;
     for (int i = 0; i < SPAN / PER_WORD; ++i) {
         uint32 magnitudes = 0, signs = 0;
-        for (int j = 0; j < PER_WORD; ++j) {
-            magnitudes |= k[i * PER_WORD + j] << j * BITS;
-            signs |= (bits_of(m[i * PER_WORD + j]) & SIGN) >> (32 - BITS - j * BITS);
+        for (int j = PER_WORD - 1; j >= 0; --j) {
+            magnitudes = __funnelshift_l(k[i * PER_WORD + j], magnitudes, BITS);
+            signs = __funnelshift_l(bits_of(m[i * PER_WORD + j]), signs, BITS);
         }
-        words[i] = magnitudes | (signs & (magnitudes + REST));  // no carry: k + (2^(BITS-1) - 1) < 2^BITS
+        words[i] = magnitudes | (SIGNS & signs & (magnitudes + REST));  // no carry: k + (2^(BITS-1) - 1) < 2^BITS
     }
 }
 

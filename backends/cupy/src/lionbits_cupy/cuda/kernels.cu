@@ -95,9 +95,9 @@ extern "C" __global__ void step_kernel(
         const Call call = calls[j];
         const Numbers n = numbers(lr[j], keep[j], grad_scale[j], b1, one_minus_b1, b2, one_minus_b2);
         const uint32 index = uint32(slot.index), updates = uint32(step[j]);
-        const Lanes state = lanes_of(salt(seed_low, seed_high, index, STATE), updates, rounding);
+        const Lanes state = lanes_of(salt(seed_low, seed_high, index, STATE), updates, rounding, state_up());
         const int drawn = PLAN.param_rounding == STOCHASTIC ? STOCHASTIC : DITHERED;
-        const Lanes param = lanes_of(salt(seed_low, seed_high, index, PARAMETER), updates, drawn);
+        const Lanes param = lanes_of(salt(seed_low, seed_high, index, PARAMETER), updates, drawn, 0);
         skips += is_even(slot, call, item) ? step_item<true>(slot, call.grad, item, n, state, param, absmax[j])
                                            : step_item<false>(slot, call.grad, item, n, state, param, absmax[j]);
     }
@@ -170,7 +170,7 @@ extern "C" __global__ void encode_kernel(
             float m[SPAN];
             load_grad<false>(m, slot, calls[item.slot].grad, tile);
             uint32 largest = 0, lane[SPAN];
-            for (int j = 0; j < SPAN; ++j) largest = max(largest, magnitude(m[j])), lane[j] = 0x8000;
+            for (int j = 0; j < SPAN; ++j) largest = max(largest, magnitude(m[j])), lane[j] = 0x8000u << state_up();
             const float scaled_for = PLAN.tensor_wise ? *absmax : float_of(block_max(largest));
             store_momentum<false>(m, scaled_for, lane, slot, tile);
             if (PLAN.tensor_wise && tile.block == 0 && tile.column == 0)

@@ -57,9 +57,13 @@ LIONBITS_DEVICE float blend(float m, float g, float b, float one_minus_b) {
     return __fadd_rn(__fmul_rn(m, b), __fmul_rn(g, one_minus_b));
 }
 
+// Whether x > 0, as 1 or 0: x * infinity is infinite, or a NaN where x is 0 or one, and saturated a NaN is 0. One
+// instruction of the GPU's float pipe, where a comparison would take the one for integers, which is the busier.
+LIONBITS_DEVICE float positive(float x) { return __saturatef(__fmul_rn(x, float_of(INFINITE))); }
+
 // lr * sign(x): the rate with x's sign, and lr * 0 for a zero and for a NaN.
 LIONBITS_DEVICE float towards(const Numbers& n, float x) {
-    return fabsf(x) > 0 ? float_of(bits_of(n.lr) ^ (bits_of(x) & SIGN)) : n.still;
+    return __fmul_rn(n.lr, __fsub_rn(positive(x), positive(-x)));
 }
 
 // Whether both have the same sign, and that is not zero.
@@ -73,8 +77,8 @@ LIONBITS_DEVICE float move(float m, float g, const Numbers& n) {
     return towards(n, c);
 }
 
-// The bits of |x|: ordered like the numbers, infinity next to last, NaN last. The sum is exact, and keeps a NaN a NaN: it
-// takes the sign off in the GPU's float pipe, while a mask would take the one for integers, which is the busier.
+// The bits of |x|: ordered like the numbers, infinity next to last, NaN last. The sum is exact, and keeps a NaN one: it
+// takes the sign off in the float pipe, while a mask would take the one for integers.
 LIONBITS_DEVICE uint32 magnitude(float x) { return bits_of(__fadd_rn(fabsf(x), 0.0f)); }
 
 // --- codes ----------------------------------------------------------------------------------------------
@@ -89,10 +93,16 @@ LIONBITS_DEVICE float decode(uint32 code, float scale) {
 // The largest magnitude that codes are scaled for: min(absmax, 2^127), NaN where that is NaN.
 LIONBITS_DEVICE float held(float absmax) { return absmax > HUGEST ? HUGEST : absmax; }
 
+// x / top, rounded once: as a product, which is exact, where top is a power of two.
+LIONBITS_DEVICE float divided_by_top(float x) {
+    const bool power_of_two = (bits_of(PLAN.top) & 0x007FFFFF) == 0;
+    return power_of_two ? __fmul_rn(x, 1 / PLAN.top) : __fdiv_rn(x, PLAN.top);
+}
+
 // absmax / top; 0 where a block holds nothing, NaN where it is not finite.
 LIONBITS_DEVICE float block_scale(float absmax) {
     if (magnitude(absmax) >= INFINITE) return float_of(NOT_A_NUMBER);
-    return absmax > TINY ? __fdiv_rn(held(absmax), PLAN.top) : 0.0f;
+    return absmax > TINY ? divided_by_top(held(absmax)) : 0.0f;
 }
 
 // r = top / absmax; 0 where a block holds nothing or is not finite.
@@ -101,11 +111,12 @@ LIONBITS_DEVICE float block_inverse(float absmax) {
     return usable ? __fdiv_rn(PLAN.top, held(absmax)) : 0.0f;
 }
 
-// The magnitude of a code: t = bits(|m| * r * 2^-127), k = min((t + dither) >> w, largest k).
+// The magnitude of a code: t = bits(|m| * r * 2^-127), k = min((t + dither) >> w, largest k). It is left in the highest
+// bits, k << (32 - bits), above a fraction that pack drops; the dither is a lane of the momentum.
 LIONBITS_DEVICE uint32 encode(float m, float inverse, uint32 lane) {
     const uint32 t = bits_of(__fmul_rn(__fmul_rn(fabsf(m), inverse), DOWN));
-    const uint32 largest = inverse > 0 ? PLAN.largest_code : 0;
-    return min((t + (lane << (PLAN.shift - 16))) >> PLAN.shift, largest);
+    const uint32 most = inverse > 0 ? ((PLAN.largest_code + 1u) << PLAN.shift) - 1 : 0;
+    return min(t + lane, most) << (32 - PLAN.bits - PLAN.shift);
 }
 
 // --- rounding lanes -------------------------------------------------------------------------------------
@@ -125,24 +136,28 @@ LIONBITS_DEVICE uint32 salt(uint32 seed_low, uint32 seed_high, uint32 index, uin
 
 struct Lanes {      // what the lanes of a slot are made of
     uint32 salt;
+    int up;         // how far they are shifted; so are the numbers below
     uint32 phase;   // how far the golden-ratio sequence of "dithered" has come
     uint32 drawn;   // 0xFFFF; 0 for "nearest"
     uint32 fixed;   // 0; half of what is dropped for "nearest"
 };
 
+// How far the lanes of the momentum are shifted: their 16 bits are the highest of the w that a code drops.
+LIONBITS_DEVICE int state_up() { return PLAN.shift - 16; }
+
 // One code path for three roundings, which differ in numbers.
-LIONBITS_DEVICE Lanes lanes_of(uint32 salted, uint32 step, int rounding) {
-    if (rounding == STOCHASTIC) return {fmix32(salted ^ step * 0x9E3779B9), 0, 0xFFFF, 0};
-    if (rounding == NEAREST) return {salted, 0, 0, 0x8000};
-    return {salted, step * 40503, 0xFFFF, 0};
+LIONBITS_DEVICE Lanes lanes_of(uint32 salted, uint32 step, int rounding, int up) {
+    if (rounding == STOCHASTIC) return {fmix32(salted ^ step * 0x9E3779B9), up, 0, 0xFFFFu << up, 0};
+    if (rounding == NEAREST) return {salted, up, 0, 0, 0x8000u << up};
+    return {salted, up, step * 40503 << up, 0xFFFFu << up, 0};
 }
 
 LIONBITS_DEVICE uint32 even_lane(uint32 h, const Lanes& lanes) {
-    return ((h + lanes.phase) & lanes.drawn) | lanes.fixed;
+    return (((h << lanes.up) + lanes.phase) & lanes.drawn) | lanes.fixed;
 }
 
 LIONBITS_DEVICE uint32 odd_lane(uint32 h, const Lanes& lanes) {
-    return (((h >> 16) + lanes.phase) & lanes.drawn) | lanes.fixed;
+    return (((h >> 16 << lanes.up) + lanes.phase) & lanes.drawn) | lanes.fixed;
 }
 
 // --- 16-bit floats --------------------------------------------------------------------------------------

@@ -30,9 +30,10 @@ struct Item {  // blocks of a slot, for one crew
 };
 
 struct Tile {  // of a thread
-    int64 row, column;  // of its first element
-    int block;          // number of its block in the slot
-    int count;          // how many elements there are: 0..SPAN, 0 or SPAN on an even tile
+    uint32 row;    // of its first element
+    int64 column;
+    int block;     // number of its block in the slot
+    int count;     // how many elements there are: 0..SPAN, 0 or SPAN on an even tile
 };
 
 struct Strides {
@@ -83,12 +84,12 @@ template <bool EVEN>
 LIONBITS_DEVICE Tile tile_at(const Slot& slot, int first, int last) {
     const int element = threadIdx.x % crew() * SPAN;
     const int block = first + element / PLAN.block;
-    const int row = slot.row_blocks < last ? block / int(slot.row_blocks) : 0;  // large tensors are mostly one row
-    const int64 column = int64(block - row * int(slot.row_blocks)) * PLAN.block + element % PLAN.block;
+    const uint32 row = slot.row_blocks < last ? block / int(slot.row_blocks) : 0;  // large tensors are mostly one row
+    const int64 column = int64(block - int(row * slot.row_blocks)) * PLAN.block + element % PLAN.block;
     const int64 left = slot.columns - column;
-    const int count = block >= last || left < 0 ? 0 : left < SPAN ? int(left) : SPAN;
-    if (EVEN && count == 0) return {0, 0, 0, 0};
-    return {row, column, block, count};
+    const bool there = block < last && left > 0;
+    if (EVEN) return there ? Tile{row, column, block, SPAN} : Tile{};
+    return {row, column, block, !there ? 0 : left < SPAN ? int(left) : SPAN};
 }
 
 LIONBITS_DEVICE Strides param_strides(const Slot& s) {
@@ -129,7 +130,7 @@ LIONBITS_DEVICE Places state_places(const Slot& slot, const Tile& tile) {
 
 // Where the thread's packed codes are. Rows begin at whole bytes.
 LIONBITS_DEVICE int64 code_address(const Slot& slot, const Tile& tile) {
-    return slot.momentum + tile.row * ((slot.columns * PLAN.bits + 7) / 8) + tile.column * PLAN.bits / 8;
+    return slot.momentum + tile.row * (slot.columns * PLAN.bits + 7 >> 3) + (tile.column * PLAN.bits >> 3);
 }
 
 LIONBITS_DEVICE float* scale_address(const Slot& slot, const Tile& tile) {
