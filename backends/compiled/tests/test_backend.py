@@ -11,6 +11,7 @@ import torch
 import lionbits
 import lionbits_compiled as backend
 from lionbits_compiled import compiling, functions, packing
+from lionbits_conformance import serving
 from lionbits_reference.spec import Format, Plan
 
 #: Rows of whole blocks and of none, one that is ready where it lies, and crowds of small ones.
@@ -151,6 +152,11 @@ def test_every_skipped_element_is_counted() -> None:
     optimizer = lionbits.Lion32bit([param], backend="compiled")
     optimizer.step()
     assert optimizer.skipped_elements() == int(param.grad.isinf().sum())
+
+
+def test_every_plan_is_served() -> None:
+    """The court skips what is refused, so nothing may be."""
+    assert [plan for plan in serving.every_plan() if backend.supports(plan, torch.device("cpu"))] == []
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import torch
 import lionbits
 import lionbits_cupy as backend
 from lionbits import select
+from lionbits_conformance import serving
 from lionbits_cupy import emulate, launch, source
 from lionbits_reference.spec import FLOAT32, Format, Plan, Slot
 from lionbits_table import EVEN, Record
@@ -26,6 +27,11 @@ PLAN = Plan(torch.float32, torch.float32, Format.of(8))
 def test_it_is_a_backend() -> None:
     """Found by its name, with all that the protocol asks for."""
     assert select.load("cupy") is backend
+
+
+def test_every_plan_is_served() -> None:
+    """The court skips what is refused, so nothing may be."""
+    assert [plan for plan in serving.every_plan() if backend.supports(plan, torch.device("cpu"))] == []
 
 
 def test_reasons_say_what_would_serve(monkeypatch: pytest.MonkeyPatch) -> None:

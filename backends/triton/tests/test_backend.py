@@ -12,7 +12,7 @@ import torch
 import lionbits
 import lionbits_triton as backend
 from lionbits import select
-from lionbits_reference.spec import Plan
+from lionbits_conformance import serving
 
 from .cases import PLAN
 
@@ -68,9 +68,29 @@ def test_numbers_and_addresses_make_no_variant() -> None:
     assert _told(code).strip() == "1"
 
 
-def test_plans_are_served_alike() -> None:
-    """No plan is refused where another is served."""
-    other = Plan(torch.bfloat16, torch.float16, PLAN.format, "mask", "compensated", 24, "propagate")
-    assert backend.supports(other, torch.device("cpu")) == ""
+def test_a_kernel_of_another_release_does_not_serve() -> None:
+    """Where what follows from a path has changed, Triton finds nothing on its disk: it goes by the path's text."""
+    code = (
+        "import torch; from lionbits_triton import compiled, kernels, launch, path\n"
+        "from lionbits_reference.spec import *\n"
+        "%s\n"
+        "cut = launch.cut(Plan(torch.float32, torch.float32, Format.of(8)), [])\n"
+        "w, n = torch.zeros(8, dtype=torch.int64), torch.zeros(8)\n"
+        "call = (w, w, w, n)\n"
+        "print(compiled.compile(kernels.encode_kernel, call, cut, 90, UNEVEN=cut.uneven).hash)\n"
+    )
+    as_it_is = "pass"
+    otherwise = "path.Path.top_is_power_of_two = property(lambda self: True)"
+    first, again, other = (_told(code % change) for change in (as_it_is, as_it_is, otherwise))
+    assert first == again != other
+
+
+def test_every_plan_is_served() -> None:
+    """The court skips what is refused, so nothing may be."""
+    assert [plan for plan in serving.every_plan() if backend.supports(plan, torch.device("cpu"))] == []
+
+
+def test_a_plan_that_is_served_trains() -> None:
+    """Through the optimizer, by the backend's name."""
     optimizer = lionbits.Lion8bit([torch.nn.Parameter(torch.ones(64, 64))], backend="triton")
     assert optimizer.momentum(optimizer.param_groups[0]["params"][0]).shape == (64, 64)

@@ -32,6 +32,10 @@ class BackendUnavailable(ImportError):
     """A backend that was asked for by name cannot be imported; the message says why."""
 
 
+class NotServed(ValueError):
+    """No backend, or not the one that was asked for, runs a plan on a device; the message says why."""
+
+
 def known() -> tuple[str, ...]:
     """Our own backends, best first, then third parties' that are installed."""
     found = {m.name.removeprefix(PREFIX) for m in pkgutil.iter_modules() if m.name.startswith(PREFIX)}
@@ -88,13 +92,13 @@ def serving(backend: Backend | None, plan: Plan, device: torch.device, *, offloa
         offloaded: whether the CPU does the work of a device, which is worth waiting for a compiler.
 
     Raises:
-        ValueError: the requested backend cannot, with its reason. There is no silent fallback.
+        NotServed: the requested backend cannot, with its reason. There is no silent fallback.
     """
     if backend is not None:
         reason = backend.supports(plan, device)
         if reason:
             way_out = _served_otherwise(plan, device, offloaded)
-            raise ValueError(f"backend={backend.name!r} cannot serve {_describe(plan, device)}: {reason}{way_out}")
+            raise NotServed(f"backend={backend.name!r} cannot serve {_describe(plan, device)}: {reason}{way_out}")
         return backend
     return _automatic(plan, device, offloaded)
 
@@ -119,7 +123,7 @@ def _served_otherwise(plan: Plan, device: torch.device, offloaded: bool) -> str:
     """A sentence: who would serve, had nobody been asked for."""
     try:
         return f". Without backend= and {ENVIRONMENT} it is {_automatic(plan, device, offloaded).name!r} that serves."
-    except ValueError:
+    except NotServed:
         return ""
 
 
@@ -134,7 +138,7 @@ def _automatic(plan: Plan, device: torch.device, offloaded: bool) -> Backend:
         if not reason:
             return backend
         refused.append(f"{name}: {reason}")
-    raise ValueError(f"no backend serves {_describe(plan, device)} ({'; '.join(refused)})")
+    raise NotServed(f"no backend serves {_describe(plan, device)} ({'; '.join(refused)})")
 
 
 def _checked(module: ModuleType) -> Backend:
