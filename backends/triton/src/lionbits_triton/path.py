@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
 import triton.language as tl
@@ -27,6 +28,14 @@ class Path:
     rows: int
     block: int
     even: bool
+
+    def __repr__(self) -> str:
+        """All that a kernel can ask of it, and of its plan and format.
+
+        Triton finds what it compiled in earlier processes by the kernels' sources and by this text. Fields alone would
+        not do: a kernel of an older release would serve although what follows from them, the properties, has changed.
+        """
+        return _text(self)
 
     @property
     def format(self) -> Format:
@@ -81,3 +90,19 @@ class Path:
     def rest_type(self) -> tl.dtype:
         """Of what a compensated parameter keeps in the state."""
         return tl.int8 if self.plan.master_bits == 24 else tl.int16
+
+
+@functools.cache
+def _text(path: Path) -> str:
+    """Kept, as some releases of Triton ask at every launch."""
+    return _told(path)
+
+
+def _told(value: object) -> str:
+    """A value as text; a dataclass with its fields and its properties."""
+    if not is_dataclass(value):
+        return repr(value)
+    kind = type(value)
+    names = [field.name for field in fields(value)]
+    names += [name for name, held in vars(kind).items() if isinstance(held, property)]
+    return f"{kind.__name__}({', '.join(f'{name}={_told(getattr(value, name))}' for name in names)})"
