@@ -14,6 +14,7 @@ import torch
 
 import lionbits
 from lionbits_compiled import packing
+from lionbits_compiled.functions import WORD
 from lionbits_compiled.layouts import SMALL, layout, lies_ready, parts
 from lionbits_compiled.matrices import Matrix, Scratch
 from lionbits_compiled.work import Work
@@ -71,7 +72,7 @@ def test_rows_join_where_nothing_tells_them_apart() -> None:
 @pytest.mark.parametrize("in_bytes", [True, False])
 def test_packed_as_the_reference_packs(bits: int, in_bytes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Element 0 in the lowest bits; by itself a code is a byte or a word."""
-    monkeypatch.setattr(packing, "BYTES", in_bytes)
+    monkeypatch.setattr(packing, "CODES", torch.uint8 if in_bytes else WORD)
     codes = torch.randint(0, 1 << bits, (6, 96), dtype=torch.uint8)
     slots = codes.view(6, -1, 8 // bits)
     want = sum((slots[..., j] << (j * bits)) for j in range(8 // bits))

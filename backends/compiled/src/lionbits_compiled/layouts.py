@@ -18,9 +18,9 @@ from lionbits_reference.spec import Plan, Slot, matrix_shape
 #: Elements of a row where the format has no blocks: of long slots, of small ones, and of many short rows.
 LONG_ROW, ROW, SHORT_ROW = 4096, 128, 32
 
-#: Elements of a matrix: where it lies; where the new momentum goes through scratch, which should stay in the cache; and
+#: Elements of a matrix: where it lies; where it lies and its rows are so short that what there is of each counts; and
 #: all in scratch.
-LARGEST, LARGEST_IN_CODES, LARGEST_GATHERED = 1 << 26, 1 << 22, 1 << 18
+LARGEST, LARGEST_IN_CODES, LARGEST_GATHERED = 1 << 26, 1 << 24, 1 << 18
 
 #: Slots of fewer elements are gathered with others: calls cost more than copies.
 SMALL = 1 << 15

@@ -13,9 +13,9 @@ from torch import Tensor
 from .functions import WORD
 from .matrices import Scratch
 
-#: Whether codes are computed with as bytes. With AVX-512 torch masks what it loads and stores; elsewhere copies that do
-#: nothing but widen and narrow cost a tenth of what bytes do.
-BYTES = torch.backends.cpu.get_cpu_capability() == "AVX512"
+#: What codes come in to be computed with: bytes, or words. With AVX-512 torch masks what it loads and stores; elsewhere
+#: copies that do nothing but widen and narrow cost a tenth of what bytes do.
+CODES = torch.uint8 if torch.backends.cpu.get_cpu_capability() == "AVX512" else WORD
 
 
 def unpack(packed: Tensor, bits: int, scratch: Scratch) -> Tensor:
@@ -30,7 +30,7 @@ def unpack(packed: Tensor, bits: int, scratch: Scratch) -> Tensor:
     while held > bits:
         held //= 2
         codes = _halved(codes, held, scratch)
-    if BYTES:
+    if CODES is torch.uint8:
         return codes
     words = scratch.take("words", WORD, *codes.shape)
     words.view(torch.int32).copy_(codes)

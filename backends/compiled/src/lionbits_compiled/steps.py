@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,60 +12,83 @@ from lionbits_reference import formats, rounding
 from lionbits_reference.spec import Format, Hyper
 
 from . import functions, packing
-from .functions import Blocks, Codes
+from .functions import Blocks, Codes, Rates
 from .matrices import Matrix
 from .numbers import Numbers, by_row
 from .work import Work
+
+#: Elements that codes are unpacked for at once, as words, beside their new momentum: these stay in the cache.
+RUN = 1 << 20
 
 
 def step(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
     """Update the matrix in place, and add to the skipped elements."""
     plan, tensors = work.plan, matrix.tensors
-    param, grad = tensors["param"], tensors["grad"]
+    param = tensors["param"]
     if plan.param_rounding == "compensated":
         functions.load(tensors["param_rest"].dtype)(tensors["stored"], tensors["param_rest"], param)
     skipped = work.scratch.take("skipped", torch.float32, matrix.height, 1)
-    shared = numbers.rates(matrix), numbers.betas, skipped
-    default = plan.caution == "none" and plan.nonfinite == "skip"
-    width = matrix.width if default and matrix.width in functions.WIDTHS else 0
     if plan.format.quantised:
-        momentum = work.scratch.take("momentum", torch.float32, matrix.height, matrix.width)
-        codes, blocks = held(work, matrix), _blocks(work, matrix, numbers)
-        scales, dtype = not plan.format.tensor_wise, codes.codes.dtype
-        advance = functions.advance_codes(param.dtype, dtype, plan.caution, plan.nonfinite, scales, width)
-        advance(param, grad, codes, *shared, momentum, blocks)
-        draw = numbers.draw(matrix, hyper.rounding, rounding.STATE)
-        functions.encode(dtype, draw is not None, width)(momentum, blocks, codes.format, draw, codes.codes)
-        packing.pack(codes.codes, tensors["exp_avg_codes"], plan.format.bits, work.scratch)
+        _step_codes(work, matrix, hyper, numbers, skipped)
     else:
-        advance = functions.advance(param.dtype, plan.caution, plan.nonfinite, width)
-        advance(param, grad, tensors["exp_avg"], *shared)
+        advance = functions.advance(param.dtype, plan.caution, plan.nonfinite, _width(work, matrix))
+        advance(param, tensors["grad"], tensors["exp_avg"], numbers.rates(matrix), numbers.betas, skipped)
     if plan.nonfinite == "skip":
-        numbers.scalars.skipped.add_(skipped.sum(dtype=torch.float64).to(torch.int64))
+        numbers.scalars.skipped.add_(skipped.sum(dtype=torch.int64))
     if "stored" in tensors:
         _store_param(work, matrix, numbers)
 
 
+def _step_codes(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers, skipped: Tensor) -> None:
+    """Decode, update and encode: some rows after the other, so that what is between these stays in the cache."""
+    plan, format, take, width = work.plan, work.plan.format, work.scratch.take, matrix.width
+    param, grad, packed = (matrix.tensors[name] for name in ("param", "grad", "exp_avg_codes"))
+    scale, blocks = _scale(work, matrix), _blocks(work, matrix, numbers)
+    rates, draw = numbers.rates(matrix), numbers.draw(matrix, hyper.rounding, rounding.STATE)
+    dtype, own = packing.CODES, _width(work, matrix)
+    advance = functions.advance_codes(param.dtype, dtype, plan.caution, plan.nonfinite, not format.tensor_wise, own)
+    encode = functions.encode(dtype, draw is not None, own)
+    for some in runs(matrix.height, width):
+        codes = packing.unpack(packed[some], format.bits, work.scratch)
+        momentum = take("momentum", torch.float32, len(codes), width)
+        held, here = Codes(codes, scale[some], _format(format)), Blocks(*(part[some] for part in blocks))
+        now = Rates(*(rate[some] for rate in rates))
+        advance(param[some], grad[some], held, now, numbers.betas, skipped[some], momentum, here)
+        encode(momentum, here, held.format, draw and draw.of(some), codes)
+        packing.pack(codes, packed[some], format.bits, work.scratch)
+
+
+def runs(height: int, width: int) -> Iterator[slice]:
+    """Rows that are a run at most. Half a run is more than one row still, a case of its own to torch.compile."""
+    count = -(-height * width // RUN)
+    for j in range(count):
+        yield slice(height * j // count, height * (j + 1) // count)
+
+
 def count(kind: str, work: Work, matrix: Matrix, numbers: Numbers) -> Tensor:
     """float32, of each row: how many elements are ``"aligned"``, or the largest new momentum, ``"absmax"``."""
-    plan, grad = work.plan, matrix.tensors["grad"]
+    plan, format, grad = work.plan, work.plan.format, matrix.tensors["grad"]
     found = torch.empty(matrix.height, 1, dtype=torch.float32, device="cpu")
-    state = held(work, matrix) if plan.format.quantised else matrix.tensors["exp_avg"]
-    codes = state.codes.dtype if isinstance(state, Codes) else None
-    counting = functions.count(grad.dtype, codes, kind, plan.nonfinite)
-    counting(state, grad, numbers.rates(matrix).grad_scale, numbers.betas, found)
+    grad_scale = numbers.rates(matrix).grad_scale
+    counting = functions.count(grad.dtype, packing.CODES if format.quantised else None, kind, plan.nonfinite)
+    if not format.quantised:
+        counting(matrix.tensors["exp_avg"], grad, grad_scale, numbers.betas, found)
+        return found.view(-1)
+    packed, scale = matrix.tensors["exp_avg_codes"], _scale(work, matrix)
+    for some in runs(matrix.height, matrix.width):
+        codes = packing.unpack(packed[some], format.bits, work.scratch)
+        held = Codes(codes, scale[some], _format(format))
+        counting(held, grad[some], grad_scale[some], numbers.betas, found[some])
     return found.view(-1)
 
 
-def held(work: Work, matrix: Matrix) -> Codes:
-    """The codes of a matrix, each by itself, and what they stand for."""
-    format = work.plan.format
-    codes = packing.unpack(matrix.tensors["exp_avg_codes"], format.bits, work.scratch)
-    if format.tensor_wise:
-        scales = torch.cat([slot.state["exp_avg_scale"].view(1, 1) for slot in matrix.slots], dim=1)
-        (scale,) = by_row(matrix, scales, own=True)
-        return Codes(codes, scale, _format(format))
-    return Codes(codes, matrix.tensors["exp_avg_scale"], _format(format))
+def _scale(work: Work, matrix: Matrix) -> Tensor:
+    """float32, of each row, of its block or of its whole tensor."""
+    if not work.plan.format.tensor_wise:
+        return matrix.tensors["exp_avg_scale"]
+    scales = torch.cat([slot.state["exp_avg_scale"].view(1, 1) for slot in matrix.slots], dim=1)
+    (scale,) = by_row(matrix, scales, own=True)
+    return scale
 
 
 def _blocks(work: Work, matrix: Matrix, numbers: Numbers) -> Blocks:
@@ -86,6 +110,12 @@ def _store_param(work: Work, matrix: Matrix, numbers: Numbers) -> None:
     rest = tensors.get("param_rest")
     store = functions.store(None if rest is None else rest.dtype, draw is not None)
     store(tensors["param"], tensors["stored"], rest, draw)
+
+
+def _width(work: Work, matrix: Matrix) -> int:
+    """The width of rows if they have code of their own, else 0."""
+    default = work.plan.caution == "none" and work.plan.nonfinite == "skip"
+    return matrix.width if default and matrix.width in functions.WIDTHS else 0
 
 
 @functools.cache
