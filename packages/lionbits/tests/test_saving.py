@@ -100,6 +100,12 @@ def test_bytes_are_on_disk_before_the_name_is_and_the_name_before_it_returns(
     assert events == ["sync file of 5", "move"] + ["sync folder"] * (sys.platform != "win32")
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """Rather than the file that would have been written beside the checkpoint."""
+    with pytest.raises(FileNotFoundError, match=r"there is no such folder; make it before saving.*/runs'"):
+        lionbits.save({}, tmp_path / "runs" / "checkpoint.pt")
+
+
 def test_only_leftovers_of_this_very_file_are_removed(tmp_path: Path) -> None:
     """Names that a person may have given, and other files' leftovers, stay."""
     others = ["checkpoint.pt.tmp", "checkpoint.pt.old.tmp", "other.pt.0123456789abcdef.tmp", f"x{LEFTOVER}"]

@@ -5,6 +5,7 @@ from .advice import from_adamw
 from .backward import fuse_into_backward
 from .convert import convert
 from .optimizer import Lion
+from .paging import PagingStats
 from .qlion import QLion, SymmetricQuantizer
 from .saving import save
 from .select import BackendUnavailable
@@ -31,6 +32,7 @@ __all__ = [
     "PagedLion4bit",
     "PagedLion8bit",
     "PagedLion32bit",
+    "PagingStats",
     "QLion",
     "SymmetricQuantizer",
     "convert",

@@ -86,13 +86,13 @@ class Lion(Optimizer):
     """
 
     #: Arguments that a variant's name decides.
-    fixed: ClassVar[Mapping[str, Any]] = {}
+    _fixed: ClassVar[Mapping[str, Any]] = {}
 
     #: What ``backend=None`` means to a family that is bound to one; None: ``LIONBITS_BACKEND``, else the best.
     default_backend: ClassVar[str | None] = None
 
-    #: Settings of groups that a subclass has beside Lion's, with their defaults; :meth:`translated` reads them.
-    own_settings: Mapping[str, Any] = {}
+    #: Settings of groups that a subclass has beside Lion's, with their defaults; :meth:`_translated` reads them.
+    _own_settings: Mapping[str, Any] = {}
 
     #: GradScaler hands its scale and found_inf to ``step`` instead of unscaling ``p.grad`` itself.
     _step_supports_amp_scaling = True
@@ -163,7 +163,7 @@ class Lion(Optimizer):
         )
         self._check_fixed(defaults | {"is_paged": is_paged})
         self._backend = select.requested(self.default_backend if backend is None else backend)
-        self._overrides = groups.check_overrides(overrides, {**defaults, **self.own_settings})
+        self._overrides = groups.check_overrides(overrides, {**defaults, **self._own_settings})
         self._skipped: work.Counts = {}
         super().__init__(cast(Any, groups.checked_params(params)), defaults)
         groups.check_used(self._overrides, self.param_groups)
@@ -178,7 +178,7 @@ class Lion(Optimizer):
         before = len(self.param_groups)
         try:
             for part in groups.split(groups.checked_form(param_group), self._overrides):
-                group = self.translated(part)
+                group = self._translated(part)
                 groups.inherit(group, self.defaults)
                 super().add_param_group(group)
                 groups.check(group, self._backend, self._pager)
@@ -188,12 +188,12 @@ class Lion(Optimizer):
             del self.param_groups[before:]
             raise
 
-    def translated(self, group: dict[str, Any]) -> dict[str, Any]:
+    def _translated(self, group: dict[str, Any]) -> dict[str, Any]:
         """The group in Lion's settings; for subclasses that have others."""
         return group
 
     def _check_fixed(self, given: Mapping[str, Any]) -> None:
-        for key, value in self.fixed.items():
+        for key, value in self._fixed.items():
             if given[key] != value:
                 rule = f"contradicts {type(self).__name__}, which has {key}={value!r}"
                 raise checks.refusal(ValueError, key, given[key], rule, "Use lionbits.Lion for other settings.")

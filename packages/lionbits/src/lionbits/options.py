@@ -14,6 +14,7 @@ from lionbits_reference import caution
 from lionbits_reference.spec import (
     FLOAT32,
     MASTER_BITS,
+    NONFINITE,
     PARAM_ROUNDINGS,
     Format,
     Hyper,
@@ -23,9 +24,6 @@ from lionbits_reference.spec import (
 )
 
 from . import shards
-
-#: What ``nonfinite=`` takes; ``"raise"`` is ``"skip"`` to a kernel, and looks at the count afterwards.
-NONFINITE = ("skip", "raise", "propagate")
 
 #: What ``args=`` may override, as in bitsandbytes.
 ARGS = ("optim_bits", "min_8bit_size", "percentile_clipping", "block_wise")
@@ -105,7 +103,7 @@ def check(group: Mapping[str, Any]) -> None:
     checks.number("grad_clip", group["grad_clip"], "0 turns clipping by norm off.")
     checks.choice("param_rounding", group["param_rounding"], PARAM_ROUNDINGS)
     checks.choice("master_bits", group["master_bits"], MASTER_BITS)
-    checks.choice("nonfinite", group["nonfinite"], NONFINITE)
+    checks.choice("nonfinite", group["nonfinite"], (*NONFINITE, "raise"))  # to a kernel "raise" is "skip"
 
 
 def state_format(group: Mapping[str, Any]) -> Format:

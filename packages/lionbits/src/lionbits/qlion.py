@@ -79,13 +79,13 @@ class QLion(Lion):
             if key in options:
                 rule = f"is no argument of QLion, which has {own} for that"
                 raise checks.refusal(TypeError, key, options.get(key), rule, f"Set {own}, or use lionbits.Lion.")
-        self.own_settings = {
+        self._own_settings = {
             "use_4bit": use_4bit,
             "cautious": cautious,
             "quant_threshold": quant_threshold,
             "momentum_first": momentum_first,
         }
-        lions = _translated({"betas": betas, **self.own_settings})
+        lions = _translated({"betas": betas, **self._own_settings})
         super().__init__(
             params,
             lr,
@@ -98,15 +98,15 @@ class QLion(Lion):
             **options,
         )
 
-    def translated(self, group: dict[str, Any]) -> dict[str, Any]:
+    def _translated(self, group: dict[str, Any]) -> dict[str, Any]:
         """The group in Lion's settings, with QLion's beside them."""
-        return _translated({"betas": self.defaults["betas"], **self.own_settings, **group})
+        return _translated({"betas": self.defaults["betas"], **self._own_settings, **group})
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"own_settings": self.own_settings}
+        return super().__getstate__() | {"_own_settings": self._own_settings}
 
     def __repr__(self) -> str:
-        return f"QLion(lr={self.defaults['lr']}, quant={self.own_settings['use_4bit']})"
+        return f"QLion(lr={self.defaults['lr']}, quant={self._own_settings['use_4bit']})"
 
 
 def _translated(group: dict[str, Any]) -> dict[str, Any]:

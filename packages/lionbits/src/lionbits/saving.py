@@ -49,6 +49,9 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         OSError: the file cannot be written; what was at ``path`` stays.
     """
     place = Path(os.path.realpath(path))
+    if not place.parent.is_dir():  # else the error would name a file that nobody asked for
+        hint = "there is no such folder; make it before saving to a file in it"
+        raise FileNotFoundError(errno.ENOENT, hint, str(place.parent))
     remove_leftovers(place)
     temporary, stream = _begin(place)
     try:

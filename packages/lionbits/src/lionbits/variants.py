@@ -43,7 +43,7 @@ class _FixedBits(Lion):
         is_paged: bool = False,
         **options: Unpack[_BitsByKeyword],
     ) -> None:
-        options.setdefault("optim_bits", self.fixed["optim_bits"])
+        options.setdefault("optim_bits", self._fixed["optim_bits"])
         super().__init__(
             params,
             lr,
@@ -61,25 +61,25 @@ class _FixedBits(Lion):
 class Lion32bit(_FixedBits):
     """:class:`Lion` with float32 momentum: 4 bytes per element."""
 
-    fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 32}
+    _fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 32}
 
 
 class Lion8bit(_FixedBits):
     """:class:`Lion` with 8-bit momentum: 1.016 bytes per element."""
 
-    fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 8}
+    _fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 8}
 
 
 class Lion4bit(_FixedBits):
     """:class:`Lion` with 4-bit momentum: 0.531 bytes per element."""
 
-    fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 4}
+    _fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 4}
 
 
 class PagedLion(Lion):
     """:class:`Lion` whose state lives in host memory."""
 
-    fixed: ClassVar[Mapping[str, Any]] = {"is_paged": True}
+    _fixed: ClassVar[Mapping[str, Any]] = {"is_paged": True}
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class _PagedFixedBits(Lion):
         block_wise: bool = True,
         **options: Unpack[_BothByKeyword],
     ) -> None:
-        options.setdefault("optim_bits", self.fixed["optim_bits"])
+        options.setdefault("optim_bits", self._fixed["optim_bits"])
         options.setdefault("is_paged", True)
         super().__init__(
             params,
@@ -140,16 +140,16 @@ class _PagedFixedBits(Lion):
 class PagedLion32bit(_PagedFixedBits):
     """:class:`Lion32bit` whose state lives in host memory."""
 
-    fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 32, "is_paged": True}
+    _fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 32, "is_paged": True}
 
 
 class PagedLion8bit(_PagedFixedBits):
     """:class:`Lion8bit` whose state lives in host memory."""
 
-    fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 8, "is_paged": True}
+    _fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 8, "is_paged": True}
 
 
 class PagedLion4bit(_PagedFixedBits):
     """:class:`Lion4bit` whose state lives in host memory."""
 
-    fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 4, "is_paged": True}
+    _fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 4, "is_paged": True}
