@@ -72,14 +72,15 @@ def demo(session: nox.Session) -> None:
 def ci(session: nox.Session) -> None:
     """Do what every change has to pass, in one environment: lint, docs, tests, the court on each backend, trainers.
 
-    A part that fails keeps no other from running.
+    Of hunts it has time for a glance: `tests` and `conformance` run all of them. A part that fails keeps no other from
+    running.
     """
     install(session, "lint", "docs", "test", "cuda", "peers")
     parts: dict[str, Callable[[], None]] = {
         "lint": partial(run_lint, session),
         "docs": partial(run_docs, session, "build"),
-        "tests": partial(run_tests, session),
-        **{f"conformance({backend})": partial(run_court, session, backend, "ci") for backend in BACKENDS},
+        "tests": partial(run_tests, session, "--glance", "--durations=20"),
+        **{f"conformance({backend})": partial(run_court, session, backend, "glance") for backend in BACKENDS},
         "ecosystem": partial(run_ecosystem, session),  # the last, as the others have to do without its packages
     }
     failed = []
@@ -102,7 +103,7 @@ def tests(session: nox.Session) -> None:
 
 
 def run_tests(session: nox.Session, *arguments: str) -> None:
-    """Run all tests but those under trainers."""
+    """Run all tests but those under trainers; with `--glance`, of each hunt every tenth case."""
     session.run("pytest", *WORKERS, f"--ignore={TRAINERS}", *arguments, env=ON_THE_CPU)
 
 

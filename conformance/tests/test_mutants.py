@@ -12,6 +12,7 @@ def named(name: str) -> mutants.Mutant:
     return next(mutant for mutant in mutants.ALL if mutant.name == name)
 
 
+@pytest.mark.hunt
 @pytest.mark.parametrize("mutant", mutants.ALL, ids=lambda mutant: mutant.name)
 def test_mutant_is_rejected(mutant: mutants.Mutant) -> None:
     """A named law rejects it."""
@@ -25,6 +26,8 @@ def test_there_are_enough() -> None:
     assert len({mutant.name for mutant in mutants.ALL}) == len(mutants.ALL)
     assert mutants.KERNELS
     assert mutants.FRONT_ENDS
+    for mutant in mutants.ALL:
+        mutant.edit.check()
 
 
 def test_nothing_is_rejected_for_being_a_copy() -> None:

@@ -23,6 +23,7 @@ def small(plan: Plan, rows: int, uneven_rows: int, item: int) -> Cut:
     return Cut(Path(plan, rows, 32, even=True), Path(plan, uneven_rows, 32, even=False), item, warps=1)
 
 
+@pytest.mark.hunt
 @pytest.mark.parametrize("cut", [(2, 1, 2), (4, 2, 8), (2, 2, 6)], ids=str)
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

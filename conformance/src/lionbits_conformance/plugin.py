@@ -1,4 +1,4 @@
-"""The pytest plugin: ``pytest --pyargs lionbits_conformance --backend NAME [--device D] [--profile dev|ci|night]``.
+"""The pytest plugin: ``pytest --pyargs lionbits_conformance --backend NAME [--device D] [--profile PROFILE]``.
 
 From a checkout without installation: ``python -m lionbits_conformance --backend NAME``.
 """
@@ -17,10 +17,11 @@ from lionbits_reference.spec import Backend
 
 _MINUTES = {hypothesis.Phase.shrink, hypothesis.Phase.explain}
 
-#: Examples per law. ``dev`` shows a failure as it was drawn; ``ci`` draws the same examples every time; ``night`` keeps
-#: what it finds in ``.hypothesis``.
+#: Examples per law. ``dev`` shows a failure as it was drawn; ``glance`` and ``ci`` draw the same examples every time;
+#: ``night`` keeps what it finds in ``.hypothesis``.
 PROFILES: dict[str, dict[str, Any]] = {
     "dev": {"max_examples": 25, "phases": set(hypothesis.Phase) - _MINUTES},
+    "glance": {"max_examples": 24, "derandomize": True, "database": None, "phases": set(hypothesis.Phase) - _MINUTES},
     "ci": {"max_examples": 200, "derandomize": True, "database": None},
     "night": {"max_examples": 5000, "print_blob": True},
 }

@@ -27,6 +27,10 @@ _ROOTS = {
 _numbers = itertools.count()
 
 
+class DoesNotApply(LookupError):
+    """The text to replace is not there, or not there once: the mutant has to follow the source."""
+
+
 @dataclass(frozen=True)
 class Edit:
     """Replace ``old``, which must stand exactly once in ``file`` (as ``lionbits_reference/update.py``), by ``new``."""
@@ -35,9 +39,23 @@ class Edit:
     old: str
     new: str
 
+    def applied(self, text: str) -> str:
+        """The text of the file, edited.
 
-class DoesNotApply(LookupError):
-    """The text to replace is not there, or not there once: the mutant has to follow the source."""
+        Raises:
+            DoesNotApply: ``old`` does not stand there exactly once.
+        """
+        if (found := text.count(self.old)) != 1:
+            raise DoesNotApply(f"{self.file} has {found} places that read {self.old!r}; there must be one")
+        return text.replace(self.old, self.new)
+
+    def check(self) -> None:
+        """Apply to the file of a package that :func:`universe` copies, and leave that as it is.
+
+        Raises:
+            DoesNotApply: see :meth:`applied`.
+        """
+        self.applied((_ROOTS[self.file.split("/")[0]].parent / self.file).read_text())
 
 
 @dataclass(frozen=True)
@@ -56,9 +74,7 @@ def universe(edits: Sequence[Edit]) -> Iterator[Universe]:
         DoesNotApply: an edit's text does not stand exactly once where it says.
     """
     for edit in edits:
-        found = (_ROOTS[edit.file.split("/")[0]].parent / edit.file).read_text().count(edit.old)
-        if found != 1:
-            raise DoesNotApply(f"{edit.file} has {found} places that read {edit.old!r}; there must be one")
+        edit.check()
     finder = _Finder(f"mutant{next(_numbers)}_", edits)
     sys.meta_path.insert(0, finder)
     try:
@@ -96,7 +112,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         text = file.read_text()
         for edit in self.edits:
             if edit.file == file.relative_to(root.parent).as_posix():
-                text = text.replace(edit.old, edit.new)
+                text = edit.applied(text)
         return text.replace("from lionbits_reference", f"from {self.prefix}lionbits_reference")
 
     def is_package(self, fullname: str) -> bool:

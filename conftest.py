@@ -1,0 +1,29 @@
+"""What all tests of this repository share: hunts, of which a change has to pass a few cases, and a night all."""
+
+from collections import Counter
+
+import pytest
+
+#: Of the cases of a test that is a hunt, ``--glance`` runs every so many, the first among them.
+STRIDE = 10
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Whoever names no option hunts."""
+    parser.addoption("--glance", action="store_true", help=f"of tests marked `hunt`, run every {STRIDE}th case only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what a glance leaves out."""
+    if not config.getoption("--glance"):
+        return
+    seen: Counter[str] = Counter()
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        hunted = item.get_closest_marker("hunt") is not None
+        (left if hunted and seen[test] % STRIDE else kept).append(item)
+        seen[test] += 1
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
