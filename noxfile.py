@@ -103,7 +103,7 @@ def tests(session: nox.Session) -> None:
 
 
 def run_tests(session: nox.Session, *arguments: str) -> None:
-    """Run all tests but those under trainers; with `--glance`, of each hunt every twelfth case."""
+    """Run all tests but those under trainers; with `--glance`, of hunts some cases only."""
     session.run("pytest", *WORKERS, f"--ignore={TRAINERS}", *arguments, env=ON_THE_CPU)
 
 

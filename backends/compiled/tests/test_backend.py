@@ -10,7 +10,7 @@ import torch
 
 import lionbits
 import lionbits_compiled as backend
-from lionbits_compiled import compiling, functions, packing
+from lionbits_compiled import compiling, functions, packing, steps
 from lionbits_compiled.functions import WORD
 from lionbits_conformance import serving
 from lionbits_reference.spec import Format, Plan
@@ -68,6 +68,22 @@ def test_the_bits_of_the_reference_on_other_machines(bits: int, monkeypatch: pyt
     reference = trained("reference", optim_bits=bits)
     monkeypatch.setattr(packing, "CODES", WORD if packing.CODES is torch.uint8 else torch.uint8)
     for got, want in zip(trained("compiled", optim_bits=bits), reference, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("settings", [{}, {"block_wise": False}, {"cautious": "mask"}], ids=str)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_bits_of_the_reference_in_many_runs(
+    bits: int, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs end within tensors, and the last ones are no longer than others; what rows have as a whole goes along."""
+    reference = trained("reference", optim_bits=bits, **settings)
+    monkeypatch.setattr(steps, "RUN", 3 << 12)
+    lengths = [len(range(300)[some]) for some in steps.runs(300, 256)]
+    assert sum(lengths) == 300
+    assert len(lengths) == 7
+    assert max(lengths) - min(lengths) <= 1
+    for got, want in zip(trained("compiled", optim_bits=bits, **settings), reference, strict=True):
         assert torch.equal(got, want)
 
 

@@ -18,8 +18,8 @@ from lionbits_reference.spec import Plan, Slot, matrix_shape
 #: Elements of a row where the format has no blocks: of long slots, of small ones, and of many short rows.
 LONG_ROW, ROW, SHORT_ROW = 4096, 128, 32
 
-#: Elements of a matrix: where it lies; where it lies and its rows are so short that what there is of each counts; and
-#: all in scratch.
+#: Elements of a matrix: where it lies; where it lies in codes, as short rows take memory for what each has as a whole;
+#: and all in scratch.
 LARGEST, LARGEST_IN_CODES, LARGEST_GATHERED = 1 << 26, 1 << 24, 1 << 18
 
 #: Slots of fewer elements are gathered with others: calls cost more than copies.

@@ -17,7 +17,8 @@ from .matrices import Matrix
 from .numbers import Numbers, by_row
 from .work import Work
 
-#: Elements that codes are unpacked for at once, as words, beside their new momentum: these stay in the cache.
+#: Elements that codes are unpacked for at once, beside their new momentum: these stay in the cache. Many rows of any
+#: width, so that half a run is, too.
 RUN = 1 << 20
 
 
@@ -59,7 +60,7 @@ def _step_codes(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers, skip
 
 
 def runs(height: int, width: int) -> Iterator[slice]:
-    """Rows that are a run at most. Half a run is more than one row still, a case of its own to torch.compile."""
+    """Rows in runs of about the same length: none is a single row, which torch.compile makes a case of its own."""
     count = -(-height * width // RUN)
     for j in range(count):
         yield slice(height * j // count, height * (j + 1) // count)
