@@ -27,7 +27,7 @@ PACKAGES = (
 )
 EDITABLE = [argument for package in PACKAGES for argument in ("--editable", package)]
 
-# The picture of the README: four Lions from the same start, within four minutes on two CPU cores.
+# The picture of the README: four Lions from the same start, within a few minutes on two CPU cores.
 PICTURES = Path("demo-out")
 DEMO = (
     "--compare", "lion32", "lion8", "lion4", "qlion",
