@@ -7,7 +7,7 @@ another dtype than their gradients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -67,13 +67,15 @@ def parts(plan: Plan, slot: Slot) -> Iterator[Slot]:
         return
     if width != (plan.format.block_size or width):  # rows that are short blocks
         held = matrix_shape(slot.param.shape)[0]
-        step = (LARGEST_IN_CODES if lies_ready(plan, slot) else LARGEST_GATHERED) // width // 8 * 8  # 8: alignment
+        size = LARGEST_IN_CODES if lies_ready(plan, slot, layout(plan, slot)) else LARGEST_GATHERED
+        step = size // width // 8 * 8  # 8: alignment
         for first in range(0, held, step):
             yield slot if held <= step else slices.rows(slot, plan.format, first, min(first + step, held))
         return
     whole = columns - columns % width
     size = LARGEST_IN_CODES if plan.format.quantised else LARGEST
-    if not lies_ready(plan, slices.columns(slot, plan.format, 0, whole)):
+    blocks = slices.columns(slot, plan.format, 0, whole)
+    if not lies_ready(plan, blocks, layout(plan, blocks)):
         size = LARGEST_GATHERED
     for first in range(0, whole, size):
         yield slices.columns(slot, plan.format, first, min(first + size, whole))
@@ -89,9 +91,31 @@ def straddles(slot: Slot) -> bool:
     return first >> 32 != last >> 32
 
 
-def lies_ready(plan: Plan, slot: Slot) -> bool:
+class Whole(NamedTuple):
+    """What is known for all calls to come of a slot whose only part is itself, and lies ready."""
+
+    layout: Layout
+    storages: frozenset[int]  # addresses; not the gradient's
+
+    @classmethod
+    def of(cls, plan: Plan, slot: Slot, found: Layout) -> Whole:
+        """Of the slot, for which :func:`is_one_part` holds."""
+        return cls(found, frozenset(_storages(_tensors(plan, slot)[1:])))
+
+    def takes(self, grad: Tensor) -> bool:
+        """Whether the same holds with this gradient, which has the strides of the first."""
+        return _is_placed(grad) and not self.storages.intersection(_storages([grad]))
+
+
+def is_one_part(plan: Plan, slot: Slot, found: Layout) -> bool:
+    """Whether :func:`parts` gives the slot itself, and it lies ready."""
+    largest = LARGEST_IN_CODES if plan.format.quantised else LARGEST
+    return found.columns <= largest and not straddles(slot) and lies_ready(plan, slot, found)
+
+
+def lies_ready(plan: Plan, slot: Slot, found: Layout) -> bool:
     """Whether the slot is a matrix where it lies, and its parameter takes no more than rounding to nearest."""
-    rows, columns, width = layout(plan, slot)
+    rows, columns, width = found
     tensors = _tensors(plan, slot)
     return (
         plan.param_rounding == "nearest"
@@ -99,8 +123,8 @@ def lies_ready(plan: Plan, slot: Slot) -> bool:
         and rows == 1
         and columns % width == 0
         and columns > width  # torch.compile makes one row a case of its own
-        and all(t.is_contiguous() and t.data_ptr() % 8 == 0 and t.storage_offset() % 8 == 0 for t in tensors)
-        and len({t.untyped_storage().data_ptr() for t in tensors}) == len(tensors)
+        and all(tensor.is_contiguous() and _is_placed(tensor) for tensor in tensors)
+        and len(set(_storages(tensors))) == len(tensors)
     )
 
 
@@ -110,4 +134,13 @@ def state_keys(plan: Plan) -> list[str]:
 
 
 def _tensors(plan: Plan, slot: Slot) -> list[Tensor]:
-    return [slot.param, slot.grad, *(slot.state[key] for key in state_keys(plan))]
+    return [slot.grad, slot.param, *(slot.state[key] for key in state_keys(plan))]
+
+
+def _is_placed(tensor: Tensor) -> bool:
+    """Whether it begins where wider numbers may."""
+    return tensor.data_ptr() % 8 == 0 and tensor.storage_offset() % 8 == 0
+
+
+def _storages(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor.untyped_storage().data_ptr() for tensor in tensors]

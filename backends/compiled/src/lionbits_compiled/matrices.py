@@ -112,9 +112,8 @@ class Scratch:
         return flat[:size].view(height, width)
 
 
-def ready(plan: Plan, member: int, slot: Slot) -> Matrix:
+def ready(plan: Plan, member: int, slot: Slot, found: Layout) -> Matrix:
     """A slot that lies ready: nothing is copied."""
-    found = layout(plan, slot)
     tensors = {"param": slot.param.detach(), "grad": slot.grad.detach()}
     tensors |= {key: slot.state[key] for key in state_keys(plan)}
     return Matrix([member], [slot], [found], {name: t.view(found.height, -1) for name, t in tensors.items()})
@@ -152,7 +151,9 @@ def _needed(plan: Plan, width: int) -> dict[str, tuple[torch.dtype, int]]:
 
 
 def _lows(slot: Slot, found: Layout) -> Tensor:
-    lows: Tensor = _steps(found.height // found.rows, found.width // 2) + word(slot.start // 2)
+    lows: Tensor = _steps(found.height // found.rows, found.width // 2)
+    if slot.start:
+        lows = lows + word(slot.start // 2)
     if found.rows > 1:
         lows = (
             torch.arange(found.rows, dtype=torch.int32, device="cpu")[:, None] * word(slot.row_pitch // 2) + lows

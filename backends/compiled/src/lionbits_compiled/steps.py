@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from lionbits_reference import formats, rounding
 from lionbits_reference.spec import Format, Hyper
 
 from . import functions, packing
-from .functions import Blocks, Codes, Rates
+from .functions import Blocks, Codes, Draw, Rates
 from .matrices import Matrix
 from .numbers import Numbers, by_row
 from .work import Work
@@ -40,23 +41,47 @@ def step(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
         _store_param(work, matrix, numbers)
 
 
+class _Rows(NamedTuple):
+    """What a step on codes reads and writes: (n, width), and (n, 1) of rows as a whole."""
+
+    param: Tensor
+    grad: Tensor
+    packed: Tensor  # uint8 (n, width * bits / 8)
+    skipped: Tensor
+    scale: Tensor
+    blocks: Blocks
+    rates: Rates
+    draw: Draw | None
+
+    def runs(self) -> Iterator[_Rows]:
+        """Some rows after the other."""
+        height, width = self.param.shape
+        if height * width <= RUN:  # no view takes long, but there are a dozen, for each tensor of a model
+            yield self
+            return
+        for some in runs(height, width):
+            param, grad, packed, skipped, scale = (part[some] for part in self[:5])
+            blocks, rates = Blocks(*(part[some] for part in self.blocks)), Rates(*(rate[some] for rate in self.rates))
+            yield _Rows(param, grad, packed, skipped, scale, blocks, rates, self.draw and self.draw.of(some))
+
+
 def _step_codes(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers, skipped: Tensor) -> None:
     """Decode, update and encode: some rows after the other, so that what is between these stays in the cache."""
-    plan, format, take, width = work.plan, work.plan.format, work.scratch.take, matrix.width
+    plan, bits, scratch, width = work.plan, work.plan.format.bits, work.scratch, matrix.width
     param, grad, packed = (matrix.tensors[name] for name in ("param", "grad", "exp_avg_codes"))
     scale, blocks = _scale(work, matrix), _blocks(work, matrix, numbers)
     rates, draw = numbers.rates(matrix), numbers.draw(matrix, hyper.rounding, rounding.STATE)
-    dtype, own = packing.CODES, _width(work, matrix)
-    advance = functions.advance_codes(param.dtype, dtype, plan.caution, plan.nonfinite, not format.tensor_wise, own)
+    dtype, own, format = packing.CODES, _width(work, matrix), _format(plan.format)
+    scales = not plan.format.tensor_wise
+    advance = functions.advance_codes(param.dtype, dtype, plan.caution, plan.nonfinite, scales, own)
     encode = functions.encode(dtype, draw is not None, own)
-    for some in runs(matrix.height, width):
-        codes = packing.unpack(packed[some], format.bits, work.scratch)
-        momentum = take("momentum", torch.float32, len(codes), width)
-        held, here = Codes(codes, scale[some], _format(format)), Blocks(*(part[some] for part in blocks))
-        now = Rates(*(rate[some] for rate in rates))
-        advance(param[some], grad[some], held, now, numbers.betas, skipped[some], momentum, here)
-        encode(momentum, here, held.format, draw and draw.of(some), codes)
-        packing.pack(codes, packed[some], format.bits, work.scratch)
+    for run in _Rows(param, grad, packed, skipped, scale, blocks, rates, draw).runs():
+        codes = packing.unpack(run.packed, bits, scratch)
+        momentum = scratch.take("momentum", torch.float32, len(codes), width)
+        held = Codes(codes, run.scale, format)
+        advance(run.param, run.grad, held, run.rates, numbers.betas, run.skipped, momentum, run.blocks)
+        encode(momentum, run.blocks, format, run.draw, codes)
+        packing.pack(codes, run.packed, bits, scratch)
 
 
 def runs(height: int, width: int) -> Iterator[slice]:
