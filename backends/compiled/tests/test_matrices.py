@@ -42,6 +42,24 @@ def test_whole_blocks_are_matrices_where_they_lie(shape: tuple[int, ...]) -> Non
     assert matrix.tensors["param"].data_ptr() == held.param.data_ptr()
 
 
+@pytest.mark.parametrize("place", ["odd", "beside the parameter"])
+def test_a_later_gradient_may_lie_elsewhere(place: str) -> None:
+    """What is kept from the first call is not taken for true of a gradient that begins or lies where that did not."""
+    held = slot((64, 512))
+    work = Work(EIGHT, [held])
+    room = torch.ones(2 * held.param.numel() + 8)
+    first = 1 if place == "odd" else 8
+    later = room[first : first + held.param.numel()].view(64, 512)
+    if place != "odd":
+        held.param = room[-held.param.numel() :].view(64, 512)
+        work = Work(EIGHT, [held])
+    for grad, copied in ((held.grad, False), (later, True), (held.grad, False)):
+        held.grad = grad
+        (matrix,) = work.matrices([held], drawing=True)
+        assert isinstance(matrix, Matrix)
+        assert (matrix.tensors["grad"].data_ptr() != grad.data_ptr()) == copied
+
+
 def test_only_the_tail_of_a_long_vector_is_copied() -> None:
     held = slot((1_000_003,))
     *whole, tail = parts(EIGHT, held)

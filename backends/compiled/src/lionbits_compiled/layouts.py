@@ -67,15 +67,14 @@ def parts(plan: Plan, slot: Slot) -> Iterator[Slot]:
         return
     if width != (plan.format.block_size or width):  # rows that are short blocks
         held = matrix_shape(slot.param.shape)[0]
-        size = LARGEST_IN_CODES if lies_ready(plan, slot, layout(plan, slot)) else LARGEST_GATHERED
+        size = LARGEST_IN_CODES if lies_ready(plan, slot) else LARGEST_GATHERED
         step = size // width // 8 * 8  # 8: alignment
         for first in range(0, held, step):
             yield slot if held <= step else slices.rows(slot, plan.format, first, min(first + step, held))
         return
     whole = columns - columns % width
     size = LARGEST_IN_CODES if plan.format.quantised else LARGEST
-    blocks = slices.columns(slot, plan.format, 0, whole)
-    if not lies_ready(plan, blocks, layout(plan, blocks)):
+    if not lies_ready(plan, slices.columns(slot, plan.format, 0, whole)):
         size = LARGEST_GATHERED
     for first in range(0, whole, size):
         yield slices.columns(slot, plan.format, first, min(first + size, whole))
@@ -92,30 +91,27 @@ def straddles(slot: Slot) -> bool:
 
 
 class Whole(NamedTuple):
-    """What is known for all calls to come of a slot whose only part is itself, and lies ready."""
+    """What is known for all calls to come of a slot that is one part and lies ready."""
 
     layout: Layout
     storages: frozenset[int]  # addresses; not the gradient's
 
-    @classmethod
-    def of(cls, plan: Plan, slot: Slot, found: Layout) -> Whole:
-        """Of the slot, for which :func:`is_one_part` holds."""
-        return cls(found, frozenset(_storages(_tensors(plan, slot)[1:])))
-
     def takes(self, grad: Tensor) -> bool:
-        """Whether the same holds with this gradient, which has the strides of the first."""
+        """Whether it lies ready with this gradient too, which has the strides of the first."""
         return _is_placed(grad) and not self.storages.intersection(_storages([grad]))
 
 
-def is_one_part(plan: Plan, slot: Slot, found: Layout) -> bool:
-    """Whether :func:`parts` gives the slot itself, and it lies ready."""
-    largest = LARGEST_IN_CODES if plan.format.quantised else LARGEST
-    return found.columns <= largest and not straddles(slot) and lies_ready(plan, slot, found)
+def whole(plan: Plan, slot: Slot) -> Whole | None:
+    """What to keep of the slot, or None if it has to be cut or gathered."""
+    found = layout(plan, slot)
+    if found.columns > (LARGEST_IN_CODES if plan.format.quantised else LARGEST) or straddles(slot):
+        return None
+    return Whole(found, frozenset(_storages(_tensors(plan, slot)[1:]))) if lies_ready(plan, slot) else None
 
 
-def lies_ready(plan: Plan, slot: Slot, found: Layout) -> bool:
+def lies_ready(plan: Plan, slot: Slot) -> bool:
     """Whether the slot is a matrix where it lies, and its parameter takes no more than rounding to nearest."""
-    rows, columns, width = found
+    rows, columns, width = layout(plan, slot)
     tensors = _tensors(plan, slot)
     return (
         plan.param_rounding == "nearest"

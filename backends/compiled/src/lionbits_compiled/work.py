@@ -10,7 +10,7 @@ from torch import Tensor
 from lionbits_reference import rounding
 from lionbits_reference.spec import Plan, Slot
 
-from .layouts import LARGEST_GATHERED, SMALL, Whole, is_one_part, layout, lies_ready, parts, straddles
+from .layouts import LARGEST_GATHERED, SMALL, Whole, layout, lies_ready, parts, straddles, whole
 from .matrices import Matrix, Scratch, gathered, ready
 
 
@@ -30,8 +30,7 @@ class Work:
         self.plan, self.scratch = plan, Scratch()
         self._indices = [slot.index for slot in slots]
         self._salts: dict[tuple[int, int], Tensor] = {}
-        self._whole: dict[int, Whole] = {}
-        self._single: list[int] = []
+        self._single: dict[int, Whole | None] = {}
         small: dict[tuple[int, int], list[int]] = {}
         for place, slot in enumerate(slots):
             if slot.param.numel() == 0:
@@ -40,9 +39,7 @@ class Work:
             if max(slot.param.numel(), found.height * found.width // 8) < SMALL and not straddles(slot):
                 small.setdefault((found.width, slot.start >> 33), []).append(place)
             else:
-                self._single.append(place)
-                if is_one_part(plan, slot, found):
-                    self._whole[place] = Whole.of(plan, slot, found)
+                self._single[place] = whole(plan, slot)
         self.gathered = [
             gathered(plan, run, [slots[place] for place in run], self.scratch)
             for (width, _), places in small.items()
@@ -55,15 +52,14 @@ class Work:
         One has to be done with before the next is asked for.
         """
         yield from self.gathered
-        for place in self._single:
-            whole = self._whole.get(place)
-            if whole is not None and whole.takes(slots[place].grad):
-                yield ready(self.plan, place, slots[place], whole.layout)
+        for place, known in self._single.items():
+            if known is not None and known.takes(slots[place].grad):
+                yield ready(self.plan, place, slots[place], known.layout)
                 continue
             for part in parts(self.plan, slots[place]):
                 if drawing and straddles(part):
                     yield place, part
-                elif lies_ready(self.plan, part, layout(self.plan, part)):
+                elif lies_ready(self.plan, part):
                     yield ready(self.plan, place, part, layout(self.plan, part))
                 else:
                     yield gathered(self.plan, [place], [part], self.scratch)
