@@ -135,6 +135,17 @@ def test_between_steps_no_gradient_and_no_state_is_held() -> None:
     assert [ref() for ref in refs] == [None] * 4
 
 
+def test_autograd_notices_what_a_step_has_changed() -> None:
+    """As after any step of torch's, whether a parameter is changed where it lies or in a crowd."""
+    for size in (300, SMALL):
+        param = torch.nn.Parameter(torch.ones(size))
+        loss = param.square().sum()
+        loss.backward(retain_graph=True)
+        lionbits.Lion([param], backend="compiled").step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
 def test_the_next_process_finds_what_was_compiled(tmp_path: Path) -> None:
     """In torch's own cache, which the environment can put elsewhere."""
     script = (

@@ -76,6 +76,9 @@ class Matrix:
         """Elements of a row."""
         return self.layouts[0].width
 
+    # Copies in inference mode skip autograd's bookkeeping; the versions of tensors count on all the same.
+
+    @torch.inference_mode()
     def fetch(self) -> None:
         """Fill scratch from the slots."""
         for name, views in self.views.items():
@@ -83,6 +86,7 @@ class Matrix:
                 self.tensors[name].zero_()
             torch._foreach_copy_(views, self._theirs(name))
 
+    @torch.inference_mode()
     def bring_back(self) -> None:
         """Write what was computed in scratch to the slots."""
         for name, views in self.views.items():
