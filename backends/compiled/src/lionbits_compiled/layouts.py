@@ -73,7 +73,7 @@ def parts(plan: Plan, slot: Slot) -> Iterator[Slot]:
             yield slot if held <= step else slices.rows(slot, plan.format, first, min(first + step, held))
         return
     whole = columns - columns % width
-    size = LARGEST_IN_CODES if plan.format.quantised else LARGEST
+    size = _largest(plan)
     if not lies_ready(plan, slices.columns(slot, plan.format, 0, whole)):
         size = LARGEST_GATHERED
     for first in range(0, whole, size):
@@ -104,7 +104,7 @@ class Whole(NamedTuple):
 def whole(plan: Plan, slot: Slot) -> Whole | None:
     """What to keep of the slot, or None if it has to be cut or gathered."""
     found = layout(plan, slot)
-    if found.columns > (LARGEST_IN_CODES if plan.format.quantised else LARGEST) or straddles(slot):
+    if found.columns > _largest(plan) or straddles(slot):
         return None
     return Whole(found, frozenset(_storages(_tensors(plan, slot)[1:]))) if lies_ready(plan, slot) else None
 
@@ -127,6 +127,11 @@ def lies_ready(plan: Plan, slot: Slot) -> bool:
 def state_keys(plan: Plan) -> list[str]:
     """State that has a part for each row. One scale for a whole tensor is a number of its slot."""
     return [key for key in plan.state_spec(()) if not (key == "exp_avg_scale" and plan.format.tensor_wise)]
+
+
+def _largest(plan: Plan) -> int:
+    """Elements of a matrix where it lies."""
+    return LARGEST_IN_CODES if plan.format.quantised else LARGEST
 
 
 def _tensors(plan: Plan, slot: Slot) -> list[Tensor]:
