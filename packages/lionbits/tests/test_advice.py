@@ -31,7 +31,7 @@ def test_from_adamw_keeps_the_strength_of_decay(factor: float, lr: float, weight
     """The learning rate falls by the factor that weight decay grows by; 10 unless another is given."""
     adamw = {"lr": 10 * 2.0**-10, "weight_decay": 0.5}
     converted = from_adamw(**adamw, factor=factor)
-    assert converted == pytest.approx({"lr": lr, "weight_decay": weight_decay}, rel=1e-15)
+    assert converted == pytest.approx({"lr": lr, "weight_decay": weight_decay}, rel=1e-15)  # decimals, rounded
     assert factor != 10 or converted == from_adamw(**adamw)
     strength = converted["lr"] * converted["weight_decay"]
     assert strength == pytest.approx(adamw["lr"] * adamw["weight_decay"], rel=1e-15)

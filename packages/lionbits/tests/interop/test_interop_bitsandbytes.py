@@ -131,6 +131,7 @@ def test_codes_come_back_as_they_were() -> None:
         for name in before.keys() - {"state1", "absmax1"}:
             assert_same(after[name], before[name])
         if "absmax1" in before:
+            # times the table's end and divided by it, each rounded
             assert torch.allclose(after["absmax1"], before["absmax1"], rtol=2.0**-22, atol=0)
 
 

@@ -91,10 +91,10 @@ def test_qlions_training_goes_on_under_its_own_rule() -> None:
         original.step(1e-3, 0.9, 0.99)
         ours.step()
     for param, twin in zip(params, mine, strict=True):
-        assert torch.allclose(param, twin, rtol=0, atol=1e-6)  # a wrong sign would be 2e-3
+        assert torch.allclose(param, twin, rtol=0, atol=1e-6)  # it rounds otherwise; a wrong sign would be 2e-3
 
     back = interop.to_qlion(ours)
-    assert back["param_groups"][0]["betas"] == pytest.approx((0.9, 0.99), rel=1e-15)
+    assert back["param_groups"][0]["betas"] == pytest.approx((0.9, 0.99), rel=1e-15)  # b1 * b2 / b2, rounded
     assert back["param_groups"][0].keys() >= {"use_4bit", "quant_threshold", "cautious", "grad_clip"}
     assert interop.recognise(back) == "qlion"
 
