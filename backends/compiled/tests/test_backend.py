@@ -15,8 +15,9 @@ from lionbits_compiled.functions import WORD
 from lionbits_conformance import serving
 from lionbits_reference.spec import Format, Plan
 
-#: Rows of whole blocks and of none, one that is ready where it lies, and crowds of small ones.
+#: Rows of whole blocks and of none, one that is ready where it lies, crowds of small ones, and many of one shape.
 SHAPES = [
+    *((100,), (24, 40), (64, 64)) * 16,
     (64, 512),
     (300, 256),
     (33, 37),

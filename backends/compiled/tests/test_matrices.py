@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import torch
 
 import lionbits
 from lionbits_compiled import packing
+from lionbits_compiled.copies import FEW, LARGE, Copies
 from lionbits_compiled.functions import WORD
-from lionbits_compiled.layouts import SMALL, layout, lies_ready, parts
-from lionbits_compiled.matrices import Matrix, Scratch
+from lionbits_compiled.layouts import SMALL, Layout, layout, lies_ready, parts
+from lionbits_compiled.matrices import Matrix
+from lionbits_compiled.scratch import Scratch
 from lionbits_compiled.work import Work
 from lionbits_reference import encode
 from lionbits_reference.spec import FLOAT32, Format, Plan, Slot
@@ -100,6 +103,30 @@ def test_packed_as_the_reference_packs(bits: int, in_bytes: bool, monkeypatch: p
     packed = want if apart is want else torch.empty_like(want)
     packing.pack(apart.clone(), packed, bits, Scratch())
     assert torch.equal(packed, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copies_of_many_are_those_of_each(dtype: torch.dtype) -> None:
+    """Of one shape or of several, dense or not: each comes to lie in its own rows, and goes back as it came."""
+    shapes = [(100,)] * 40 + [(3, 40)] * FEW + [(3, 40, 2)] * (FEW - 1) + [(LARGE + 1,)] * FEW + [(), (8,)]
+    theirs = [torch.randn(shape).to(dtype) for shape in shapes]
+    theirs[5], theirs[45] = torch.randn(200).to(dtype)[::2], torch.randn(40, 3).to(dtype).t()
+    layouts = [
+        Layout(shape[0], math.prod(shape[1:]), 32) if shape[1:] else Layout(1, math.prod(shape), 32) for shape in shapes
+    ]
+    matrix = torch.full((sum(found.height for found in layouts), 32), 7.0)
+    copies = Copies(matrix, theirs, layouts, Scratch())
+    copies.fetch(theirs)
+    first = 0
+    for tensor, found in zip(theirs, layouts, strict=True):
+        rows = matrix[first : first + found.height].view(found.rows, -1)
+        assert torch.equal(rows[:, : found.columns], tensor.reshape(found.rows, -1).float())
+        assert torch.all(rows[:, found.columns :] == 7)
+        first += found.height
+    matrix.neg_()
+    before = [tensor.clone() for tensor in theirs]
+    copies.bring_back(theirs)
+    assert all(torch.equal(now, -then) for now, then in zip(theirs, before, strict=True))
 
 
 @pytest.mark.parametrize("settings", [{"optim_bits": 8}, {"optim_bits": 4}, {"optim_bits": 32}])

@@ -16,7 +16,9 @@ from torch import Tensor
 from lionbits_reference.rounding import word
 from lionbits_reference.spec import Plan, Slot
 
+from .copies import Copies
 from .layouts import Layout, layout, state_keys
+from .scratch import Scratch
 
 
 @dataclass(eq=False)
@@ -29,7 +31,7 @@ class Matrix:
         layouts: of each.
         tensors: ``param``, ``grad``, state by name, contiguous, a block of each in a row. ``stored`` is the parameter
             as it is stored, where ``param`` is float32 because there is more to it than rounding to nearest.
-        views: of ``tensors``, in the shapes of the slots, where they are copies.
+        copies: those of ``tensors`` that are, and of whose they are.
         gaps: whether rows have elements that are nobody's.
     """
 
@@ -37,7 +39,7 @@ class Matrix:
     slots: list[Slot]
     layouts: list[Layout]
     tensors: dict[str, Tensor]
-    views: dict[str, list[Tensor]] = field(default_factory=dict)
+    copies: dict[str, Copies] = field(default_factory=dict)
     gaps: bool = False
 
     @property
@@ -81,39 +83,17 @@ class Matrix:
     @torch.inference_mode()
     def fetch(self) -> None:
         """Fill scratch from the slots."""
-        for name, views in self.views.items():
+        for name, copies in self.copies.items():
             if self.gaps:
                 self.tensors[name].zero_()
-            torch._foreach_copy_(views, self._theirs(name))
+            copies.fetch(_theirs(self.slots, name))
 
     @torch.inference_mode()
     def bring_back(self) -> None:
         """Write what was computed in scratch to the slots."""
-        for name, views in self.views.items():
-            if name != "grad" and not (name == "param" and "stored" in self.views):
-                torch._foreach_copy_(self._theirs(name), views)
-
-    def _theirs(self, name: str) -> list[Any]:
-        if name == "grad":
-            return [slot.grad for slot in self.slots]
-        if name in ("param", "stored"):
-            return [slot.param for slot in self.slots]
-        return [slot.state[name] for slot in self.slots]
-
-
-class Scratch:
-    """Memory that serves one matrix after the other, as large as the largest of them."""
-
-    def __init__(self) -> None:
-        self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def take(self, name: str, dtype: torch.dtype, height: int, width: int) -> Tensor:
-        """A matrix of this name, with whatever is in it."""
-        size = height * width
-        flat = self._flat.get((name, dtype))
-        if flat is None or len(flat) < size:
-            flat = self._flat[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
-        return flat[:size].view(height, width)
+        for name, copies in self.copies.items():
+            if name != "grad" and not (name == "param" and "stored" in self.copies):
+                copies.bring_back(_theirs(self.slots, name))
 
 
 def ready(plan: Plan, member: int, slot: Slot, found: Layout) -> Matrix:
@@ -129,15 +109,9 @@ def gathered(plan: Plan, members: Sequence[int], slots: Sequence[Slot], scratch:
     width = layouts[0].width
     height = max(sum(found.height for found in layouts), 2)  # torch.compile makes one row a case of its own
     tensors = {name: scratch.take(name, dtype, height, row) for name, (dtype, row) in _needed(plan, width).items()}
-    views: dict[str, list[Tensor]] = {name: [] for name in tensors}
-    first = 0
-    for slot, found in zip(slots, layouts, strict=True):
-        for name, tensor in tensors.items():
-            rows = tensor[first : first + found.height].view(found.rows, -1)
-            views[name].append(_shaped(rows, slot.state.get(name, slot.param)))
-        first += found.height
+    copies = {name: Copies(tensor, _theirs(slots, name), layouts, scratch) for name, tensor in tensors.items()}
     gaps = height * width != sum(slot.param.numel() for slot in slots)
-    return Matrix(list(members), list(slots), layouts, tensors, views, gaps)
+    return Matrix(list(members), list(slots), layouts, tensors, copies, gaps)
 
 
 def _needed(plan: Plan, width: int) -> dict[str, tuple[torch.dtype, int]]:
@@ -171,10 +145,10 @@ def _steps(count: int, size: int) -> Tensor:
     return torch.arange(count, dtype=torch.int32, device="cpu") * size
 
 
-def _shaped(rows: Tensor, like: Tensor) -> Tensor:
-    """The part of (rows, columns and more) that a tensor takes, in its shape."""
-    count = len(rows)
-    if count == 1:
-        return rows[0, : like.numel()].view(like.shape)
-    shaped: Tensor = rows[:, : like.numel() // count].unflatten(1, like.shape[1:])
-    return shaped
+def _theirs(slots: Sequence[Slot], name: str) -> list[Any]:
+    """What scratch of this name is filled from."""
+    if name == "grad":
+        return [slot.grad for slot in slots]
+    if name in ("param", "stored"):
+        return [slot.param for slot in slots]
+    return [slot.state[name] for slot in slots]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .functions import WORD
-from .matrices import Scratch
+from .scratch import Scratch
 
 #: What codes come in to be computed with: bytes, or words. With AVX-512 torch masks what it loads and stores; elsewhere
 #: copies that do nothing but widen and narrow cost a tenth of what bytes do.

@@ -11,7 +11,8 @@ from lionbits_reference import rounding
 from lionbits_reference.spec import Plan, Slot
 
 from .layouts import LARGEST_GATHERED, SMALL, Whole, layout, lies_ready, parts, straddles, whole
-from .matrices import Matrix, Scratch, gathered, ready
+from .matrices import Matrix, gathered, ready
+from .scratch import Scratch
 
 
 class Work:
@@ -40,6 +41,8 @@ class Work:
                 small.setdefault((found.width, slot.start >> 33), []).append(place)
             else:
                 self._single[place] = whole(plan, slot)
+        for places in small.values():
+            places.sort(key=lambda place: slots[place].param.shape)  # those of one shape are copied together
         self.gathered = [
             gathered(plan, run, [slots[place] for place in run], self.scratch)
             for (width, _), places in small.items()
