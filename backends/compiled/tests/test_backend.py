@@ -214,6 +214,19 @@ def test_the_first_call_says_what_takes_so_long(
     assert (doubled == 2).all()
 
 
+def test_strides_are_looked_at_where_torch_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its variable compiled code believes its callers: these tests are to see a caller that is wrong."""
+
+    def double(x: torch.Tensor) -> None:
+        x.mul_(2.0)
+
+    monkeypatch.setenv("TORCHINDUCTOR_SIZE_ASSERTS", "1")
+    compiled = compiling.Compiled(double, "a test with strides")
+    compiled(torch.ones(4, 8))
+    with pytest.raises(AssertionError, match="stride"):
+        compiled(torch.ones(8, 4).t())
+
+
 def test_functions_are_made_once() -> None:
     assert functions.encode(torch.uint8, True, 256) is functions.encode(torch.uint8, True, 256)
     assert functions.encode(torch.uint8, True, 0) is not functions.encode(torch.uint8, False, 0)

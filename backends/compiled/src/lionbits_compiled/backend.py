@@ -51,7 +51,7 @@ def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -
     """See :meth:`lionbits_reference.spec.Backend.aligned`."""
     counts = torch.zeros(len(slots), dtype=torch.int64, device="cpu")
     for matrix, found in _count("aligned", plan, slots, hyper, scalars):
-        counts.index_add_(0, matrix.places[matrix.owners], found.to(torch.int64))
+        counts.index_add_(0, matrix.owner_places, found.to(torch.int64))
     return counts
 
 
@@ -59,7 +59,7 @@ def absmax(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) ->
     """See :meth:`lionbits_reference.spec.Backend.absmax`."""
     largest = torch.zeros(len(slots), dtype=torch.float32, device="cpu")
     for matrix, found in _count("absmax", plan, slots, hyper, scalars):
-        largest.scatter_reduce_(0, matrix.places[matrix.owners], found, "amax")
+        largest.scatter_reduce_(0, matrix.owner_places, found, "amax")
     return largest
 
 

@@ -42,15 +42,10 @@ class Matrix:
     copies: dict[str, Copies] = field(default_factory=dict)
     gaps: bool = False
 
-    @property
+    @cached_property
     def height(self) -> int:
         """Rows, one that only fills up included."""
-        return len(self.tensors["param"])
-
-    @cached_property
-    def places(self) -> Tensor:
-        """int64: :attr:`members`."""
-        return torch.tensor(self.members, device="cpu")
+        return self.tensors["param"].shape[0]
 
     @cached_property
     def owners(self) -> Tensor:
@@ -60,13 +55,16 @@ class Matrix:
         return torch.repeat_interleave(torch.arange(len(heights), device="cpu"), heights)
 
     @cached_property
+    def owner_places(self) -> Tensor:
+        """int64 (height,): that member's place in the call."""
+        return torch.tensor(self.members, device="cpu")[self.owners]
+
+    @cached_property
     def lows(self) -> Tensor:
         """int32 (height, 1): lower half of the number of each row's first pair of lanes, in the parameter."""
-        lows = [_lows(slot, found) for slot, found in zip(self.slots, self.layouts, strict=True)]
-        if len(lows) == 1 and len(lows[0]) == self.height:
-            return lows[0][:, None]
-        fill = self.height - sum(map(len, lows))
-        return torch.cat((*lows, lows[-1][-1:].expand(fill)))[:, None]
+        lows = [_lows(found, slot.start, slot.row_pitch) for slot, found in zip(self.slots, self.layouts, strict=True)]
+        fill = self.height - sum(found.height for found in self.layouts)
+        return lows[0] if len(lows) == 1 and not fill else torch.cat((*lows, lows[-1][-1:].expand(fill, 1)))
 
     @property
     def high(self) -> int:
@@ -78,28 +76,33 @@ class Matrix:
         """Elements of a row."""
         return self.layouts[0].width
 
-    # Copies in inference mode skip autograd's bookkeeping; the versions of tensors count on all the same.
+    # Copies in inference mode skip autograd's bookkeeping; the versions of tensors count on all the same. Entering it
+    # takes as long as a copy, so where there is none it is not.
 
-    @torch.inference_mode()
     def fetch(self) -> None:
         """Fill scratch from the slots."""
-        for name, copies in self.copies.items():
-            if self.gaps:
-                self.tensors[name].zero_()
-            copies.fetch(_theirs(self.slots, name))
+        if not self.copies:
+            return
+        with torch.inference_mode():
+            for name, copies in self.copies.items():
+                if self.gaps:
+                    self.tensors[name].zero_()
+                copies.fetch(_theirs(self.slots, name))
 
-    @torch.inference_mode()
     def bring_back(self) -> None:
         """Write what was computed in scratch to the slots."""
-        for name, copies in self.copies.items():
-            if name != "grad" and not (name == "param" and "stored" in self.copies):
-                copies.bring_back(_theirs(self.slots, name))
+        if not self.copies:
+            return
+        with torch.inference_mode():
+            for name, copies in self.copies.items():
+                if name != "grad" and not (name == "param" and "stored" in self.copies):
+                    copies.bring_back(_theirs(self.slots, name))
 
 
-def ready(plan: Plan, member: int, slot: Slot, found: Layout) -> Matrix:
-    """A slot that lies ready: nothing is copied."""
+def ready(keys: Sequence[str], member: int, slot: Slot, found: Layout) -> Matrix:
+    """A slot, with state of these names, that lies ready: nothing is copied."""
     tensors = {"param": slot.param.detach(), "grad": slot.grad.detach()}
-    tensors |= {key: slot.state[key] for key in state_keys(plan)}
+    tensors |= {key: slot.state[key] for key in keys}
     return Matrix([member], [slot], [found], {name: t.view(found.height, -1) for name, t in tensors.items()})
 
 
@@ -128,21 +131,12 @@ def _needed(plan: Plan, width: int) -> dict[str, tuple[torch.dtype, int]]:
     return needed
 
 
-def _lows(slot: Slot, found: Layout) -> Tensor:
-    lows: Tensor = _steps(found.height // found.rows, found.width // 2)
-    if slot.start:
-        lows = lows + word(slot.start // 2)
-    if found.rows > 1:
-        lows = (
-            torch.arange(found.rows, dtype=torch.int32, device="cpu")[:, None] * word(slot.row_pitch // 2) + lows
-        ).view(-1)
-    return lows
-
-
-@lru_cache(maxsize=64)
-def _steps(count: int, size: int) -> Tensor:
-    """int32: 0, size, 2 * size ..."""
-    return torch.arange(count, dtype=torch.int32, device="cpu") * size
+@lru_cache(maxsize=256)
+def _lows(found: Layout, start: int, row_pitch: int) -> Tensor:
+    lows = torch.arange(found.height // found.rows, dtype=torch.int32, device="cpu") * (found.width // 2)
+    rows = torch.arange(found.rows, dtype=torch.int32, device="cpu") * word(row_pitch // 2)
+    low: Tensor = rows[:, None] + lows + word(start // 2)
+    return low.view(-1, 1)
 
 
 def _theirs(slots: Sequence[Slot], name: str) -> list[Any]:

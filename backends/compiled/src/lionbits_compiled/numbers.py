@@ -13,6 +13,7 @@ from lionbits_reference.spec import Hyper, Scalars
 from . import functions
 from .functions import Betas, Draw, Rates
 from .matrices import Matrix
+from .scratch import Scratch
 from .work import Work
 
 
@@ -32,14 +33,14 @@ class Numbers:
 
     def rates(self, matrix: Matrix) -> Rates:
         """Learning rates and what else multiplies, by row."""
-        lr, keep, grad_scale = by_row(matrix, self._rates)
-        return Rates(lr, keep, grad_scale)
+        return Rates(*by_row(self._work.scratch, "rates", matrix, self._rates))
 
     def draw(self, matrix: Matrix, mode: str, purpose: int) -> Draw | None:
         """What lanes follow from, or None for those of nearest rounding. No member straddles."""
         if mode == "nearest":
             return None
-        spread, phase = by_row(matrix, self._spread(mode, purpose, matrix.high))
+        keys = self._spread(mode, purpose, matrix.high)
+        spread, phase = by_row(self._work.scratch, f"lanes {purpose}", matrix, keys)
         return Draw(matrix.lows, spread, phase, *_columns(matrix.width))
 
     def _spread(self, mode: str, purpose: int, high: int) -> Tensor:
@@ -51,14 +52,18 @@ class Numbers:
         return found
 
 
-def by_row(matrix: Matrix, numbers: Tensor, *, own: bool = False) -> tuple[Tensor, ...]:
-    """Numbers (f, k) of a call's slots, or of the matrix's ``own`` members, as f tensors of (rows, 1)."""
+def by_row(scratch: Scratch, name: str, matrix: Matrix, numbers: Tensor, *, own: bool = False) -> tuple[Tensor, ...]:
+    """Numbers (f, k) of a call's slots, or of the matrix's ``own`` members, as f tensors of (rows, 1).
+
+    They lie in scratch of this name, until it is taken for the next matrix.
+    """
+    table, each = scratch.columns(name, numbers.dtype, len(numbers), matrix.height)
     if len(matrix.members) == 1:
         place = 0 if own else matrix.members[0]
-        rows = numbers[:, place : place + 1].expand(-1, matrix.height).contiguous()
+        table.copy_(numbers[:, place : place + 1])
     else:
-        rows = numbers.index_select(1, matrix.owners if own else matrix.places[matrix.owners])
-    return rows[:, :, None].unbind()
+        torch.index_select(numbers, 1, matrix.owners if own else matrix.owner_places, out=table)
+    return each
 
 
 @functools.lru_cache(maxsize=64)

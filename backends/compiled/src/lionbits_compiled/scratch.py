@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 
+class Columns(NamedTuple):
+    """Numbers of rows: ``table`` is (how many, rows), ``each`` has them one by one, (rows, 1)."""
+
+    table: Tensor
+    each: tuple[Tensor, ...]
+
+
 class Scratch:
-    """Memory that serves one matrix after the other, as large as the largest of them."""
+    """Memory that serves one matrix after the other, as large as the largest of them.
+
+    What was taken once is found again: to make a view takes longer than many a small matrix.
+    """
 
     def __init__(self) -> None:
         self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._taken: dict[tuple[str, torch.dtype, int, int], Tensor] = {}
+        self._columns: dict[tuple[str, torch.dtype, int, int], Columns] = {}
 
     def take(self, name: str, dtype: torch.dtype, height: int, width: int) -> Tensor:
         """A matrix of this name, with whatever is in it."""
-        size = height * width
+        taken = self._taken.get((name, dtype, height, width))
+        if taken is None:
+            flat = self._reserved(name, dtype, height * width)
+            taken = self._taken[name, dtype, height, width] = flat[: height * width].view(height, width)
+        return taken
+
+    def columns(self, name: str, dtype: torch.dtype, count: int, height: int) -> Columns:
+        """So many numbers of each row, with whatever is in them."""
+        found = self._columns.get((name, dtype, count, height))
+        if found is None:
+            table = self.take(name, dtype, count, height)
+            found = self._columns[name, dtype, count, height] = Columns(table, table[:, :, None].unbind())
+        return found
+
+    def _reserved(self, name: str, dtype: torch.dtype, size: int) -> Tensor:
         flat = self._flat.get((name, dtype))
         if flat is None or len(flat) < size:
             flat = self._flat[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
-        return flat[:size].view(height, width)
+            for held in (self._taken, self._columns):  # of the memory before, which is to go
+                for key in [key for key in held if key[:2] == (name, dtype)]:
+                    del held[key]
+        return flat

@@ -113,7 +113,7 @@ def _scale(work: Work, matrix: Matrix) -> Tensor:
     if not work.plan.format.tensor_wise:
         return matrix.tensors["exp_avg_scale"]
     scales = torch.cat([slot.state["exp_avg_scale"].view(1, 1) for slot in matrix.slots], dim=1)
-    (scale,) = by_row(matrix, scales, own=True)
+    (scale,) = by_row(work.scratch, "scale", matrix, scales, own=True)
     return scale
 
 
@@ -122,7 +122,7 @@ def _blocks(work: Work, matrix: Matrix, numbers: Numbers) -> Blocks:
     absmax, take, height = numbers.scalars.absmax, work.scratch.take, matrix.height
     if absmax is None:
         return Blocks(take("inverse", torch.float32, height, 1), take("limit", torch.int32, height, 1))
-    (largest,) = by_row(matrix, absmax[None])
+    (largest,) = by_row(work.scratch, "absmax", matrix, absmax[None])
     return Blocks(*formats.block_inverse(largest, work.plan.format))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from lionbits_reference import rounding
 from lionbits_reference.spec import Plan, Slot
 
-from .layouts import LARGEST_GATHERED, SMALL, Whole, layout, lies_ready, parts, straddles, whole
+from .layouts import LARGEST_GATHERED, SMALL, Whole, layout, lies_ready, parts, state_keys, straddles, whole
 from .matrices import Matrix, gathered, ready
 from .scratch import Scratch
 
@@ -29,6 +29,7 @@ class Work:
 
     def __init__(self, plan: Plan, slots: Sequence[Slot]) -> None:
         self.plan, self.scratch = plan, Scratch()
+        self._keys = state_keys(plan)
         self._indices = [slot.index for slot in slots]
         self._salts: dict[tuple[int, int], Tensor] = {}
         self._single: dict[int, Whole | None] = {}
@@ -57,13 +58,13 @@ class Work:
         yield from self.gathered
         for place, known in self._single.items():
             if known is not None and known.takes(slots[place].grad):
-                yield ready(self.plan, place, slots[place], known.layout)
+                yield ready(self._keys, place, slots[place], known.layout)
                 continue
             for part in parts(self.plan, slots[place]):
                 if drawing and straddles(part):
                     yield place, part
                 elif lies_ready(self.plan, part):
-                    yield ready(self.plan, place, part, layout(self.plan, part))
+                    yield ready(self._keys, place, part, layout(self.plan, part))
                 else:
                     yield gathered(self.plan, [place], [part], self.scratch)
 
