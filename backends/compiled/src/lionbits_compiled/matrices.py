@@ -131,7 +131,7 @@ def _needed(plan: Plan, width: int) -> dict[str, tuple[torch.dtype, int]]:
     return needed
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _lows(found: Layout, start: int, row_pitch: int) -> Tensor:
     lows = torch.arange(found.height // found.rows, dtype=torch.int32, device="cpu") * (found.width // 2)
     rows = torch.arange(found.rows, dtype=torch.int32, device="cpu") * word(row_pitch // 2)
