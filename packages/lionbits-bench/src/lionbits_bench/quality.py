@@ -51,7 +51,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "linear 4 bits nearest": {**QLIONS, "rounding": "nearest"},
     "linear 4 bits nearest, one scale": {**QLIONS, "rounding": "nearest", "block_wise": False},  # QLion's own
     "2 bits": {"optim_bits": 2},
-    "32 bits, b2 = 0.95": {"optim_bits": 32, "betas": (0.9, 0.95)},  # what the next rows are to be held against
+    "32 bits, b2 = 0.95": {"optim_bits": 32, "betas": (0.9, 0.95)},  # what others with this b2 are to be held against
+    "8 bits, b2 = 0.95": {"optim_bits": 8, "betas": (0.9, 0.95)},
+    "4 bits, b2 = 0.95": {"optim_bits": 4, "betas": (0.9, 0.95)},
     "32 bits, b2 = 0.9": {"optim_bits": 32, "betas": (0.9, 0.9)},
     "2 bits, b2 = 0.95": {"optim_bits": 2, "betas": (0.9, 0.95)},
     "2 bits, b2 = 0.9": {"optim_bits": 2, "betas": (0.9, 0.9)},
