@@ -17,7 +17,7 @@ FEW, LARGE = 16, 1024
 
 
 class Stack(NamedTuple):
-    """Neighbours of one shape, which come together: a third of the time that a copy of each takes."""
+    """Neighbours of one shape, which come together: in the cache that takes 0.4 of the time of a copy of each."""
 
     members: slice
     dense: Tensor  # in scratch, with nothing between them
