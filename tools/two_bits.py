@@ -11,6 +11,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -21,9 +22,9 @@ from torch import Tensor
 
 import lionbits
 from lionbits.cli import corpus as corpora
-from lionbits.cli.config import TrainConfig
 from lionbits.cli.corpus import Corpus
 from lionbits.cli.training import Run
+from lionbits_bench import quality
 from lionbits_reference import formats
 from lionbits_reference.spec import Format
 
@@ -76,8 +77,7 @@ def replaced(codec: Codec) -> Iterator[None]:
 
 def trained(seed: int, steps: int, corpus: Corpus, **settings: Any) -> float:
     """Held-out loss after the last step."""
-    config = TrainConfig(variant="lion", backend="reference", steps=steps, batch=16, context=64, layers=2, width=64,
-                         heads=2, seed=seed, eval_every=steps)  # fmt: skip
+    config = replace(quality.DEFAULT, backend="reference", seed=seed, steps=steps, eval_every=steps)
     run = Run(config, corpus)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "optim_bits=2 is for research", UserWarning)
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("lionbits-out/two-bits.jsonl"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=quality.DEFAULT.steps)
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(CODECS), metavar="NAME")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -34,6 +34,8 @@ SCHEMA = 1
 RESULTS = "results.json"
 EVALUATIONS = 10  # of a run
 HEAD_WIDTH = 32
+#: A run, where nothing else is asked for; tools/two_bits.py has the same.
+DEFAULT = TrainConfig(variant="lion", steps=2500, batch=16, context=64, layers=2, width=64, heads=64 // HEAD_WIDTH)
 USAGE, INTERRUPTED = 2, 130  # exit codes: as argparse has it, and as a shell reports a Ctrl-C
 
 QLIONS: dict[str, Any] = {"optim_bits": 4, "state_format": "e0m3"}
@@ -70,15 +72,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Train the small transformer of `lionbits train` with every variant and seed. What is in the "
         "folder already is not trained again. Exit code 0: all done; 2: wrong settings; 130: interrupted.",
     )
-    parser.add_argument("--steps", type=int, default=2500, help="of a run (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=DEFAULT.steps, help="of a run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: %(default)s)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME",
                         help=f"some of: {'; '.join(VARIANTS)} (default: all)")  # fmt: skip
-    parser.add_argument("--layers", type=int, default=2, help="transformer blocks (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=64, help="features per position (default: %(default)s)")
-    parser.add_argument("--context", type=int, default=64, help="bytes per window (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=16, help="windows per step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=TrainConfig.lr, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=DEFAULT.layers, help="transformer blocks (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=DEFAULT.width, help="features per position (default: %(default)s)")
+    parser.add_argument("--context", type=int, default=DEFAULT.context, help="bytes per window (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=DEFAULT.batch, help="windows per step (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=DEFAULT.lr, help="peak learning rate (default: %(default)s)")
     parser.add_argument("--backend", help="name of the backend (default: the best that serves)")
     parser.add_argument("--out", type=Path, default=Path("lionbits-out/quality"), help="folder (default: %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress, the table only")
@@ -118,8 +120,8 @@ def _compare(given: argparse.Namespace) -> int:
 def _shared(given: argparse.Namespace) -> TrainConfig:
     if given.seeds < 1:
         raise CommandError(f"--seeds must be at least 1, not {given.seeds}")
-    return TrainConfig(
-        variant="lion",
+    return replace(
+        DEFAULT,
         backend=given.backend,
         steps=given.steps,
         batch=given.batch,
