@@ -1,4 +1,4 @@
-"""Lion as the reference, compiled by torch.compile: the backend ``compiled``, fast on any CPU."""
+"""Lion as the reference, compiled by Inductor: the backend ``compiled``, fast on any CPU."""
 
 from .backend import absmax, aligned, decode, encode, name, step, supports
 

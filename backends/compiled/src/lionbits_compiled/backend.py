@@ -1,4 +1,4 @@
-"""The backend ``compiled``: the reference through torch.compile, over matrices of blocks, equal to it bit for bit."""
+"""The backend ``compiled``: the reference through Inductor, over matrices of blocks, equal to it bit for bit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def supports(plan: Plan, device: torch.device) -> str:
     del plan
     if device.type != "cpu":
         return (
-            f"it has been tried on the CPU only, not on {device.type}: there torch.compile may fuse a multiplication "
+            f"it has been tried on the CPU only, not on {device.type}: there Inductor may fuse a multiplication "
             f"with an addition, which rounds once where Lion rounds twice"
         )
     return compiling.obstacle()

@@ -1,19 +1,17 @@
-"""torch.compile, told what matters: one function serves all shapes and numbers, and nobody waits unawares."""
+"""Inductor, told what matters: one function serves all shapes and numbers, and nobody waits unawares."""
 
 from __future__ import annotations
 
-import functools
-import importlib
+import itertools
 import logging
 import os
 import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -59,51 +57,64 @@ class Compiled:
     def __init__(self, function: Callable[..., None], title: str, width: int = 0) -> None:
         self._function, self._title, self._width = function, title + (f", rows of {width}" if width else ""), width
         self._threads = 0
-        self._code: CodeType = function.__code__
         self._run: Callable[..., Any] = function
 
     def __call__(self, *arguments: Any) -> None:
         """Compute, having compiled first if that is still to be done for so many threads."""
-        if self._threads != torch.get_num_threads() or not _compilations(self._code):
-            self._compile(arguments)
-        self._run(*arguments)
+        if self._threads != torch.get_num_threads():
+            with _told(self._title):
+                self._run = self._compiled(arguments)
+            self._threads = torch.get_num_threads()
+        self._run(*_tensors(arguments))
 
-    def _compile(self, arguments: Sequence[Any]) -> None:
-        own = self._own_code()
-        run = torch.compile(own, fullgraph=True, options={"guard_filter_fn": _trust, "size_asserts": _asserts()})
-        with _told(self._title):
-            run(*(_example(argument, self._width) for argument in arguments))
-        self._run, self._code, self._threads = run, own.__code__, torch.get_num_threads()
+    def _compiled(self, arguments: Sequence[Any]) -> Callable[..., Any]:
+        """The function of all tensors in arguments like these, in order.
 
-    def _own_code(self) -> FunctionType:
-        """torch.compile counts recompilations by code object, which closures of one function share: copies do not."""
-        function = self._function
-        assert isinstance(function, FunctionType)
-        name = f"{function.__name__}_{''.join(c if c.isalnum() else '_' for c in self._title)}"
-        code = function.__code__.replace(co_name=name)
-        return FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
+        Inductor is handed its graph: what torch.compile would do around it at every call takes 13 us, and is nothing
+        that is wanted here.
+        """
+        from torch import _inductor  # not before: it takes longer to import than torch itself
+        from torch.fx.experimental.proxy_tensor import make_fx
 
+        def traced(*tensors: Tensor) -> tuple[()]:
+            for tensor in tensors:
+                self._fix(tensor)
+            self._function(*_arranged(arguments, iter(tensors)))
+            return ()
 
-def _compilations(code: CodeType) -> list[Any]:
-    """What torch has compiled of this code: nothing any more after ``torch.compiler.reset()``, which anyone may call.
+        graph = make_fx(traced, tracing_mode="symbolic")(*map(_example, _tensors(arguments)))
+        examples = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+        run: Callable[..., Any] = _inductor.compile(graph, examples, options={"size_asserts": _asserts()})
+        _check_assumptions(examples)
+        return run
 
-    It would compile again at the next call, but for the very sizes of that call, and no guard would say so.
-    """
-    kept: list[Any] = _entries()(code)
-    return kept
-
-
-@functools.cache
-def _entries() -> Callable[[CodeType], list[Any]]:
-    """It is imported with the first that is compiled, as that takes longer than torch itself."""
-    entries: Callable[[CodeType], list[Any]]
-    entries = importlib.import_module("torch._C._dynamo.eval_frame")._debug_get_cache_entry_list
-    return entries
+    def _fix(self, tensor: Tensor) -> None:
+        """Have the width taken for a number, where there is one that is always the same."""
+        if tensor.dim() and tensor.shape[-1] == self._width:
+            int(tensor.shape[-1])
 
 
-def _trust(guards: Sequence[Any]) -> list[bool]:
-    """Which of these conditions are looked at before each call: none."""
-    return [False] * len(guards)
+def _tensors(arguments: Iterable[Any]) -> list[Tensor]:
+    """The tensors in arguments, and in tuples among these."""
+    found: list[Tensor] = []
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            found += _tensors(argument)
+        elif argument is not None:
+            found.append(argument)
+    return found
+
+
+def _arranged(arguments: Iterable[Any], tensors: Iterator[Tensor]) -> list[Any]:
+    """Tensors in the places of those in arguments."""
+    return [
+        type(argument)(*_arranged(argument, tensors))
+        if isinstance(argument, tuple)
+        else None
+        if argument is None
+        else next(tensors)
+        for argument in arguments
+    ]
 
 
 def _asserts() -> bool:
@@ -119,18 +130,32 @@ def _asserts() -> bool:
 ROWS = 4099
 
 
-def _example(argument: Any, width: int) -> Any:
-    """Zeros like an argument, with many rows, and sizes that are said to change."""
-    if argument is None:
-        return None
-    if not isinstance(argument, Tensor):
-        return type(argument)(*(_example(part, width) for part in argument))
-    shape = (ROWS, argument.shape[1]) if argument.dim() == 2 else tuple(argument.shape)
-    example = torch.zeros(shape, dtype=argument.dtype, device="cpu")
-    for dimension, size in enumerate(shape):
-        if size > 1 and (size != width or (dimension == 0 and len(shape) == 2)):
-            torch._dynamo.mark_dynamic(example, dimension)
-    return example
+#: The fewest and the most rows, and elements of a row, that there are: what is compiled has to be right in between.
+HEIGHTS, WIDTHS = (2, 1 << 22), (32, 4096)
+
+
+def _check_assumptions(examples: Sequence[Any]) -> None:
+    """Nobody looks at a call's sizes, so what torch took for granted has to be so for all.
+
+    Raises:
+        RuntimeError: it is not, in this version of torch. Nothing has been computed.
+    """
+    environment = examples[0].fake_mode.shape_env
+    heights = {example.shape[0].node.expr for example in examples if example.dim() == 2}
+    for guard in environment.guards:
+        sizes = guard.expr.free_symbols - environment.replacements.keys()  # without those that are fixed
+        ends = [[(size, end) for end in (HEIGHTS if size in heights else WIDTHS)] for size in sizes]
+        if sizes and not all(guard.expr.subs(corner) for corner in itertools.product(*ends)):
+            raise RuntimeError(
+                f"torch {torch.__version__} would compile for {guard.expr} only, which is not so of every tensor. "
+                f"Choose backend='reference', or another version of torch."
+            )
+
+
+def _example(tensor: Tensor) -> Tensor:
+    """Zeros like a tensor, with many rows if it is a matrix."""
+    shape = (ROWS, tensor.shape[1]) if tensor.dim() == 2 else tensor.shape
+    return torch.zeros(shape, dtype=tensor.dtype, device="cpu")
 
 
 @contextmanager

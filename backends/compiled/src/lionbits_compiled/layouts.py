@@ -118,7 +118,7 @@ def lies_ready(plan: Plan, slot: Slot) -> bool:
         and slot.param.dtype == slot.grad.dtype
         and rows == 1
         and columns % width == 0
-        and columns > width  # torch.compile makes one row a case of its own
+        and columns > width  # torch makes one row a case of its own
         and all(tensor.is_contiguous() and _is_placed(tensor) for tensor in tensors)
         and len(set(_storages(tensors))) == len(tensors)
     )

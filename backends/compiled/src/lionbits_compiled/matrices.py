@@ -110,7 +110,7 @@ def gathered(plan: Plan, members: Sequence[int], slots: Sequence[Slot], scratch:
     """Rows in scratch for these slots, of layouts of one width; :meth:`Matrix.fetch` fills them."""
     layouts = [layout(plan, slot) for slot in slots]
     width = layouts[0].width
-    height = max(sum(found.height for found in layouts), 2)  # torch.compile makes one row a case of its own
+    height = max(sum(found.height for found in layouts), 2)  # torch makes one row a case of its own
     tensors = {name: scratch.take(name, dtype, height, row) for name, (dtype, row) in _needed(plan, width).items()}
     copies = {name: Copies(tensor, _theirs(slots, name), layouts, scratch) for name, tensor in tensors.items()}
     gaps = height * width != sum(slot.param.numel() for slot in slots)

@@ -85,7 +85,7 @@ def _step_codes(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers, skip
 
 
 def runs(height: int, width: int) -> Iterator[slice]:
-    """Rows in runs of about the same length: none is a single row, which torch.compile makes a case of its own."""
+    """Rows in runs of about the same length: none is a single row, which torch makes a case of its own."""
     count = -(-height * width // RUN)
     for j in range(count):
         yield slice(height * j // count, height * (j + 1) // count)
