@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -44,6 +46,41 @@ def test_step_pre_hook_may_replace_the_closure(variant: Variant) -> None:
     optimizer = variant(weights())
     optimizer.register_step_pre_hook(lambda opt, args, kwargs: ((opt, lambda: "hooked"), {}))
     assert optimizer.step(lambda: "given") == "hooked"
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
+def test_step_hooks_run_once_for_a_subclass_with_a_step_of_its_own(variant: Variant, wrapped: bool) -> None:
+    """Torch wraps the subclass's step, and hooks do not run again in the one that it calls; nor if the subclass says
+    by ``functools.wraps`` that it is that one, so that torch leaves it alone."""
+    base = type(variant(weights()))
+
+    def step(self: torch.optim.Optimizer, closure: Any = None) -> Any:
+        seen.append("own")
+        return base.step(self, closure)
+
+    own = type("Own", (base,), {"step": functools.wraps(base.step)(step) if wrapped else step})
+    seen: list[str] = []
+    params = weights()
+    optimizer = own(params, **variant.settings)
+    optimizer.register_step_pre_hook(lambda *_: seen.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("post"))
+    train(optimizer, params, [1])
+    assert sorted(seen) == ["own", "post", "pre"]
+
+
+def test_profilers_see_the_step_by_its_name(variant: Variant) -> None:
+    """As of every optimizer of torch; and a step outside of them is the same step."""
+    ends = []
+    for watched in (True, False):
+        params = weights()
+        optimizer = variant(params)
+        with torch.profiler.profile() if watched else contextlib.nullcontext() as profile:
+            train(optimizer, params, [1])
+        ends.append(snapshot(optimizer)["state"])
+        if watched:
+            assert profile is not None
+            assert f"Optimizer.step#{type(optimizer).__name__}.step" in {event.name for event in profile.events()}
+    assert_same(*ends)
 
 
 def test_state_dict_hooks_run_in_order_and_may_change_the_result(variant: Variant) -> None:

@@ -91,7 +91,8 @@ def advance(dtype: torch.dtype, caution: str, nonfinite: str, width: int) -> Com
         new = update.update(p, exp_avg, g, rates.lr, rates.keep, betas, caution, nonfinite)
         param.copy_(new.param)
         exp_avg.copy_(new.momentum)
-        skipped.copy_((~new.applied).to(torch.float32).sum(dim=1, keepdim=True))
+        if nonfinite == "skip":
+            _count(skipped, new.applied)
 
     return Compiled(advance, f"32-bit steps of {dtype}, caution {caution}, {nonfinite}", width)
 
@@ -118,7 +119,8 @@ def advance_codes(
         new = update.update(p, m, g, rates.lr, rates.keep, betas, caution, nonfinite)
         param.copy_(new.param)
         momentum.copy_(new.momentum)
-        skipped.copy_((~new.applied).to(torch.float32).sum(dim=1, keepdim=True))
+        if nonfinite == "skip":
+            _count(skipped, new.applied)
         if scales:
             absmax = new.momentum.abs().amax(dim=1, keepdim=True)
             inverse, limit = formats.block_inverse(absmax, held.format)
@@ -181,6 +183,12 @@ def count(dtype: torch.dtype, codes: torch.dtype | None, kind: str, nonfinite: s
             found.copy_(momentum.abs().amax(dim=1, keepdim=True))
 
     return Compiled(count, f"{kind} with {dtype}, {nonfinite}{f', codes in {codes}' if codes else ''}")
+
+
+def _count(skipped: Tensor, applied: Tensor) -> None:
+    """Add the elements that were not: first those of each row, as float32 vectors hold up to 4096 of them exactly."""
+    rows = (~applied).to(torch.float32).sum(dim=1)
+    skipped.add_(rows.sum(dtype=torch.int64))
 
 
 def _momentum(held: Codes) -> Tensor:

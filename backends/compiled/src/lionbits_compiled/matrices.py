@@ -42,7 +42,7 @@ class Matrix:
     copies: dict[str, Copies] = field(default_factory=dict)
     gaps: bool = False
 
-    @cached_property
+    @property
     def height(self) -> int:
         """Rows, one that only fills up included."""
         return self.tensors["param"].shape[0]
@@ -101,9 +101,11 @@ class Matrix:
 
 def ready(keys: Sequence[str], member: int, slot: Slot, found: Layout) -> Matrix:
     """A slot, with state of these names, that lies ready: nothing is copied."""
-    tensors = {"param": slot.param.detach(), "grad": slot.grad.detach()}
-    tensors |= {key: slot.state[key] for key in keys}
-    return Matrix([member], [slot], [found], {name: t.view(found.height, -1) for name, t in tensors.items()})
+    height, state = found.height, slot.state
+    tensors = {"param": slot.param.view(height, -1), "grad": slot.grad.view(height, -1)}
+    for key in keys:
+        tensors[key] = state[key].view(height, -1)
+    return Matrix([member], [slot], [found], tensors)
 
 
 def gathered(plan: Plan, members: Sequence[int], slots: Sequence[Slot], scratch: Scratch) -> Matrix:

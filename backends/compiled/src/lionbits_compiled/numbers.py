@@ -57,7 +57,7 @@ def by_row(scratch: Scratch, name: str, matrix: Matrix, numbers: Tensor, *, own:
 
     They lie in scratch of this name, until it is taken for the next matrix.
     """
-    table, each = scratch.columns(name, numbers.dtype, len(numbers), matrix.height)
+    table, each = scratch.columns(name, numbers.dtype, numbers.shape[0], matrix.height)
     if len(matrix.members) == 1:
         place = 0 if own else matrix.members[0]
         table.copy_(numbers[:, place : place + 1])

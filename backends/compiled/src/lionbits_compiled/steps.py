@@ -29,14 +29,13 @@ def step(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
     param = tensors["param"]
     if plan.param_rounding == "compensated":
         functions.load(tensors["param_rest"].dtype)(tensors["stored"], tensors["param_rest"], param)
-    skipped = work.scratch.take("skipped", torch.float32, matrix.height, 1)
     if plan.format.quantised:
-        _step_codes(work, matrix, hyper, numbers, skipped)
+        _step_codes(work, matrix, hyper, numbers)
     else:
         advance = functions.advance(param.dtype, plan.caution, plan.nonfinite, _width(work, matrix))
-        advance(param, tensors["grad"], tensors["exp_avg"], numbers.rates(matrix), numbers.betas, skipped)
-    if plan.nonfinite == "skip":
-        numbers.scalars.skipped.add_(skipped.sum(dtype=torch.int64))
+        advance(
+            param, tensors["grad"], tensors["exp_avg"], numbers.rates(matrix), numbers.betas, numbers.scalars.skipped
+        )
     if "stored" in tensors:
         _store_param(work, matrix, numbers)
 
@@ -47,7 +46,6 @@ class _Rows(NamedTuple):
     param: Tensor
     grad: Tensor
     packed: Tensor  # uint8 (n, width * bits / 8)
-    skipped: Tensor
     scale: Tensor
     blocks: Blocks
     rates: Rates
@@ -60,26 +58,26 @@ class _Rows(NamedTuple):
             yield self
             return
         for some in runs(height, width):
-            param, grad, packed, skipped, scale = (part[some] for part in self[:5])
+            param, grad, packed, scale = (part[some] for part in self[:4])
             blocks, rates = Blocks(*(part[some] for part in self.blocks)), Rates(*(rate[some] for rate in self.rates))
-            yield _Rows(param, grad, packed, skipped, scale, blocks, rates, self.draw and self.draw.of(some))
+            yield _Rows(param, grad, packed, scale, blocks, rates, self.draw and self.draw.of(some))
 
 
-def _step_codes(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers, skipped: Tensor) -> None:
+def _step_codes(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
     """Decode, update and encode: some rows after the other, so that what is between these stays in the cache."""
     plan, bits, scratch, width = work.plan, work.plan.format.bits, work.scratch, matrix.width
     param, grad, packed = (matrix.tensors[name] for name in ("param", "grad", "exp_avg_codes"))
-    scale, blocks = _scale(work, matrix), _blocks(work, matrix, numbers)
+    scale, blocks, skipped = _scale(work, matrix), _blocks(work, matrix, numbers), numbers.scalars.skipped
     rates, draw = numbers.rates(matrix), numbers.draw(matrix, hyper.rounding, rounding.STATE)
     dtype, own, format = packing.CODES, _width(work, matrix), _format(plan.format)
     scales = not plan.format.tensor_wise
     advance = functions.advance_codes(param.dtype, dtype, plan.caution, plan.nonfinite, scales, own)
     encode = functions.encode(dtype, draw is not None, own)
-    for run in _Rows(param, grad, packed, skipped, scale, blocks, rates, draw).runs():
+    for run in _Rows(param, grad, packed, scale, blocks, rates, draw).runs():
         codes = packing.unpack(run.packed, bits, scratch)
         momentum = scratch.take("momentum", torch.float32, len(codes), width)
         held = Codes(codes, run.scale, format)
-        advance(run.param, run.grad, held, run.rates, numbers.betas, run.skipped, momentum, run.blocks)
+        advance(run.param, run.grad, held, run.rates, numbers.betas, skipped, momentum, run.blocks)
         encode(momentum, run.blocks, format, run.draw, codes)
         packing.pack(codes, run.packed, bits, scratch)
 

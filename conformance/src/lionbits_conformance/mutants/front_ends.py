@@ -266,13 +266,13 @@ FRONT_ENDS = (
     front_end(
         "a replaced state tensor is not noticed",
         "lionbits/watch.py",
-        "                and [list(map(id, map(get, held))) for get, held in self._tensors] == self._ids\n                and not self._dead\n",
+        "            and [list(map(id, map(get, held))) for get, held in self._tensors] == self._ids\n            and not self._dead\n",
         "",
     ),
     front_end(
         "state in another dict is not noticed",
         "lionbits/watch.py",
-        "                and _same(states.values(), self._dicts)\n",
+        "            and _same(states.values(), self._dicts)\n",
         "",
     ),
 )

@@ -16,6 +16,7 @@ from lionbits_reference.spec import Plan, checks
 
 from . import advice, checkpoint, groups, options, paging, select, shards, summary, work
 from .backward import InBackward
+from .hooks import hooked_if_watched
 from .paging import Movement, PagingStats
 from .spelling import known_arguments
 from .steady import Steady
@@ -198,6 +199,7 @@ class Lion(Optimizer):
                 rule = f"contradicts {type(self).__name__}, which has {key}={value!r}"
                 raise checks.refusal(ValueError, key, given[key], rule, "Use lionbits.Lion for other settings.")
 
+    @hooked_if_watched
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient.

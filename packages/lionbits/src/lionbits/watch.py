@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from . import options
 
@@ -27,14 +26,6 @@ Group = dict[str, Any]
 State = dict[str, Any]
 
 
-class _ByIdentity(TorchFunctionMode):
-    """Inside, a tensor equals itself and nothing else: lists of tensors compare by address, and nothing is computed."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> bool:
-        return args[0] is args[1]
-
-
-_by_identity = _ByIdentity()
 _params, _betas, _step = itemgetter("params"), itemgetter("betas"), itemgetter("step")
 _structure, _rates = itemgetter(*options.STRUCTURE), itemgetter(*options.RATES)
 
@@ -56,14 +47,13 @@ class Groups:
 
     def hold(self, groups: Sequence[Group]) -> bool:
         """Whether all is as it was, but perhaps for rates."""
-        with _by_identity:
-            return (
-                _same(groups, self._groups)
-                and list(map(len, map(_params, groups))) == self._sizes
-                and _flat(_params, groups) == self._members
-                and _same(_flat(_structure, groups), self._structure)
-                and _same(_flat(_betas, groups), self._betas)
-            )
+        return (
+            _same(groups, self._groups)
+            and list(map(len, map(_params, groups))) == self._sizes
+            and _same(_flat(_params, groups), self._members)
+            and _same(_flat(_structure, groups), self._structure)
+            and _same(_flat(_betas, groups), self._betas)
+        )
 
     def restless(self, groups: Sequence[Group]) -> list[Group]:
         """Groups whose rates changed, or may have: the value of a tensor is not looked at."""
@@ -90,14 +80,13 @@ class States:
 
     def hold(self, states: Mapping[Any, State]) -> bool:
         """Whether all is as it was, but for the values in state tensors."""
-        with _by_identity:
-            return (
-                list(states) == self._keys
-                and _same(states.values(), self._dicts)
-                and list(map(_step, self._counted)) == self.steps
-                and [list(map(id, map(get, held))) for get, held in self._tensors] == self._ids
-                and not self._dead
-            )
+        return (
+            _same(list(states), self._keys)
+            and _same(states.values(), self._dicts)
+            and _same(list(map(_step, self._counted)), self.steps)
+            and [list(map(id, map(get, held))) for get, held in self._tensors] == self._ids
+            and not self._dead
+        )
 
 
 class Tensors:

@@ -87,7 +87,8 @@ class Scalars:
         Args:
             at: a run of places, or int64 places on the slots' device.
         """
-        if isinstance(at, slice) and at.indices(len(self.lr)) == (0, len(self.lr), 1):
+        count = self.lr.numel()
+        if isinstance(at, slice) and at.indices(count) == (0, count, 1):
             return self
         absmax = None if self.absmax is None else self.absmax[at]
         return Scalars(self.lr[at], self.keep[at], self.grad_scale[at], self.step[at], self.skipped, absmax)
