@@ -15,9 +15,9 @@ import torch
 
 import lionbits
 from lionbits_compiled import packing
-from lionbits_compiled.copies import FEW, LARGE, Copies
+from lionbits_compiled.copies import Copies
 from lionbits_compiled.functions import WORD
-from lionbits_compiled.layouts import SMALL, Layout, layout, lies_ready, parts
+from lionbits_compiled.layouts import FEW, LARGE, SMALL, Layout, are_rows, layout, lies_ready, parts
 from lionbits_compiled.matrices import Matrix
 from lionbits_compiled.scratch import Scratch
 from lionbits_compiled.work import Work
@@ -127,6 +127,56 @@ def test_copies_of_many_are_those_of_each(dtype: torch.dtype) -> None:
     before = [tensor.clone() for tensor in theirs]
     copies.bring_back(theirs)
     assert all(torch.equal(now, -then) for now, then in zip(theirs, before, strict=True))
+
+
+def test_what_are_rows_of_a_matrix() -> None:
+    """One behind the other, whole, in one memory, and none too few."""
+    memory = torch.zeros(8, 24)
+    rows = list(memory.view(8, 4, 6).unbind())
+    assert are_rows(rows, (8, 24))
+    assert are_rows(rows[2:5], (3, 24))
+    assert not are_rows(rows, (9, 24))
+    assert not are_rows(rows, (8, 20))
+    assert not are_rows([*rows[:3], *rows[4:]], (7, 24))
+    assert not are_rows([rows[1], rows[0], *rows[2:]], (8, 24))
+    assert not are_rows([*rows[:-1], rows[-1].clone()], (8, 24))
+    assert not are_rows([*rows[:-1], memory[-1].view(6, 4).t()], (8, 24))
+    assert not are_rows([*rows[:-1], rows[-1][:2]], (8, 24))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_momentum_of_a_crowd_is_updated_where_it_lies(dtype: torch.dtype) -> None:
+    """And copied where it lies so no more: some have no gradient, one was replaced, another optimizer took it over."""
+    shapes = [(4, 25), (100,), (33,)] * FEW + [(64,)] * (FEW - 1) + [()]
+    ends, ours = [], {}
+    for name in ("compiled", "reference"):
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
+        optimizer = lionbits.Lion(params, lr=1e-2, weight_decay=0.1, backend=name)
+        for turn in ("first", "second", "few", "all", "replaced", "loaded"):
+            for j, param in enumerate(params):
+                some = turn != "few" or j % 5
+                param.grad = torch.randn(param.shape, generator=generator).to(dtype) if some else None
+            if turn == "replaced":
+                optimizer.state[params[3]]["exp_avg"] = optimizer.state[params[3]]["exp_avg"].clone()
+            if turn == "loaded":
+                state = optimizer.state_dict()
+                optimizer = lionbits.Lion(params, lr=1e-2, weight_decay=0.1, backend=name)
+                optimizer.load_state_dict(state)
+            optimizer.step()
+            (work,) = optimizer._steady._works  # type: ignore[union-attr]
+            if name == "compiled":
+                gathered = work[0].batch.memo["compiled"].gathered
+                ours[turn] = sum(len(matrix.slots) for matrix in gathered if matrix.shapes)
+                assert not any(matrix.shapes.keys() & matrix.tensors.keys() for matrix in gathered)
+        ends.append([*params, *(optimizer.state[param]["exp_avg"] for param in params)])
+    assert all(torch.equal(got, want) for got, want in zip(*ends, strict=True))
+    crowds = 3 * FEW
+    assert ours == {
+        **dict.fromkeys(("first", "second", "all", "loaded"), crowds),
+        "few": 0,
+        "replaced": 2 * FEW,
+    }
 
 
 @pytest.mark.parametrize("settings", [{"optim_bits": 8}, {"optim_bits": 4}, {"optim_bits": 32}])

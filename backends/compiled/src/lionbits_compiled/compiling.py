@@ -135,7 +135,7 @@ ROWS = 4099
 
 
 #: The fewest and the most rows, and elements of a row, that there are: what is compiled has to be right in between.
-HEIGHTS, WIDTHS = (2, 1 << 22), (32, 4096)
+HEIGHTS, WIDTHS = (2, 1 << 22), (2, 4096)
 
 
 def _check_assumptions(examples: Sequence[Any]) -> None:

@@ -9,19 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .layouts import Layout
+from .layouts import FEW, LARGE, Layout
 from .scratch import Scratch
-
-#: Fewer tensors than these of one shape, or larger ones, come as fast one by one as stacked.
-FEW, LARGE = 16, 1024
 
 
 class Stack(NamedTuple):
     """Neighbours of one shape, which come together: in the cache that takes 0.4 of the time of a copy of each."""
 
     members: slice
-    dense: Tensor  # in scratch, with nothing between them
-    rows: Tensor  # the same elements in the matrix
+    dense: Tensor  # with nothing between them
+    rows: Tensor | None  # the same elements in the matrix, unless it has nothing between them either
 
 
 class Copies:
@@ -48,8 +45,10 @@ class Copies:
             if count < FEW or shape.numel() > LARGE:
                 self._alone += places
             else:
-                dense = scratch.take("stacked", theirs[places[0]].dtype, *rows.shape)
-                self._stacks.append(Stack(slice(places[0], places[-1] + 1), dense, rows))
+                dtype = theirs[places[0]].dtype
+                whole = rows.is_contiguous() and rows.dtype == dtype
+                dense = rows if whole else scratch.take("stacked", dtype, *rows.shape)
+                self._stacks.append(Stack(slice(places[0], places[-1] + 1), dense, None if whole else rows))
         self.views = [view.view(tensor.shape) for view, tensor in zip(self.views, theirs, strict=True)]
 
     def fetch(self, theirs: list[Tensor]) -> None:
@@ -57,7 +56,8 @@ class Copies:
         for members, dense, rows in self._stacks:
             some = theirs[members]
             torch.stack(some, out=dense.view(len(some), *some[0].shape))
-            rows.copy_(dense)
+            if rows is not None:
+                rows.copy_(dense)
         if self._alone:
             torch._foreach_copy_([self.views[j] for j in self._alone], [theirs[j] for j in self._alone])
 

@@ -7,9 +7,11 @@ another dtype than their gradients.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lionbits_reference import slices
@@ -24,6 +26,9 @@ LARGEST, LARGEST_IN_CODES, LARGEST_GATHERED = 1 << 26, 1 << 24, 1 << 18
 
 #: Slots of fewer elements are gathered with others: calls cost more than copies.
 SMALL = 1 << 15
+
+#: Fewer tensors than these of one size, or larger ones, are copied as fast one by one as all at once.
+FEW, LARGE = 16, 1024
 
 
 class Layout(NamedTuple):
@@ -50,6 +55,27 @@ def layout(plan: Plan, slot: Slot) -> Layout:
         rows, columns = 1, rows * columns
     plain = SHORT_ROW if rows > 1 else ROW if columns < SMALL else LONG_ROW
     return Layout(rows, columns, block or plain)
+
+
+def crowds(plan: Plan, slots: Sequence[Slot]) -> set[torch.Size]:
+    """Small shapes that many of the slots have. A row of theirs is one of them, if nothing depends on columns."""
+    if plan.format.quantised or plan.draws_for_param:
+        return set()
+    shapes = Counter(slot.param.shape for slot in slots)
+    return {shape for shape, count in shapes.items() if count >= FEW and 1 < shape.numel() <= LARGE}
+
+
+def are_rows(tensors: Sequence[Tensor], shape: Sequence[int]) -> bool:
+    """Whether they are, one behind the other where they lie, a matrix of this shape with a row for each."""
+    first = tensors[0]
+    storage, begin, pitch = first.untyped_storage().data_ptr(), first.data_ptr(), shape[1] * first.itemsize
+    return len(tensors) == shape[0] and all(
+        tensor.data_ptr() == begin + row * pitch
+        and tensor.nbytes == pitch
+        and tensor.is_contiguous()
+        and tensor.untyped_storage().data_ptr() == storage
+        for row, tensor in enumerate(tensors)
+    )
 
 
 def _block(plan: Plan, columns: int) -> int:

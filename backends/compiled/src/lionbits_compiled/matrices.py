@@ -17,7 +17,7 @@ from lionbits_reference.rounding import word
 from lionbits_reference.spec import Plan, Slot
 
 from .copies import Copies
-from .layouts import Layout, layout, state_keys
+from .layouts import Layout, are_rows, state_keys
 from .scratch import Scratch
 
 
@@ -32,6 +32,7 @@ class Matrix:
         tensors: ``param``, ``grad``, state by name, contiguous, a block of each in a row. ``stored`` is the parameter
             as it is stored, where ``param`` is float32 because there is more to it than rounding to nearest.
         copies: those of ``tensors`` that are, and of whose they are.
+        shapes: of state whose tensors are rows of a matrix where they lie, and which is taken for that at each fetch.
         gaps: whether rows have elements that are nobody's.
     """
 
@@ -40,6 +41,7 @@ class Matrix:
     layouts: list[Layout]
     tensors: dict[str, Tensor]
     copies: dict[str, Copies] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
     gaps: bool = False
 
     @property
@@ -83,6 +85,8 @@ class Matrix:
         """Fill scratch from the slots."""
         if not self.copies:
             return
+        for name, shape in self.shapes.items():
+            self.tensors[name] = self.slots[0].state[name].as_strided(shape, (shape[1], 1))
         with torch.inference_mode():
             for name, copies in self.copies.items():
                 if self.gaps:
@@ -97,6 +101,8 @@ class Matrix:
             for name, copies in self.copies.items():
                 if name != "grad" and not (name == "param" and "stored" in self.copies):
                     copies.bring_back(_theirs(self.slots, name))
+        for name in self.shapes:
+            del self.tensors[name]  # state that is let go of must die
 
 
 def ready(keys: Sequence[str], member: int, slot: Slot, found: Layout) -> Matrix:
@@ -108,15 +114,19 @@ def ready(keys: Sequence[str], member: int, slot: Slot, found: Layout) -> Matrix
     return Matrix([member], [slot], [found], tensors)
 
 
-def gathered(plan: Plan, members: Sequence[int], slots: Sequence[Slot], scratch: Scratch) -> Matrix:
+def gathered(
+    plan: Plan, members: Sequence[int], slots: Sequence[Slot], layouts: Sequence[Layout], scratch: Scratch
+) -> Matrix:
     """Rows in scratch for these slots, of layouts of one width; :meth:`Matrix.fetch` fills them."""
-    layouts = [layout(plan, slot) for slot in slots]
     width = layouts[0].width
     height = max(sum(found.height for found in layouts), 2)  # torch makes one row a case of its own
-    tensors = {name: scratch.take(name, dtype, height, row) for name, (dtype, row) in _needed(plan, width).items()}
+    needed = {name: (dtype, (height, row)) for name, (dtype, row) in _needed(plan, width).items()}
+    keys = [key for key in state_keys(plan) if are_rows(_theirs(slots, key), needed[key][1])]
+    shapes = {key: needed.pop(key)[1] for key in keys}
+    tensors = {name: scratch.take(name, dtype, *shape) for name, (dtype, shape) in needed.items()}
     copies = {name: Copies(tensor, _theirs(slots, name), layouts, scratch) for name, tensor in tensors.items()}
     gaps = height * width != sum(slot.param.numel() for slot in slots)
-    return Matrix(list(members), list(slots), layouts, tensors, copies, gaps)
+    return Matrix(list(members), list(slots), list(layouts), tensors, copies, shapes, gaps)
 
 
 def _needed(plan: Plan, width: int) -> dict[str, tuple[torch.dtype, int]]:

@@ -139,7 +139,8 @@ def _store_param(work: Work, matrix: Matrix, numbers: Numbers) -> None:
 def _width(work: Work, matrix: Matrix) -> int:
     """The width of rows if they have code of their own, else 0."""
     default = work.plan.caution == "none" and work.plan.nonfinite == "skip"
-    return matrix.width if default and matrix.width in functions.WIDTHS else 0
+    own = functions.WIDTHS if work.plan.format.quantised else functions.WIDTHS[:1]
+    return matrix.width if default and matrix.width in own else 0
 
 
 @functools.cache

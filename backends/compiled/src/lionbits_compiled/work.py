@@ -10,7 +10,19 @@ from torch import Tensor
 from lionbits_reference import rounding
 from lionbits_reference.spec import Plan, Slot
 
-from .layouts import LARGEST_GATHERED, SMALL, Whole, layout, lies_ready, parts, state_keys, straddles, whole
+from .layouts import (
+    LARGEST_GATHERED,
+    SMALL,
+    Layout,
+    Whole,
+    crowds,
+    layout,
+    lies_ready,
+    parts,
+    state_keys,
+    straddles,
+    whole,
+)
 from .matrices import Matrix, gathered, ready
 from .scratch import Scratch
 
@@ -33,22 +45,30 @@ class Work:
         self._indices = [slot.index for slot in slots]
         self._salts: dict[tuple[int, int], Tensor] = {}
         self._single: dict[int, Whole | None] = {}
-        small: dict[tuple[int, int], list[int]] = {}
+        small: list[int] = []
         for place, slot in enumerate(slots):
             if slot.param.numel() == 0:
                 continue
             found = layout(plan, slot)
             if max(slot.param.numel(), found.height * found.width // 8) < SMALL and not straddles(slot):
-                small.setdefault((found.width, slot.start >> 33), []).append(place)
+                small.append(place)
             else:
                 self._single[place] = whole(plan, slot)
-        for places in small.values():
-            places.sort(key=lambda place: slots[place].param.shape)  # those of one shape are copied together
-        self.gathered = [
-            gathered(plan, run, [slots[place] for place in run], self.scratch)
-            for (width, _), places in small.items()
-            for run in _runs(places, [layout(plan, slots[place]).height for place in places], width)
-        ]
+        small.sort(key=lambda place: slots[place].param.shape)  # those of one shape are copied together
+        self.gathered = list(self._gathered(small, [slots[place] for place in small]))
+
+    def _gathered(self, places: Sequence[int], slots: Sequence[Slot]) -> Iterator[Matrix]:
+        """Small slots, and their places, in as few matrices as may be."""
+        crowded = crowds(self.plan, slots)
+        alike: dict[tuple[object, ...], list[tuple[int, Slot, Layout]]] = {}
+        for place, slot in zip(places, slots, strict=True):
+            shape = slot.param.shape if slot.param.shape in crowded else None
+            found = layout(self.plan, slot) if shape is None else Layout(1, shape.numel(), shape.numel())
+            alike.setdefault((shape, found.width, slot.start >> 33), []).append((place, slot, found))
+        for some in alike.values():
+            for run in _runs([found for _, _, found in some]):
+                members, theirs, layouts = map(list, zip(*some[run], strict=True))
+                yield gathered(self.plan, members, theirs, layouts, self.scratch)
 
     def matrices(self, slots: Sequence[Slot], *, drawing: bool) -> Iterator[Matrix | tuple[int, Slot]]:
         """All matrices of a call; where rows straddle, and lanes are drawn, the part of a slot (and its place) instead.
@@ -66,7 +86,7 @@ class Work:
                 elif lies_ready(self.plan, part):
                     yield ready(self._keys, place, part, layout(self.plan, part))
                 else:
-                    yield gathered(self.plan, [place], [part], self.scratch)
+                    yield gathered(self.plan, [place], [part], [layout(self.plan, part)], self.scratch)
 
     def salts(self, seed: int, purpose: int) -> Tensor:
         """int32, of each slot."""
@@ -77,15 +97,13 @@ class Work:
         return found
 
 
-def _runs(places: Sequence[int], heights: Sequence[int], width: int) -> Iterator[list[int]]:
-    """The places in runs that are little enough for one matrix each."""
-    run: list[int] = []
-    total = 0
-    for place, height in zip(places, heights, strict=True):
-        if run and (total + height) * width > LARGEST_GATHERED:
-            yield run
-            run, total = [], 0
-        run.append(place)
-        total += height
-    if run:
-        yield run
+def _runs(layouts: Sequence[Layout]) -> Iterator[slice]:
+    """Slots of layouts of one width in runs that are little enough for one matrix each."""
+    first = total = 0
+    for j, found in enumerate(layouts):
+        size = found.height * found.width
+        if j > first and total + size > LARGEST_GATHERED:
+            yield slice(first, j)
+            first, total = j, 0
+        total += size
+    yield slice(first, len(layouts))

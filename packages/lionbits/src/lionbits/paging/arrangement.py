@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lionbits_reference.spec import TensorSpec, checks
 
-from . import host
+from . import beside, host
 from .lanes import Lanes, OneLane, lanes
 
 #: Bytes of a page: large enough that a copy of one runs at the speed of the bus.
@@ -125,25 +125,26 @@ def adopt(pager: Pager, held: Sequence[tuple[torch.device, Mapping[str, Any]]]) 
     whatever room the device has: there it could be beside the state that it replaces.
     """
     copies: list[dict[str, Any]] = [dict(state) for _, state in held]
-    paged = [_paged(state) if isinstance(pager, Paged) else {} for state in copies]
+    large = [_large(state) for state in copies]
     for device in dict.fromkeys(device for device, _ in held):
         places = [j for j, (d, _) in enumerate(held) if d == device]
-        assert isinstance(pager, Paged) or not any(paged)
+        specs = [{key: TensorSpec(tuple(t.shape), t.dtype) for key, t in large[j].items()} for j in places]
         if isinstance(pager, Paged):
-            specs = [{key: TensorSpec(tuple(t.shape), t.dtype) for key, t in paged[j].items()} for j in places]
-            pages = host.allocate(specs, pager.page_size, pager.page_dir, pinned=device.type == "cuda")
-            for j, tensors in zip(places, pages, strict=True):
-                copies[j] |= {key: page.copy_(paged[j][key].detach()) for key, page in tensors.items()}
+            made = host.allocate(specs, pager.page_size, pager.page_dir, pinned=device.type == "cuda")
+        else:
+            made = beside.zeros(specs, device)
         near = pager.computes_on(device)
-        for j in places:
+        for j, tensors in zip(places, made, strict=True):
             for key, value in copies[j].items():
-                if isinstance(value, Tensor) and key not in paged[j]:
+                if key in tensors:
+                    copies[j][key] = tensors[key].copy_(value.detach())
+                elif isinstance(value, Tensor):
                     contiguous = torch.contiguous_format  # kernels go through state in its logical order
                     copies[j][key] = value.detach().to(near, copy=True, memory_format=contiguous)
     return copies
 
 
-def _paged(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def _large(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if isinstance(value, Tensor) and key in MOVING}
 
 

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lionbits_reference.spec import TensorSpec
 
-from . import host
+from . import beside, host
 from .account import PagingStats, shrunk
 from .arrangement import Paged, Pager
 from .pages import FRAMES
@@ -82,12 +82,12 @@ class Residence:
     def _allocate(self, device: torch.device, wanted: Sequence[Mapping[str, TensorSpec]]) -> list[dict[str, Tensor]]:
         pager = self._pager
         if not isinstance(pager, Paged):
-            return [_zeros(specs, device) for specs in wanted]
+            return beside.zeros(wanted, device)
         made: dict[int, dict[str, Tensor]] = {}
         if pager.moves(device):
             for j in self._chosen(device, [host.size(specs) for specs in wanted]):
                 try:
-                    made[j] = _zeros(wanted[j], device)
+                    (made[j],) = beside.zeros([wanted[j]], device)
                 except torch.OutOfMemoryError:
                     shrunk(self._stats, f"{host.size(wanted[j]):,} bytes of state", device)
                     break
@@ -135,7 +135,3 @@ def room(budget: int | None, device: torch.device, there: int) -> int:
         return 1 << 62
     free, _ = torch.cuda.mem_get_info(device)
     return int(free * SPARE)
-
-
-def _zeros(specs: Mapping[str, TensorSpec], device: torch.device) -> dict[str, Tensor]:
-    return {key: torch.zeros(spec.shape, dtype=spec.dtype, device=device) for key, spec in specs.items()}
