@@ -145,6 +145,24 @@ def test_what_is_compiled_for_some_sizes_only_is_refused(width: int) -> None:
         assert (few == 1).all()
 
 
+@pytest.mark.parametrize("bits", [32, 8])
+def test_the_rates_are_those_of_each_step_and_tensor(bits: int) -> None:
+    """Rows of one tensor, and of the same one a step later, keep numbers only as long as these are the same."""
+    made = {}
+    for name in ("compiled", "reference"):
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((1 << 16,), (1 << 17,)) * 2]
+        groups = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.1, "lr": 0.5}]
+        optimizer = lionbits.Lion(groups, lr=1e-3, optim_bits=bits, backend=name)
+        for turn, rate in enumerate((1e-3, 1e-3, 2e-3, 0.0, 1e-3)):
+            optimizer.param_groups[0].update(lr=rate, maximize=turn == 4)
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=generator)
+            optimizer.step()
+        made[name] = params
+    assert all(torch.equal(got, want) for got, want in zip(made["compiled"], made["reference"], strict=True))
+
+
 def test_subnormal_numbers_are_not_flushed() -> None:
     """Neither by the compiled code nor, because it was loaded, by anything else in the process."""
     ends = []

@@ -179,6 +179,19 @@ def test_the_momentum_of_a_crowd_is_updated_where_it_lies(dtype: torch.dtype) ->
     }
 
 
+def test_a_column_is_filled_when_its_number_changes() -> None:
+    """Or where it was not so high, or the memory is new; a zero may have another sign."""
+    scratch = Scratch()
+    numbers = (2.0, 2.0, 2.0, 3.0, 0.0, -0.0, float("nan"))
+    for height, number in zip((4, 3, 5, 2, 2, 2, 2), numbers, strict=True):
+        column = scratch.filled("some", number, height)
+        assert column.shape == (height, 1)
+        assert torch.equal(column.view(torch.int32), torch.full((height, 1), number).view(torch.int32))
+    version = scratch.filled("some", 2.0, 4)._version
+    assert scratch.filled("some", 2.0, 4)._version == version
+    assert torch.equal(scratch.filled("other", 1.0, 9), torch.ones(9, 1))
+
+
 @pytest.mark.parametrize("settings", [{"optim_bits": 8}, {"optim_bits": 4}, {"optim_bits": 32}])
 def test_what_is_kept_does_not_grow_with_the_model(settings: dict[str, int]) -> None:
     """Scratch has a size of its own, whatever there is of large, ragged and small tensors."""

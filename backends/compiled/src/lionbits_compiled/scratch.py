@@ -25,6 +25,7 @@ class Scratch:
         self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
         self._taken: dict[tuple[str, torch.dtype, int, int], Tensor] = {}
         self._columns: dict[tuple[str, torch.dtype, int, int], Columns] = {}
+        self._filled: dict[str, tuple[float, int]] = {}
 
     def take(self, name: str, dtype: torch.dtype, height: int, width: int) -> Tensor:
         """A matrix of this name, with whatever is in it."""
@@ -42,10 +43,20 @@ class Scratch:
             found = self._columns[name, dtype, count, height] = Columns(table, table[:, :, None].unbind())
         return found
 
+    def filled(self, name: str, number: float, height: int) -> Tensor:
+        """float32 (height, 1), the number in all rows. If that was in the last of this name, nothing is written."""
+        column = self.take(name, torch.float32, height, 1)
+        held, rows = self._filled.get(name, (0.0, 0))
+        if held != number or rows < height or number == 0:  # which has two signs
+            column.fill_(number)
+            self._filled[name] = number, height
+        return column
+
     def _reserved(self, name: str, dtype: torch.dtype, size: int) -> Tensor:
         flat = self._flat.get((name, dtype))
         if flat is None or len(flat) < size:
             flat = self._flat[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
+            self._filled.pop(name, None)
             for held in (self._taken, self._columns):  # of the memory before, which is to go
                 for key in [key for key in held if key[:2] == (name, dtype)]:
                     del held[key]
