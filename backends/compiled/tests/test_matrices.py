@@ -167,8 +167,8 @@ def test_the_momentum_of_a_crowd_is_updated_where_it_lies(dtype: torch.dtype) ->
             (work,) = optimizer._steady._works  # type: ignore[union-attr]
             if name == "compiled":
                 gathered = work[0].batch.memo["compiled"].gathered
-                ours[turn] = sum(len(matrix.slots) for matrix in gathered if matrix.shapes)
-                assert not any(matrix.shapes.keys() & matrix.tensors.keys() for matrix in gathered)
+                ours[turn] = sum(len(matrix.slots) for matrix in gathered if matrix.crowd)
+                assert not any(matrix.crowd and "exp_avg" in matrix.tensors for matrix in gathered)
         ends.append([*params, *(optimizer.state[param]["exp_avg"] for param in params)])
     assert all(torch.equal(got, want) for got, want in zip(*ends, strict=True))
     crowds = 3 * FEW

@@ -32,7 +32,8 @@ class Matrix:
         tensors: ``param``, ``grad``, state by name, contiguous, a block of each in a row. ``stored`` is the parameter
             as it is stored, where ``param`` is float32 because there is more to it than rounding to nearest.
         copies: those of ``tensors`` that are, and of whose they are.
-        shapes: of state whose tensors are rows of a matrix where they lie, and which is taken for that at each fetch.
+        crowd: whether ``exp_avg`` of the slots is a matrix where it lies, which is then in ``tensors`` from fetching to
+            bringing back.
         gaps: whether rows have elements that are nobody's.
     """
 
@@ -41,7 +42,7 @@ class Matrix:
     layouts: list[Layout]
     tensors: dict[str, Tensor]
     copies: dict[str, Copies] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    crowd: bool = False
     gaps: bool = False
 
     @property
@@ -85,8 +86,9 @@ class Matrix:
         """Fill scratch from the slots."""
         if not self.copies:
             return
-        for name, shape in self.shapes.items():
-            self.tensors[name] = self.slots[0].state[name].as_strided(shape, (shape[1], 1))
+        if self.crowd:
+            shape, first = (self.height, self.width), self.slots[0].state["exp_avg"]
+            self.tensors["exp_avg"] = first.as_strided(shape, (self.width, 1))
         with torch.inference_mode():
             for name, copies in self.copies.items():
                 if self.gaps:
@@ -101,8 +103,8 @@ class Matrix:
             for name, copies in self.copies.items():
                 if name != "grad" and not (name == "param" and "stored" in self.copies):
                     copies.bring_back(_theirs(self.slots, name))
-        for name in self.shapes:
-            del self.tensors[name]  # state that is let go of must die
+        if self.crowd:
+            del self.tensors["exp_avg"]  # state that is let go of must die
 
 
 def ready(keys: Sequence[str], member: int, slot: Slot, found: Layout) -> Matrix:
@@ -120,13 +122,14 @@ def gathered(
     """Rows in scratch for these slots, of layouts of one width; :meth:`Matrix.fetch` fills them."""
     width = layouts[0].width
     height = max(sum(found.height for found in layouts), 2)  # torch makes one row a case of its own
-    needed = {name: (dtype, (height, row)) for name, (dtype, row) in _needed(plan, width).items()}
-    keys = [key for key in state_keys(plan) if are_rows(_theirs(slots, key), needed[key][1])]
-    shapes = {key: needed.pop(key)[1] for key in keys}
-    tensors = {name: scratch.take(name, dtype, *shape) for name, (dtype, shape) in needed.items()}
+    needed = _needed(plan, width)
+    crowd = "exp_avg" in needed and are_rows(_theirs(slots, "exp_avg"), (height, width))
+    if crowd:
+        del needed["exp_avg"]
+    tensors = {name: scratch.take(name, dtype, height, row) for name, (dtype, row) in needed.items()}
     copies = {name: Copies(tensor, _theirs(slots, name), layouts, scratch) for name, tensor in tensors.items()}
     gaps = height * width != sum(slot.param.numel() for slot in slots)
-    return Matrix(list(members), list(slots), list(layouts), tensors, copies, shapes, gaps)
+    return Matrix(list(members), list(slots), list(layouts), tensors, copies, crowd, gaps)
 
 
 def _needed(plan: Plan, width: int) -> dict[str, tuple[torch.dtype, int]]:

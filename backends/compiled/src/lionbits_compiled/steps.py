@@ -33,9 +33,8 @@ def step(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
         _step_codes(work, matrix, hyper, numbers)
     else:
         advance = functions.advance(param.dtype, plan.caution, plan.nonfinite, _width(work, matrix))
-        advance(
-            param, tensors["grad"], tensors["exp_avg"], numbers.rates(matrix), numbers.betas, numbers.scalars.skipped
-        )
+        rates, skipped = numbers.rates(matrix), numbers.scalars.skipped
+        advance(param, tensors["grad"], tensors["exp_avg"], rates, numbers.betas, skipped)
     if "stored" in tensors:
         _store_param(work, matrix, numbers)
 

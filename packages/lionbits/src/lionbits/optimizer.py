@@ -47,15 +47,13 @@ class Lion(Optimizer):
         betas: (b1, b2), floats in [0, 1): of the update direction and of the momentum.
         weight_decay: decoupled: the parameter is multiplied by 1 - lr*wd before it moves.
         optim_bits: bits of momentum per element: 32, 8, 4; 2 is for research and warns.
-        args: a mapping or object that overrides ``optim_bits``, ``min_8bit_size``, ``percentile_clipping``,
-            ``block_wise``.
+        args: mapping or object, overrides ``optim_bits``, ``min_8bit_size``, ``percentile_clipping``, ``block_wise``.
         min_8bit_size: parameters with fewer elements, or rows shorter than 32, keep float32 momentum.
         percentile_clipping: q in 1..100: scale a gradient down to the q-th smallest of the last 100 norms of
             its tensor. 100: off.
         block_wise: one scale per block; False: one per tensor.
         is_paged: keep the state in host memory; it visits the device during the step.
-        block_size: elements of a row that share a scale, a power of two in 32..4096. None: 256, 128 or 64 at
-            8, 4 or 2 bits.
+        block_size: elements of a row that share a scale, a power of two in 32..4096. None: 256, 128, 64 at 8, 4, 2 bits.
         state_format: ``"eXmY"``, X exponent and Y mantissa bits beside the sign. None: e3m4, e3m0 or e0m1 at
             8, 4 or 2 bits.
         rounding: of the momentum below 32 bits: ``"dithered"`` and ``"stochastic"`` are unbiased;
