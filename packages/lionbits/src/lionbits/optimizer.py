@@ -53,7 +53,7 @@ class Lion(Optimizer):
             its tensor. 100: off.
         block_wise: one scale per block; False: one per tensor.
         is_paged: keep the state in host memory; it visits the device during the step.
-        block_size: elements of a row that share a scale, a power of two in 32..4096. None: 256, 128, 64 at 8, 4, 2 bits.
+        block_size: elements of a row that share a scale, a power of two, 32..4096. None: 256, 128, 64 at 8, 4, 2 bits.
         state_format: ``"eXmY"``, X exponent and Y mantissa bits beside the sign. None: e3m4, e3m0 or e0m1 at
             8, 4 or 2 bits.
         rounding: of the momentum below 32 bits: ``"dithered"`` and ``"stochastic"`` are unbiased;
