@@ -13,9 +13,8 @@ from torch.optim import Optimizer, optimizer
 def hooked_if_watched(step: Callable[..., Any]) -> Callable[..., Any]:
     """A step that calls hooks, and has a name to profilers, while there are any.
 
-    torch wraps the step of every optimizer for that. With neither, this takes a tenth of the step of a small tensor,
-    and more where the caches are full of a model: then it is a fifth of a millisecond. ``torch.compile`` leaves it out
-    likewise.
+    torch wraps the step of every optimizer for that. With neither it is a fifth of the step of a small tensor (17 of
+    74 us; 0.12 of 0.59 ms where the caches are full of a model). ``torch.compile`` leaves it out likewise.
     """
     watched: Callable[..., Any] = Optimizer.profile_hook_step(step)
 
