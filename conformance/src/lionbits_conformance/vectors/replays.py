@@ -19,6 +19,19 @@ from .texts import canonical, unwords, words
 _INTEGERS = {32: torch.int32, 16: torch.int16}
 
 
+def obstacle(case: Mapping[str, Any]) -> str:
+    """Empty, or why this torch cannot run the case: before 2.10 a gradient has its parameter's dtype or is refused."""
+    dtypes = [given["dtype"] for given in case["parameters"]]
+    own = all(
+        grad is None or grad["dtype"] == dtype
+        for step in case["steps"]
+        for grad, dtype in zip(step["grads"], dtypes, strict=True)
+    )
+    if own or hasattr(Tensor, "grad_dtype"):
+        return ""
+    return f"torch {torch.__version__} takes gradients of the parameter's dtype only"
+
+
 def replay(case: Mapping[str, Any], optimizer_class: Callable[..., Any], **kwargs: Any) -> str | None:
     """Run one case of ``cases("steps")``; the first difference in words, or None.
 
