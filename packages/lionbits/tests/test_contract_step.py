@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lionbits import Lion
 
-from .family import Variant, assert_same, gradient, snapshot, train, weights
+from .family import Variant, assert_same, free_gradients, gradient, snapshot, train, weights
 
 
 def _channels_last() -> tuple[nn.Parameter, Tensor]:
@@ -220,10 +220,11 @@ def test_empty_and_zero_dimensional_parameters(variant: Variant) -> None:
 def test_gradient_dtype_may_differ(variant: Variant, param_dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
     """A gradient counts with its value, whatever its dtype: the same as float32 holding that value."""
     mixed, plain = weights(param_dtype), weights(param_dtype)
+    if param_dtype != grad_dtype or param_dtype != torch.float32:
+        free_gradients(*mixed, *plain)
     left, right = variant(mixed), variant(plain)
     for step in range(1, 4):
         for position, (one, other) in enumerate(zip(mixed, plain, strict=True)):
-            one.grad_dtype = other.grad_dtype = None  # torch otherwise holds gradients to the parameter's dtype
             one.grad = gradient(one.float(), position, step).to(grad_dtype)
             other.grad = one.grad.float()
         left.step()

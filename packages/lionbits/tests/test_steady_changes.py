@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lionbits import Lion, QLion
 
-from .family import gradient, train, weights
+from .family import free_gradients, gradient, train, weights
 from .twins import Event, Pair, replace_tensors, setting, setting_of_one, swap_data, swap_each
 
 
@@ -164,9 +164,7 @@ def test_strides_of_a_gradient_change(pair: Pair) -> None:
 def test_the_dtype_of_a_gradient_changes(believing: ModuleType, dtype: torch.dtype) -> None:
     pair = Pair(believing, "8")
     pair.step(2)
-    if not hasattr(torch.Tensor, "grad_dtype"):
-        pytest.skip("this torch has gradients of the parameter's dtype only")
-    pair.both(lambda optimizer, params: [setattr(param, "grad_dtype", None) for param in params])
+    pair.both(lambda optimizer, params: free_gradients(*params))
     pair.step(2, lambda param, position, step: gradient(param, position, step).to(dtype))
     pair.step(2)
 

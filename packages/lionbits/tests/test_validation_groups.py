@@ -11,7 +11,7 @@ from torch import nn
 
 from lionbits import Lion, Lion8bit, QLion
 
-from .family import Variant, assert_same, gradient, snapshot, train, weights
+from .family import Variant, assert_same, free_gradients, gradient, snapshot, train, weights
 
 NAN = float("nan")
 
@@ -169,7 +169,7 @@ def test_sparse_gradients_are_refused(variant: Variant) -> None:
 def test_gradients_of_a_dtype_that_is_not_served_are_refused(variant: Variant, dtype: torch.dtype) -> None:
     """A gradient of another dtype, where torch lets one through, is refused by name before any parameter moves."""
     params, optimizer = running(variant)
-    params[1].grad_dtype = None
+    free_gradients(params[1])
     params[1].grad = torch.ones_like(params[1], dtype=dtype)
     refused(optimizer, optimizer.step, ValueError, ("gradient", str(dtype)))
 

@@ -28,6 +28,7 @@ LARGEST, LARGEST_IN_CODES, LARGEST_GATHERED = 1 << 26, 1 << 24, 1 << 18
 SMALL = 1 << 15
 
 #: Fewer tensors than these of one size, or larger ones, are copied as fast one by one as all at once.
+#: Up to so many elements lionbits makes the momentum of one shape as one tensor, too (lionbits/paging/beside.py).
 FEW, LARGE = 16, 1024
 
 
