@@ -1,21 +1,27 @@
 """Codes in state to codes each by itself and back: one a byte, or one a word where torch's vectors are slow with bytes.
 
-Nothing here is compiled: copies that widen or narrow, and shifts of whole bytes, eager torch does at the speed of the
-cache. Two neighbours, seen as one int16, come to share its lower byte. That is little-endian, as every machine is that
-torch has a C++ compiler for.
+Four bytes of state, as one word, are spread over the eight bytes of a word twice as wide, or joined again. Such words,
+too, pass for floats, see :func:`words <.functions.words>`. Which byte of theirs comes first is little-endian, as every
+machine is that torch has a C++ compiler for.
 """
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
+from .compiling import Compiled
 from .functions import WORD
 from .scratch import Scratch
 
 #: What codes come in to be computed with: bytes, or words. With AVX-512 torch masks what it loads and stores; elsewhere
 #: copies that do nothing but widen and narrow cost a tenth of what bytes do.
 CODES = torch.uint8 if torch.backends.cpu.get_cpu_capability() == "AVX512" else WORD
+
+#: What words of 64 bits pass for.
+LONG_WORD = torch.float64
 
 
 def unpack(packed: Tensor, bits: int, scratch: Scratch) -> Tensor:
@@ -29,7 +35,9 @@ def unpack(packed: Tensor, bits: int, scratch: Scratch) -> Tensor:
     codes, held = packed, 8
     while held > bits:
         held //= 2
-        codes = _halved(codes, held, scratch)
+        halves = scratch.take(f"{held}-bit codes", torch.uint8, len(codes), 2 * codes.shape[1])
+        _spread(held)(codes.view(WORD), halves.view(LONG_WORD))
+        codes = halves
     if CODES is torch.uint8:
         return codes
     words = scratch.take("words", WORD, *codes.shape)
@@ -44,18 +52,39 @@ def pack(codes: Tensor, packed: Tensor, bits: int, scratch: Scratch) -> None:
         narrow.copy_(codes.view(torch.int32))
         codes = narrow
     while bits < 8:
-        pairs = codes.view(torch.int16)
-        joined = torch.bitwise_right_shift(pairs, 8 - bits, out=scratch.take("pairs", torch.int16, *pairs.shape))
-        bits *= 2
-        codes = packed if bits == 8 else scratch.take(f"{bits}-bit codes", torch.uint8, *pairs.shape)
-        codes.copy_(joined.bitwise_or_(pairs))  # of 16 bits the lower eight
+        held, bits = bits, 2 * bits
+        size = len(codes), codes.shape[1] // 2
+        joined = packed if bits == 8 else scratch.take(f"{bits}-bit codes", torch.uint8, *size)
+        _join(held)(codes.view(LONG_WORD), joined.view(WORD))
+        codes = joined
 
 
-def _halved(codes: Tensor, bits: int, scratch: Scratch) -> Tensor:
+#: Of 64 bits every other 16, and every other 8.
+_SIXTEENS, _EIGHTS = 0x0000FFFF0000FFFF, 0x00FF00FF00FF00FF
+
+
+@functools.cache
+def _spread(bits: int) -> Compiled:
     """Bytes of two codes each to bytes of one, of so many bits."""
-    height, count = codes.shape
-    halves = scratch.take(f"{bits}-bit codes", torch.uint8, height, 2 * count)
-    pairs = halves.view(torch.int16).copy_(codes)
-    shifted = torch.bitwise_left_shift(pairs, 8 - bits, out=scratch.take("pairs", torch.int16, height, count))
-    pairs.bitwise_or_(shifted).bitwise_and_(0x0101 * ((1 << bits) - 1))
-    return halves
+
+    def spread(packed: Tensor, codes: Tensor) -> None:
+        word = packed.view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+        word = (word | (word << 16)) & _SIXTEENS
+        word = (word | (word << 8)) & _EIGHTS
+        word = (word | (word << (8 - bits))) & (0x0101010101010101 * ((1 << bits) - 1))
+        codes.copy_(word.view(LONG_WORD))
+
+    return Compiled(spread, f"unpacking to {bits} bits")
+
+
+@functools.cache
+def _join(bits: int) -> Compiled:
+    """The inverse of :func:`_spread`."""
+
+    def join(codes: Tensor, packed: Tensor) -> None:
+        word = codes.view(torch.int64)
+        word = (word | (word >> (8 - bits))) & _EIGHTS
+        word = (word | (word >> 8)) & _SIXTEENS
+        packed.copy_((word | (word >> 16)).to(torch.int32).view(WORD))
+
+    return Compiled(join, f"packing {bits} bits")
