@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,6 +146,28 @@ def test_what_is_compiled_for_some_sizes_only_is_refused(width: int) -> None:
         with pytest.raises(RuntimeError, match=r"< 1000.*backend='reference'"):
             compiling.Compiled(halve_few, "a test with any width")(few)
         assert (few == 1).all()
+
+
+ON_ANY_MACHINE = """
+import torch
+from lionbits_compiled.compiling import Compiled
+
+x, y = torch.arange(4096.0).view(64, 64), torch.zeros(64, 64)
+Compiled(lambda x, y: y.copy_(x + x), "a test")(x, y)
+print(torch.equal(x + x, y))
+"""
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="a machine with one length of vectors"
+)
+def test_what_a_machine_with_longer_vectors_compiled_is_not_run(tmp_path: Path) -> None:
+    """In a cache that machines share, torch's own keys do not tell these apart: half of all elements stayed as is."""
+    for capability in ({}, {"ATEN_CPU_CAPABILITY": "avx2"}, {"ATEN_CPU_CAPABILITY": "default"}):
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)} | capability
+        command = [sys.executable, "-c", ON_ANY_MACHINE]
+        ran = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+        assert ran.stdout == "True\n", ran.stderr
 
 
 @pytest.mark.parametrize("bits", [32, 8])

@@ -122,8 +122,14 @@ def _options() -> dict[str, Any]:
 
     Sizes and strides are looked at only where torch's variable asks for it, as our tests do: it takes a tenth of the
     time of a small matrix at 32 bits, and a fifth at 8. Loops over rows alone are not worth the while of threads.
+
+    The length of vectors torch takes from the machine, and keys to what it keeps on disk do not have it in them. Where
+    machines share that, one with shorter vectors would leave half of all elements as they were. Settings they have.
     """
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
     return {
+        "cpp.simdlen": pick_vec_isa().bit_width(),
         "size_asserts": os.environ.get("TORCHINDUCTOR_SIZE_ASSERTS") == "1",
         "cpp.min_chunk_size": ROWS // torch.get_num_threads() + 1,
     }
