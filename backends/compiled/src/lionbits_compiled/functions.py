@@ -187,9 +187,9 @@ def count(dtype: torch.dtype, codes: torch.dtype | None, kind: str, nonfinite: s
 
 
 def _count(skipped: Tensor, applied: Tensor) -> None:
-    """Add the elements that were not: first those of each row, as float32 vectors hold up to 4096 of them exactly."""
-    rows = (~applied).to(torch.float32).sum(dim=1)
-    skipped.add_(rows.sum(dtype=torch.int64))
+    """Add the elements that were not, by those of each row that were: float32 holds up to 4096 of them exactly."""
+    rows = applied.to(torch.float32).sum(dim=1)
+    skipped.add_(applied.numel() - rows.sum(dtype=torch.int64))
 
 
 def _momentum(held: Codes) -> Tensor:
