@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import copy
 import io
+import re
+import sys
+from pathlib import Path
 
+import pytest
 import torch
 
 import lionbits
-from lionbits.paging import beside
+from lionbits.paging import beside, huge
 from lionbits_reference.spec import TensorSpec
 
 SHAPES = ((100,), (3, 7), (100,), (), (0, 4), (3, 7), (beside.SMALL,), (beside.SMALL + 1,)) * 2
+
+
+def mappings() -> str:
+    """What Linux says of the memory of this process; empty where it says nothing, or has no huge pages."""
+    told, huge_pages = Path("/proc/self/smaps"), Path("/sys/kernel/mm/transparent_hugepage")
+    return told.read_text() if told.exists() and huge_pages.exists() else ""
+
+
+def flags(address: int) -> list[str]:
+    """Of the memory there."""
+    for mapping in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", mappings(), flags=re.MULTILINE)[1:]:
+        begin, end = (int(number, 16) for number in mapping.split(maxsplit=1)[0].split("-"))
+        if begin <= address < end:
+            return mapping.partition("VmFlags:")[2].split()
+    raise AssertionError("there is no such memory")
 
 
 def test_small_momentum_of_one_shape_is_rows_of_one_tensor() -> None:
@@ -34,6 +53,30 @@ def test_small_momentum_of_one_shape_is_rows_of_one_tensor() -> None:
             together = device.type == "cpu" and 0 < count <= beside.SMALL
             assert offsets == [j * count if together else 0 for j in range(len(some))]
     assert all(not tensor.any() for tensors in beside.zeros(wanted, torch.device("cpu")) for tensor in tensors.values())
+
+
+@pytest.mark.skipif("VmFlags" not in mappings(), reason="a system that does not tell of huge pages")
+def test_large_momentum_asks_for_huge_pages() -> None:
+    """``hg``: Linux has heard it."""
+    (made,) = beside.zeros([{"exp_avg": TensorSpec((1 << 24,), torch.float32)}], torch.device("cpu"))
+    assert "hg" in flags(made["exp_avg"].data_ptr() + made["exp_avg"].nbytes // 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's")
+def test_huge_pages_are_asked_for_within_the_tensor_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies beside it is not this optimizer's; what is small does not ask."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(huge, "_madvise", lambda: lambda begin, size, _: asked.append((begin, size)))
+    memory = torch.empty(huge.LEAST + huge.PAGE, dtype=torch.uint8)
+    for offset in range(0, huge.PAGE, huge.PAGE // 8):
+        tensor = memory[offset : offset + huge.LEAST]
+        assert huge.ask(tensor) is tensor
+        (begin, size), first = asked.pop(), tensor.data_ptr()
+        assert begin % huge.PAGE == size % huge.PAGE == 0
+        assert first <= begin < begin + size <= first + tensor.nbytes
+        assert tensor.nbytes - size < 2 * huge.PAGE
+    huge.ask(memory[: huge.LEAST - 1])
+    assert not asked
 
 
 def test_a_copy_is_independent_and_a_file_no_larger() -> None:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lionbits_reference.spec import TensorSpec
 
+from . import huge
+
 #: Elements of the largest momentum that shares memory.
 SMALL = 1024
 
@@ -20,11 +22,7 @@ def zeros(wanted: Sequence[Mapping[str, TensorSpec]], device: torch.device) -> l
     order of the specs: a backend can take that for a matrix, where copies of each would take longer than the update.
     """
     made = [
-        {
-            key: torch.zeros(spec.shape, dtype=spec.dtype, device=device)
-            for key, spec in specs.items()
-            if key != "exp_avg"
-        }
+        {key: _zeros(spec.shape, spec.dtype, device) for key, spec in specs.items() if key != "exp_avg"}
         for specs in wanted
     ]
     alike: dict[TensorSpec, list[int]] = {}
@@ -34,7 +32,12 @@ def zeros(wanted: Sequence[Mapping[str, TensorSpec]], device: torch.device) -> l
     for (shape, dtype), places in alike.items():
         together = device.type == "cpu" and 0 < torch.Size(shape).numel() <= SMALL
         for some in [places] if together else [[j] for j in places]:
-            memory = torch.zeros((len(some), *shape), dtype=dtype, device=device)
+            memory = _zeros((len(some), *shape), dtype, device)
             for j, tensor in zip(some, memory.unbind(), strict=True):
                 made[j]["exp_avg"] = tensor
     return made
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    empty = torch.empty(shape, dtype=dtype, device=device)
+    return (huge.ask(empty) if device.type == "cpu" else empty).zero_()

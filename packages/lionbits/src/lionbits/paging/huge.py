@@ -1,0 +1,34 @@
+"""Huge pages for large state in memory, where Linux gives them to those who ask."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import sys
+from collections.abc import Callable
+
+from torch import Tensor
+
+#: Bytes of a huge page, and of the smallest tensor that is worth the call.
+PAGE, LEAST = 1 << 21, 1 << 22
+
+
+def ask(tensor: Tensor) -> Tensor:
+    """The tensor itself, dense and on the CPU, before anything is written to it.
+
+    A step runs through all state, and looks up the address of each page on the way: 512 times fewer are huge. It is
+    advice, as numpy gives for its arrays, and what does not come of it is no error.
+    """
+    begin = -(-tensor.data_ptr() // PAGE) * PAGE  # whole pages only: nothing beside the tensor grows
+    end = (tensor.data_ptr() + tensor.nbytes) // PAGE * PAGE
+    if tensor.nbytes >= LEAST and sys.platform == "linux":
+        _madvise()(begin, end - begin, mmap.MADV_HUGEPAGE)
+    return tensor
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int]:
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return madvise
