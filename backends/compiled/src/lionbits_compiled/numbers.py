@@ -34,22 +34,15 @@ class Numbers:
         """Learning rates and what else multiplies, by row. Most tensors of a model have the same, step after step."""
         scratch = self._work.scratch
         if len(matrix.members) > 1:
-            return Rates(*by_row(scratch, "rates", matrix, torch.stack(self._rates)))
-        lr, keep, grad_scale = self._each_rates
+            rates = torch.stack((self.scalars.lr, self.scalars.keep, self.scalars.grad_scale))
+            return Rates(*by_row(scratch, "rates", matrix, rates))
+        lr, keep, grad_scale = self._work.rates(self.scalars)
         (place,), height = matrix.members, matrix.height
         return Rates(
             scratch.filled("lr", lr[place], height),
             scratch.filled("keep", keep[place], height),
             scratch.filled("grad_scale", grad_scale[place], height),
         )
-
-    @property
-    def _rates(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.scalars.lr, self.scalars.keep, self.scalars.grad_scale
-
-    @functools.cached_property
-    def _each_rates(self) -> list[list[float]]:
-        return [numbers.tolist() for numbers in self._rates]
 
     def draw(self, matrix: Matrix, mode: str, purpose: int) -> Draw | None:
         """What lanes follow from, or None for those of nearest rounding. No member straddles."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lionbits_reference import rounding
-from lionbits_reference.spec import Plan, Slot
+from lionbits_reference.spec import Plan, Scalars, Slot
 
 from .layouts import (
     LARGEST_GATHERED,
@@ -44,6 +44,7 @@ class Work:
         self._keys = state_keys(plan)
         self._indices = [slot.index for slot in slots]
         self._salts: dict[tuple[int, int], Tensor] = {}
+        self._read: tuple[Scalars, list[list[float]]] | None = None
         self._single: dict[int, Whole | None] = {}
         small: list[int] = []
         for place, slot in enumerate(slots):
@@ -87,6 +88,12 @@ class Work:
                     yield ready(self._keys, place, part, layout(self.plan, part))
                 else:
                     yield gathered(self.plan, [place], [part], [layout(self.plan, part)], self.scratch)
+
+    def rates(self, scalars: Scalars) -> list[list[float]]:
+        """``lr``, ``keep`` and ``grad_scale`` of each slot: reading them is a tenth of a step when caches are cold."""
+        if self._read is None or self._read[0] is not scalars:
+            self._read = scalars, [rate.tolist() for rate in (scalars.lr, scalars.keep, scalars.grad_scale)]
+        return self._read[1]
 
     def salts(self, seed: int, purpose: int) -> Tensor:
         """int32, of each slot."""

@@ -47,7 +47,8 @@ class Numbers:
             rates = torch.stack([vector(row, self._device) for row in (lr, keep, sign)])
         else:
             rates = self.upload([lr, keep, sign], torch.float32)
-        torch.index_select(rates, 1, self._column, out=self._rates)
+        torch.index_select(rates, 1, self._column, out=self._rates)  # where a captured graph reads them
+        self._scalars = None
 
     def scalars(self, skipped: Tensor, unscale: Tensor | None) -> Scalars:
         """What a backend reads. It never writes to the kept rates, nor may its caller.

@@ -64,6 +64,9 @@ class Batch(list[Slot]):
 class Scalars:
     """Numbers per slot, on the slots' device, so that nothing waits on the host.
 
+    What multiplies stays the same as long as the object does: who writes other rates makes another. A backend that has
+    to read them need not read them again. ``step`` counts on.
+
     Attributes:
         lr: float32[k], the learning rate after cautious scaling.
         keep: float32[k], 1 - lr*wd with the learning rate as given.
