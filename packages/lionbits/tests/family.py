@@ -53,9 +53,13 @@ def weights(dtype: torch.dtype = torch.float32, shapes: Iterable[Sequence[int]] 
     return [nn.Parameter(torch.randn(tuple(shape), generator=generator).to(dtype)) for shape in shapes]
 
 
+#: Whether this torch has gradients of another dtype than their parameter's (2.9 has not).
+FREE_GRADIENTS = hasattr(Tensor, "grad_dtype")
+
+
 def free_gradients(*params: nn.Parameter) -> None:
-    """Let these have gradients of any dtype; where torch has them of the parameter's only (2.9), skip the test."""
-    if not hasattr(Tensor, "grad_dtype"):
+    """Let these have gradients of any dtype; where torch has none, skip the test."""
+    if not FREE_GRADIENTS:
         pytest.skip("this torch has gradients of the parameter's dtype only")
     for param in params:
         param.grad_dtype = None

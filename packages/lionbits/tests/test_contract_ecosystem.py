@@ -218,8 +218,11 @@ def test_distributed_state_dict_round_trip(variant: Variant, flatten: bool) -> N
 def test_distributed_state_dict_with_state_for_some_parameters_only(variant: Variant, flatten: bool) -> None:
     """A parameter that never had a gradient has no state, before and after; its first step still works.
 
-    Nested, torch takes a state dict with holes with strict=False only; flat, it fills them with empty dicts.
+    Nested, torch takes a state dict with holes with strict=False only, or not at all (2.9); flat, it fills them with
+    empty dicts.
     """
+    if torch.__version__ < (2, 10) and not flatten:
+        pytest.skip("this torch wants state of every parameter in a nested state dict")
     options = dcp_state.StateDictOptions(flatten_optimizer_state_dict=flatten, strict=False)
     model = network()
     optimizer = variant(model.parameters())
@@ -234,6 +237,7 @@ def test_distributed_state_dict_with_state_for_some_parameters_only(variant: Var
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # torch's own, in 2.9
 def test_a_distributed_checkpoint_on_disk_continues(tmp_path: Path) -> None:
     """torch.distributed.checkpoint writes and reads codes and scales as they are."""
     model = network()

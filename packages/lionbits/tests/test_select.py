@@ -16,7 +16,7 @@ import torch
 from lionbits import Lion, Lion4bit, Lion8bit
 from lionbits.select import BackendUnavailable
 
-from .family import Variant, assert_same, snapshot, train, weights
+from .family import Variant, assert_same, free_gradients, snapshot, train, weights
 
 #: A third party's backend: the reference's functions under another name, with a note of every call.
 TOY = """
@@ -208,7 +208,7 @@ def test_a_gradient_that_the_choice_cannot_serve_stops_the_step_whole(toy: Maker
     optimizer = Lion8bit(params, backend="toy")
     train(optimizer, params, [1])
     before, calls = snapshot(optimizer), len(module.calls)
-    params[-1].grad_dtype = None
+    free_gradients(params[-1])
     params[-1].grad = torch.ones_like(params[-1], dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"toy.*gradients must not be bfloat16"):
         optimizer.step()

@@ -61,6 +61,7 @@ def over_tensor_parallelism(settings: dict[str, Any]) -> None:
         assert_equal(parts, other, module, optimizer, f"step {step}")
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 10), reason="this torch's full_tensor has zeros for some uneven rows")
 @pytest.mark.parametrize(
     "settings",
     [
