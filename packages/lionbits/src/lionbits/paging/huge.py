@@ -20,10 +20,11 @@ def ask(tensor: Tensor) -> Tensor:
     A step runs through all state, and looks up the address of each page on the way: 512 times fewer are huge. It is
     advice, as numpy gives for its arrays, and what does not come of it is no error.
     """
-    begin = -(-tensor.data_ptr() // PAGE) * PAGE  # whole pages only: nothing beside the tensor grows
-    end = (tensor.data_ptr() + tensor.nbytes) // PAGE * PAGE
-    if tensor.nbytes >= LEAST and sys.platform == "linux":
-        _madvise()(begin, end - begin, mmap.MADV_HUGEPAGE)
+    if sys.platform == "linux" and tensor.nbytes >= LEAST:
+        first = tensor.data_ptr()
+        begin, end = -(-first // PAGE) * PAGE, (first + tensor.nbytes) // PAGE * PAGE  # nothing beside the tensor grows
+        if first:  # there is memory: a fake tensor has none
+            _madvise()(begin, end - begin, mmap.MADV_HUGEPAGE)
     return tensor
 
 
