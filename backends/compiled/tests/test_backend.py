@@ -148,6 +148,15 @@ def test_what_is_compiled_for_some_sizes_only_is_refused(width: int) -> None:
         assert (few == 1).all()
 
 
+def test_the_sign_is_torchs() -> None:
+    """In bits, of zeros, subnormal, infinite and undefined numbers of both signs too."""
+    ends = [0.0, 1e-45, 2.0**-126, 1.0, 3e38, torch.inf, torch.nan]
+    x = torch.tensor([[sign * end for end in ends] for sign in (1, -1)]).repeat(8, 5)
+    found = torch.full_like(x, 7.0)
+    compiling.Compiled(lambda x, found: found.copy_(x.sign()), "a test of signs")(x, found)
+    assert torch.equal(found.view(torch.int32), x.sign().view(torch.int32))
+
+
 ON_ANY_MACHINE = """
 import torch
 from lionbits_compiled.compiling import Compiled

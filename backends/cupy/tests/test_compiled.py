@@ -11,7 +11,7 @@ import pytest
 
 from lionbits_bench import sass
 
-pytest.importorskip("cupy")
+pytest.importorskip("cupy", reason="it compiles the kernels")
 
 #: Instructions per element that the fast path of bfloat16 with codes may have on sm_90: an H200 has time for 62 while
 #: its memory delivers the bytes of 8 bits, and for 55 at 4.

@@ -62,7 +62,7 @@ def test_large_momentum_asks_for_huge_pages() -> None:
     assert "hg" in flags(made["exp_avg"].data_ptr() + made["exp_avg"].nbytes // 2)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked")
 def test_huge_pages_are_asked_for_within_the_tensor_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies beside it is not this optimizer's; what is small does not ask."""
     asked: list[tuple[int, int]] = []

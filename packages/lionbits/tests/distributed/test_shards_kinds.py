@@ -43,6 +43,12 @@ def parallel(dtype: torch.dtype) -> nn.Module:
     return fully_shard(module, mesh=mesh["outer"])
 
 
+def gathers_all_rows() -> bool:
+    """Whether torch puts together what it has cut: 2.9 leaves out one of 66 rows. Nothing of lionbits runs."""
+    there = [whole(param) for param in parallel(torch.float32).parameters()]  # all of them, as every rank has to ask
+    return all(map(torch.equal, map(torch.detach, Block().parameters()), there))
+
+
 def over_tensor_parallelism(settings: dict[str, Any]) -> None:
     dtype = torch.bfloat16 if "param_rounding" in settings else torch.float32
     module, parts = Block(dtype), parallel(dtype)
@@ -61,7 +67,6 @@ def over_tensor_parallelism(settings: dict[str, Any]) -> None:
         assert_equal(parts, other, module, optimizer, f"step {step}")
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 10), reason="this torch's full_tensor has zeros for some uneven rows")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -73,6 +78,8 @@ def over_tensor_parallelism(settings: dict[str, Any]) -> None:
 )
 def test_fsdp_over_tensor_parallelism(world: World, settings: dict[str, Any]) -> None:
     """Cuts through rows keep float32 momentum, with one warning; columns that begin at odd places draw their lanes."""
+    if not all(world(gathers_all_rows)):
+        pytest.skip("this torch's full_tensor has zeros for some uneven rows, before any step")
     world(over_tensor_parallelism, settings)
 
 

@@ -111,7 +111,7 @@ print("kept", type(optimizer.optimizer.optimizer).__name__)
 @pytest.mark.parametrize("kind", ["config", "simple", "keep"])
 def test_the_trap_is_real_and_warned_of(tmp_path: Path, kind: str) -> None:
     """accelerate puts Adam in Lion's place exactly where Lion has warned that it will."""
-    pytest.importorskip("accelerate")
+    pytest.importorskip("accelerate", reason="nox -s ecosystem has accelerate")
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     command = [sys.executable, "-c", TRAP, kind]
     environment = os.environ | ranks | {"DS_ACCELERATOR": "cpu"}
