@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -177,6 +178,26 @@ def test_what_a_machine_with_longer_vectors_compiled_is_not_run(tmp_path: Path) 
         command = [sys.executable, "-c", ON_ANY_MACHINE]
         ran = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
         assert ran.stdout == "True\n", ran.stderr
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="only on x86 do compilers prefer halves"
+)
+def test_vectors_are_moved_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While compiling, and only then: what others compile is not ours to change."""
+    from torch import _inductor
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    isa, plain, used, compile_ = pick_vec_isa(), pick_vec_isa().build_arch_flags(), [], _inductor.compile
+
+    def spying(*arguments: Any, **options: Any) -> Any:
+        used.append(isa.build_arch_flags())
+        return compile_(*arguments, **options)
+
+    monkeypatch.setattr(_inductor, "compile", spying)
+    compiling.Compiled(lambda x: x.add_(1), "a test of vectors")(torch.zeros(64, 64))
+    assert f"-mprefer-vector-width={isa.bit_width()}" in used[0].split()
+    assert isa.build_arch_flags() == plain
 
 
 @pytest.mark.parametrize("bits", [32, 8])
