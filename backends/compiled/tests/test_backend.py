@@ -84,7 +84,7 @@ def test_the_bits_of_the_reference_in_many_runs(
     """Runs end within tensors, and the last ones are no longer than others; what rows have as a whole goes along."""
     reference = trained("reference", optim_bits=bits, **settings)
     monkeypatch.setattr(steps, "RUN", 3 << 12)
-    lengths = [len(range(300)[some]) for some in steps.runs(300, 256)]
+    lengths = [len(run) for (run,) in steps.split([torch.zeros(300, 256)], steps.runs(300, 256))]
     assert sum(lengths) == 300
     assert len(lengths) == 7
     assert max(lengths) - min(lengths) <= 1
@@ -198,6 +198,15 @@ def test_vectors_are_moved_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     compiling.Compiled(lambda x: x.add_(1), "a test of vectors")(torch.zeros(64, 64))
     assert f"-mprefer-vector-width={isa.bit_width()}" in used[0].split()
     assert isa.build_arch_flags() == plain
+
+
+def test_a_run_is_an_eighth_of_the_cache_but_neither_short_nor_long(tmp_path: Path) -> None:
+    """Its momentum, in float32; where nothing says how large the cache is, the shortest run."""
+    size = tmp_path / "size"
+    for told, momentum in (("8192K\n", 4), ("65536K\n", 8), ("491520K\n", 16), ("unknown\n", 4)):
+        size.write_text(told)
+        assert steps._run(size) == momentum << 18
+    assert steps._run(tmp_path / "none") == 4 << 18
 
 
 @pytest.mark.parametrize("bits", [32, 8])

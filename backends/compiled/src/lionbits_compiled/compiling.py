@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import flags
+
 log = logging.getLogger("lionbits_compiled")
 
 #: What torch runs its C++ with where the environment names none.
@@ -85,7 +87,7 @@ class Compiled:
         trace = make_fx(traced, {torch.ops.aten.sign.default: _sign}, tracing_mode="symbolic")
         graph = trace(*map(_example, _tensors(arguments)))
         examples = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-        with _whole_vectors():
+        with flags.added():
             run: Callable[..., Any] = _inductor.compile(graph, examples, options=_options())
         _check_assumptions(examples)
         return run
@@ -141,26 +143,6 @@ def _options() -> dict[str, Any]:
         "size_asserts": os.environ.get("TORCHINDUCTOR_SIZE_ASSERTS") == "1",
         "cpp.min_chunk_size": ROWS // torch.get_num_threads() + 1,
     }
-
-
-@contextmanager
-def _whole_vectors() -> Iterator[None]:
-    """Have the C++ compiler move all of a vector at once, where on many machines of Intel it prefers halves.
-
-    torch's code for the bits of a float stores them, copies them in a loop and loads them. Compilers see through that,
-    unless the loop's vectors are shorter than torch's: a load of what two stores have only just written waits for both,
-    and a step takes five times as long. Only since 2.13 does torch have a setting for it, `cpp.march`.
-    """
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-
-    isa = pick_vec_isa()
-    flags = isa._arch_flags
-    if "-mavx" in flags:
-        isa._arch_flags = f"{flags} -mprefer-vector-width={isa.bit_width()}"
-    try:
-        yield
-    finally:
-        isa._arch_flags = flags
 
 
 #: Rows of the matrices that a function is compiled for. It serves any number; whether threads are worth their while is

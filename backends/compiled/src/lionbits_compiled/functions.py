@@ -44,10 +44,6 @@ class Draw(NamedTuple):
     half: Tensor  # this and the next as words, see :func:`words`
     odd: Tensor
 
-    def of(self, rows: slice) -> Draw:
-        """Of some rows only."""
-        return self._replace(low=self.low[rows], spread=self.spread[rows], phase=self.phase[rows])
-
 
 class Codes(NamedTuple):
     """Momentum in codes, one a byte or word, and what a format is."""

@@ -1,0 +1,35 @@
+"""What the C++ compiler is told beyond torch's own flags. None of it changes a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+#: Memory asked for so long before it is needed, counted in instructions, and for any number of tensors. Of GCC alone.
+PREFETCH = (
+    "-fprefetch-loop-arrays --param=prefetch-latency=600 --param=simultaneous-prefetches=100 "
+    "--param=min-insn-to-prefetch-ratio=1"
+)
+
+
+@contextmanager
+def added() -> Iterator[None]:
+    """Have what is compiled meanwhile for x86 move vectors whole, and ask for memory early.
+
+    torch's code for the bits of a float stores them, copies them in a loop and loads them. Compilers see through that,
+    unless the loop's vectors are shorter than torch's, as they prefer them on most machines of Intel: a load of what
+    two stores have only just written waits for both, and a step took five times as long.
+
+    torch has a setting for such flags, ``cpp.march``, only since 2.13. In every version it asks its vectors for some.
+    """
+    from torch._inductor.cpp_builder import is_gcc
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    isa = pick_vec_isa()
+    theirs = isa._arch_flags
+    if "-mavx" in theirs:
+        isa._arch_flags = f"{theirs} -mprefer-vector-width={isa.bit_width()} {PREFETCH if is_gcc() else ''}".rstrip()
+    try:
+        yield
+    finally:
+        isa._arch_flags = theirs
