@@ -38,19 +38,17 @@ _ONE, _TWO, _SIGN = 127 << 23, 128 << 23, -(1 << 31)
 
 
 class Numbers(NamedTuple):
-    """What arithmetic needs to know of a :class:`Format`, as 0-d tensors: then one compiled function serves all."""
+    """What arithmetic needs to know of a :class:`Format`, as arguments of a compiled function: then one serves all."""
 
-    bits: Tensor  # int32
-    shift: Tensor  # int32
-    largest_code: Tensor  # int32
-    top: Tensor  # float32
+    bits: int
+    shift: int
+    largest_code: int
+    top: float | Tensor  # 0-d float32, in the function
 
     @classmethod
-    def of(cls, format: Format, device: torch.device) -> Numbers:
-        """The numbers of ``format`` on a device."""
-        counts = (format.bits, format.shift, format.largest_code)
-        bits, shift, largest = (torch.tensor(count, dtype=torch.int32, device=device) for count in counts)
-        return cls(bits, shift, largest, torch.tensor(format.top, dtype=torch.float32, device=device))
+    def of(cls, format: Format) -> Numbers:
+        """The numbers of ``format``."""
+        return cls(format.bits, format.shift, format.largest_code, format.top)
 
 
 def value(code: Tensor, format: Format | Numbers) -> Tensor:

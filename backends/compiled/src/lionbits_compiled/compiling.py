@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -43,15 +44,18 @@ def obstacle() -> str:
 
 
 class Compiled:
-    """A function of tensors that is compiled at its first call. It returns nothing: it writes into its arguments.
+    """A function of tensors and numbers that is compiled at its first call. It returns nothing: it writes into tensors.
 
     What it is compiled for are contiguous tensors of the ranks and dtypes of the first call, none of which requires a
     gradient or overlaps another, and any sizes above one. Callers keep to that: looking whether they do would take
     torch longer, at every call, than the work of a small matrix. torch keeps what it has compiled on disk, so that the
     next process only has to look it up.
 
+    Numbers may be any. They reach compiled code as arguments, by value: what lies in memory it has to read again after
+    whatever it writes, which might have been that. To the function a float is a 0-d float32 tensor.
+
     Args:
-        function: of tensors, and of tuples of tensors.
+        function: of tensors and numbers, and of tuples of these.
         title: what it does, in the messages.
         width: the one size that is always the same; 0: none is.
     """
@@ -67,7 +71,7 @@ class Compiled:
             with _told(self._title):
                 self._run = self._compiled(arguments)
             self._threads = torch.get_num_threads()
-        self._run(*_tensors(arguments))
+        self._run(*_leaves(arguments))
 
     def _compiled(self, arguments: Sequence[Any]) -> Callable[..., Any]:
         """The function of all tensors in arguments like these, in order.
@@ -78,47 +82,56 @@ class Compiled:
         from torch import _inductor  # not before: it takes longer to import than torch itself
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        def traced(*tensors: Tensor) -> tuple[()]:
-            for tensor in tensors:
-                self._fix(tensor)
-            self._function(*_arranged(arguments, iter(tensors)))
+        def traced(*leaves: Any) -> tuple[()]:
+            for leaf in leaves:
+                self._fix(leaf)
+            self._function(*_arranged(arguments, iter(leaves)))
             return ()
 
         trace = make_fx(traced, {torch.ops.aten.sign.default: _sign}, tracing_mode="symbolic")
-        graph = trace(*map(_example, _tensors(arguments)))
+        graph = trace(*itertools.starmap(_example, enumerate(_leaves(arguments))))
         examples = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         with flags.added():
             run: Callable[..., Any] = _inductor.compile(graph, examples, options=_options())
         _check_assumptions(examples)
         return run
 
-    def _fix(self, tensor: Tensor) -> None:
+    def _fix(self, leaf: Any) -> None:
         """Have the width taken for a number, where there is one that is always the same."""
-        if tensor.dim() and tensor.shape[-1] == self._width:
-            int(tensor.shape[-1])
+        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[-1] == self._width:
+            int(leaf.shape[-1])
 
 
-def _tensors(arguments: Iterable[Any]) -> list[Tensor]:
-    """The tensors in arguments, and in tuples among these."""
-    found: list[Tensor] = []
+def _leaves(arguments: Iterable[Any]) -> list[Any]:
+    """The tensors and numbers in arguments, and in tuples among these; of floats their bits."""
+    found: list[Any] = []
     for argument in arguments:
         if isinstance(argument, tuple):
-            found += _tensors(argument)
+            found += _leaves(argument)
+        elif isinstance(argument, float):
+            found.append(_bits(argument))
         elif argument is not None:
             found.append(argument)
     return found
 
 
-def _arranged(arguments: Iterable[Any], tensors: Iterator[Tensor]) -> list[Any]:
-    """Tensors in the places of those in arguments."""
-    return [
-        type(argument)(*_arranged(argument, tensors))
-        if isinstance(argument, tuple)
-        else None
-        if argument is None
-        else next(tensors)
-        for argument in arguments
-    ]
+def _arranged(arguments: Iterable[Any], leaves: Iterator[Any]) -> list[Any]:
+    """Tensors and numbers in the places of those in arguments."""
+    return [_placed(argument, leaves) for argument in arguments]
+
+
+def _placed(argument: Any, leaves: Iterator[Any]) -> Any:
+    if isinstance(argument, tuple):
+        return type(argument)(*_arranged(argument, leaves))
+    if isinstance(argument, float):
+        return torch.full((), next(leaves), dtype=torch.int32, device="cpu").view(torch.float32)
+    return None if argument is None else next(leaves)
+
+
+@functools.lru_cache(maxsize=1024)
+def _bits(number: float) -> int:
+    """Of float32."""
+    return int(torch.tensor(number, dtype=torch.float32, device="cpu").view(torch.int32))
 
 
 def _sign(x: Tensor) -> Tensor:
@@ -155,27 +168,31 @@ HEIGHTS, WIDTHS = (2, 1 << 22), (2, 4096)
 
 
 def _check_assumptions(examples: Sequence[Any]) -> None:
-    """Nobody looks at a call's sizes, so what torch took for granted has to be so for all.
+    """Nobody looks at a call's sizes and numbers, so what torch took for granted has to be so for all.
 
     Raises:
         RuntimeError: it is not, in this version of torch. Nothing has been computed.
     """
-    environment = examples[0].fake_mode.shape_env
-    heights = {example.shape[0].node.expr for example in examples if example.dim() == 2}
+    tensors = [example for example in examples if isinstance(example, Tensor)]
+    environment = tensors[0].fake_mode.shape_env  # type: ignore[attr-defined]
+    heights = {tensor.shape[0].node.expr for tensor in tensors if tensor.dim() == 2}  # type: ignore[attr-defined]
+    numbers = {example.node.expr for example in examples if not isinstance(example, Tensor)}
     for guard in environment.guards:
         sizes = guard.expr.free_symbols - environment.replacements.keys()  # without those that are fixed
         ends = [[(size, end) for end in (HEIGHTS if size in heights else WIDTHS)] for size in sizes]
-        if sizes and not all(guard.expr.subs(corner) for corner in itertools.product(*ends)):
+        if sizes & numbers or (sizes and not all(guard.expr.subs(corner) for corner in itertools.product(*ends))):
             raise RuntimeError(
-                f"torch {torch.__version__} would compile for {guard.expr} only, which is not so of every tensor. "
+                f"torch {torch.__version__} would compile for {guard.expr} only, which is not so of every call. "
                 f"Choose backend='reference', or another version of torch."
             )
 
 
-def _example(tensor: Tensor) -> Tensor:
-    """Zeros like a tensor, with many rows if it is a matrix."""
-    shape = (ROWS, tensor.shape[1]) if tensor.dim() == 2 else tensor.shape
-    return torch.zeros(shape, dtype=tensor.dtype, device="cpu")
+def _example(place: int, leaf: Any) -> Any:
+    """Zeros like a tensor, with many rows if it is a matrix, or a number, no two of which are the same."""
+    if not isinstance(leaf, Tensor):
+        return (1 << 20) + 1 + place
+    shape = (ROWS, leaf.shape[1]) if leaf.dim() == 2 else leaf.shape
+    return torch.zeros(shape, dtype=leaf.dtype, device="cpu")
 
 
 @contextmanager

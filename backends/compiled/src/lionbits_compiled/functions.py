@@ -1,6 +1,6 @@
 """What is compiled: the reference's laws over blocks as the rows of matrices.
 
-Rows are (n, width) and contiguous, what a row has as a whole is (n, 1). Formats, betas and rates are tensors too, so
+Rows are (n, width) and contiguous, what a row has as a whole is (n, 1). Formats, betas and rates are arguments too, so
 that one function serves them all; each setting that is left is a function of its own. They write into their arguments
 and return nothing: nothing of a model's size is ever allocated.
 """
@@ -19,12 +19,12 @@ from .compiling import Compiled
 
 
 class Betas(NamedTuple):
-    """0-d float32 tensors."""
+    """By value, or from memory where that is faster."""
 
-    b1: Tensor
-    one_minus_b1: Tensor
-    b2: Tensor
-    one_minus_b2: Tensor
+    b1: float | Tensor
+    one_minus_b1: float | Tensor
+    b2: float | Tensor
+    one_minus_b2: float | Tensor
 
 
 class Rates(NamedTuple):

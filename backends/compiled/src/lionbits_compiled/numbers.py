@@ -26,7 +26,9 @@ class Numbers:
     """
 
     def __init__(self, work: Work, hyper: Hyper, scalars: Scalars) -> None:
-        self.betas, self.scalars = _betas(hyper), scalars
+        self.betas = Betas(hyper.b1, hyper.one_minus_b1, hyper.b2, hyper.one_minus_b2)
+        self.betas_in_memory = _in_memory(self.betas)
+        self.scalars = scalars
         self._work, self._seed = work, hyper.seed
         self._keys: dict[tuple[str, int, int], Tensor] = {}
 
@@ -56,8 +58,11 @@ class Numbers:
         """int32 (2, k): spread, where the numbers of pairs have this upper half, and phase."""
         found = self._keys.get((mode, purpose, high))
         if found is None:
-            words, phase = rounding.keys(mode, self._work.salts(self._seed, purpose), self.scalars.step)
-            found = self._keys[mode, purpose, high] = torch.stack((rounding.spread(high, words), phase))
+            salts = self._work.salts(self._seed, purpose)
+            words, phase = rounding.keys(mode, salts, self.scalars.step)
+            known = words is salts  # whatever the step
+            spread = self._work.spread(self._seed, purpose, high) if known else rounding.spread(high, words)
+            found = self._keys[mode, purpose, high] = torch.stack((spread, phase))
         return found
 
 
@@ -76,11 +81,8 @@ def by_row(scratch: Scratch, name: str, matrix: Matrix, numbers: Tensor, *, own:
 
 
 @functools.lru_cache(maxsize=64)
-def _betas(hyper: Hyper) -> Betas:
-    """As tensors: other betas are no other function."""
-    numbers = (hyper.b1, hyper.one_minus_b1, hyper.b2, hyper.one_minus_b2)
-    b1, one_minus_b1, b2, one_minus_b2 = (torch.tensor(number, dtype=torch.float32, device="cpu") for number in numbers)
-    return Betas(b1, one_minus_b1, b2, one_minus_b2)
+def _in_memory(betas: Betas) -> Betas:
+    return Betas(*(torch.tensor(beta, dtype=torch.float32, device="cpu") for beta in betas))
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lionbits_reference import formats, rounding
-from lionbits_reference.spec import Format, Hyper
+from lionbits_reference.spec import Hyper
 
 from . import functions, packing
 from .functions import Blocks, Codes, Draw, Rates
@@ -47,7 +46,8 @@ def step(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
     else:
         advance = functions.advance(param.dtype, plan.caution, plan.nonfinite, _width(work, matrix))
         rates, skipped = numbers.rates(matrix), numbers.scalars.skipped
-        advance(param, tensors["grad"], tensors["exp_avg"], rates, numbers.betas, skipped)
+        # By value these are more operations than Inductor takes into one loop: it would make the parameter twice.
+        advance(param, tensors["grad"], tensors["exp_avg"], rates, numbers.betas_in_memory, skipped)
     if "stored" in tensors:
         _store_param(work, matrix, numbers)
 
@@ -86,7 +86,7 @@ def _step_codes(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> N
     param, grad, packed = (matrix.tensors[name] for name in ("param", "grad", "exp_avg_codes"))
     scale, blocks, skipped = _scale(work, matrix), _blocks(work, matrix, numbers), numbers.scalars.skipped
     rates, draw = numbers.rates(matrix), numbers.draw(matrix, hyper.rounding, rounding.STATE)
-    dtype, own, format = packing.CODES, _width(work, matrix), _format(plan.format)
+    dtype, own, format = packing.CODES, _width(work, matrix), formats.Numbers.of(plan.format)
     scales = not plan.format.tensor_wise
     advance = functions.advance_codes(param.dtype, dtype, plan.caution, plan.nonfinite, scales, own)
     encode = functions.encode(dtype, draw is not None, own)
@@ -122,7 +122,7 @@ def count(kind: str, work: Work, matrix: Matrix, numbers: Numbers) -> Tensor:
     parts = split((packed, scale, grad, grad_scale, found), runs(matrix.height, matrix.width))
     for packed_run, scale_run, grad_run, grad_scale_run, found_run in parts:
         codes = packing.unpack(packed_run, format.bits, work.scratch)
-        held = Codes(codes, scale_run, _format(format))
+        held = Codes(codes, scale_run, formats.Numbers.of(format))
         counting(held, grad_run, grad_scale_run, numbers.betas, found_run)
     return found.view(-1)
 
@@ -162,8 +162,3 @@ def _width(work: Work, matrix: Matrix) -> int:
     default = work.plan.caution == "none" and work.plan.nonfinite == "skip"
     own = functions.WIDTHS if work.plan.format.quantised else functions.WIDTHS[:1]
     return matrix.width if default and matrix.width in own else 0
-
-
-@functools.cache
-def _format(format: Format) -> formats.Numbers:
-    return formats.Numbers.of(format, torch.device("cpu"))

@@ -44,6 +44,7 @@ class Work:
         self._keys = state_keys(plan)
         self._indices = [slot.index for slot in slots]
         self._salts: dict[tuple[int, int], Tensor] = {}
+        self._spreads: dict[tuple[int, int, int], Tensor] = {}
         self._read: tuple[Scalars, list[list[float]]] | None = None
         self._single: dict[int, Whole | None] = {}
         small: list[int] = []
@@ -101,6 +102,13 @@ class Work:
         if found is None:
             salts = [rounding.word(rounding.salt(seed, index, purpose)) for index in self._indices]
             found = self._salts[seed, purpose] = torch.tensor(salts, dtype=torch.int32, device="cpu")
+        return found
+
+    def spread(self, seed: int, purpose: int, high: int) -> Tensor:
+        """int32, of each slot: its salt, mixed with the upper half of the numbers of pairs."""
+        found = self._spreads.get((seed, purpose, high))
+        if found is None:
+            found = self._spreads[seed, purpose, high] = rounding.spread(high, self.salts(seed, purpose))
         return found
 
 
