@@ -8,7 +8,7 @@ from contextlib import contextmanager
 #: Of GCC alone: memory is asked for so many instructions before it is needed, and for any number of tensors; a loop of
 #: sixteen vectors, too short for that, is written out.
 GCC = (
-    "-fprefetch-loop-arrays --param=prefetch-latency=600 --param=simultaneous-prefetches=200 "
+    "-fprefetch-loop-arrays --param=prefetch-latency=1500 --param=simultaneous-prefetches=200 "
     "--param=min-insn-to-prefetch-ratio=1 --param=max-completely-peeled-insns=5000"
 )
 
