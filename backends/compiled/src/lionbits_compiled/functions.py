@@ -193,8 +193,8 @@ def _momentum(held: Codes) -> Tensor:
     return formats.value(codes, held.format) * held.scale
 
 
-def _lane(draw: Draw | None) -> Tensor | int:
-    if draw is None:
-        return rounding.NEAREST
+def _lane(draw: Draw | None) -> Tensor:
+    if draw is None:  # a tensor, as torch 2.9 cannot shift a number by one that may be any
+        return torch.full((), rounding.NEAREST, dtype=torch.int32, device="cpu")
     half, odd = draw.half.view(torch.int32), draw.odd.view(torch.int32)
     return rounding.lane(draw.low + half, draw.spread, draw.phase, odd)
