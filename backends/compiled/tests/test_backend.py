@@ -209,6 +209,31 @@ def test_a_run_is_an_eighth_of_the_cache_but_neither_short_nor_long(tmp_path: Pa
     assert steps._run(tmp_path / "none") == 4 << 18
 
 
+def test_numbers_may_be_any() -> None:
+    """Zeros of both signs, equal ones and those of sizes, though it was compiled for others."""
+    shift = compiling.Compiled(lambda x, y, by, b: y.copy_((x << by) * b), "a test of numbers")
+    x, y = torch.arange(64 * 32, dtype=torch.int32).view(64, 32), torch.empty(64, 32)
+    for by, b in ((5, 0.1), (0, -0.0), (1, 0.0), (3, torch.inf), (64 - 32, 64.0), (1, -1.5), (2, 1e-45)):
+        shift(x, y, by, b)
+        want = (x << by) * torch.tensor(b, dtype=torch.float32)
+        assert torch.equal(y.view(torch.int32), want.view(torch.int32)), (by, b)
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_beta_of_zero_has_a_sign(bits: int) -> None:
+    """In momentum where the gradient is -0.0, whichever zero came first."""
+    for beta in (0.0, -0.0, 0.0):
+        made = []
+        for name in ("compiled", "reference"):
+            param = torch.nn.Parameter(torch.ones(1 << 16))
+            optimizer = lionbits.Lion([param], lr=1e-3, betas=(0.9, beta), optim_bits=bits, backend=name)
+            for grad in (1.0, -0.0):
+                param.grad = torch.full_like(param, grad)
+                optimizer.step()
+            made.append(optimizer.momentum(param))
+        assert torch.equal(*(momentum.view(torch.int32) for momentum in made)), beta
+
+
 @pytest.mark.parametrize("bits", [32, 8])
 def test_the_rates_are_those_of_each_step_and_tensor(bits: int) -> None:
     """Rows of one tensor, and of the same one a step later, keep numbers only as long as these are the same."""

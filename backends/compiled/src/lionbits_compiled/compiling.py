@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import os
 import shutil
+import struct
 import sys
 import sysconfig
 import time
@@ -109,7 +109,7 @@ def _leaves(arguments: Iterable[Any]) -> list[Any]:
         if isinstance(argument, tuple):
             found += _leaves(argument)
         elif isinstance(argument, float):
-            found.append(_bits(argument))
+            found.append(bits(argument))
         elif argument is not None:
             found.append(argument)
     return found
@@ -121,17 +121,24 @@ def _arranged(arguments: Iterable[Any], leaves: Iterator[Any]) -> list[Any]:
 
 
 def _placed(argument: Any, leaves: Iterator[Any]) -> Any:
+    if argument is None:
+        return None
     if isinstance(argument, tuple):
         return type(argument)(*_arranged(argument, leaves))
-    if isinstance(argument, float):
-        return torch.full((), next(leaves), dtype=torch.int32, device="cpu").view(torch.float32)
-    return None if argument is None else next(leaves)
+    return scalar(next(leaves)) if isinstance(argument, float) else next(leaves)
 
 
-@functools.lru_cache(maxsize=1024)
-def _bits(number: float) -> int:
-    """Of float32."""
-    return int(torch.tensor(number, dtype=torch.float32, device="cpu").view(torch.int32))
+def scalar(bits: int) -> Tensor:
+    """The 0-d float32 tensor of these bits."""
+    return torch.full((), bits, dtype=torch.int32, device="cpu").view(torch.float32)
+
+
+def bits(number: float) -> int:
+    """Of it as float32, as an int32."""
+    return int(_INT32.unpack(_FLOAT32.pack(number))[0])
+
+
+_FLOAT32, _INT32 = struct.Struct("=f"), struct.Struct("=i")
 
 
 def _sign(x: Tensor) -> Tensor:

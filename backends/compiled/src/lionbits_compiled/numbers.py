@@ -10,7 +10,7 @@ from torch import Tensor
 from lionbits_reference import rounding
 from lionbits_reference.spec import Hyper, Scalars
 
-from . import functions
+from . import compiling, functions
 from .functions import Betas, Draw, Rates
 from .matrices import Matrix
 from .scratch import Scratch
@@ -26,8 +26,8 @@ class Numbers:
     """
 
     def __init__(self, work: Work, hyper: Hyper, scalars: Scalars) -> None:
-        self.betas = Betas(hyper.b1, hyper.one_minus_b1, hyper.b2, hyper.one_minus_b2)
-        self.betas_in_memory = _in_memory(self.betas)
+        betas = (hyper.b1, hyper.one_minus_b1, hyper.b2, hyper.one_minus_b2)
+        self.betas, self.betas_in_memory = Betas(*betas), _in_memory(*map(compiling.bits, betas))
         self.scalars = scalars
         self._work, self._seed = work, hyper.seed
         self._keys: dict[tuple[str, int, int], Tensor] = {}
@@ -81,8 +81,9 @@ def by_row(scratch: Scratch, name: str, matrix: Matrix, numbers: Tensor, *, own:
 
 
 @functools.lru_cache(maxsize=64)
-def _in_memory(betas: Betas) -> Betas:
-    return Betas(*(torch.tensor(beta, dtype=torch.float32, device="cpu") for beta in betas))
+def _in_memory(*bits: int) -> Betas:
+    """Kept by their bits, as 0.0 and -0.0 are equal."""
+    return Betas(*map(compiling.scalar, bits))
 
 
 @functools.cache

@@ -46,7 +46,7 @@ def step(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
     else:
         advance = functions.advance(param.dtype, plan.caution, plan.nonfinite, _width(work, matrix))
         rates, skipped = numbers.rates(matrix), numbers.scalars.skipped
-        # By value these are more operations than Inductor takes into one loop: it would make the parameter twice.
+        # By value: too few reads for Inductor to make the new momentum once, which torch 2.13 fails over (KeyError).
         advance(param, tensors["grad"], tensors["exp_avg"], rates, numbers.betas_in_memory, skipped)
     if "stored" in tensors:
         _store_param(work, matrix, numbers)
