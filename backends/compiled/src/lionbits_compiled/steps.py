@@ -23,7 +23,7 @@ _CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 
 
 def _run(cache: Path = _CACHE) -> int:
-    """Elements that codes are unpacked for at once, beside their new momentum: an eighth of the cache, 4 to 16 MB."""
+    """How many elements codes are unpacked for at once. Their new momentum takes an eighth of the cache, 4 to 16 MB."""
     try:
         size = int(cache.read_text().strip().removesuffix("K")) << 10
     except (OSError, ValueError):  # another system, or one that does not say
@@ -31,7 +31,7 @@ def _run(cache: Path = _CACHE) -> int:
     return min(max(size // 8 // 4, 1 << 20), 1 << 22)
 
 
-#: Many rows of any width, so that half a run is, too.
+#: Elements of a run: many rows of any width, so that half a run is, too.
 RUN = _run()
 
 
