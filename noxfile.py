@@ -6,7 +6,7 @@ hands the rest of the line to pytest. Each session has its own virtual environme
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +19,23 @@ nox.options.sessions = ["ci"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
-# Every distribution of this repository, those that others stand on first.
+# The distributions of this repository, those that others need first.
+FRONT_END = ("reference", "packages/lionbits")
+SUITE = (*FRONT_END, "conformance")
+
+# Backends, each with what it needs beyond the front end. The conformance suite tests each in a session of its own.
+BACKENDS = {
+    "reference": (),
+    "compiled": ("backends/compiled",),
+    "triton": ("backends/table", "backends/triton"),
+    "cupy": ("backends/table", "packages/cuda-on-cpu", "backends/cupy"),
+}
+
 PACKAGES = (
     *("reference", "packages/lionbits[cli,safetensors]", "conformance"),
-    *("backends/compiled", "backends/table", "backends/triton", "packages/cuda-on-cpu", "backends/cupy"),
+    *dict.fromkeys(package for packages in BACKENDS.values() for package in packages),
     "packages/lionbits-bench",
 )
-EDITABLE = [argument for package in PACKAGES for argument in ("--editable", package)]
 
 # The picture of the README: four Lions from the same start, within a few minutes on two CPU cores.
 PICTURES = Path("demo-out")
@@ -55,16 +65,21 @@ TRAINERS = "packages/lionbits/tests/ecosystem"
 PINNED = ("--constraint", "constraints.txt")
 
 
-def install(session: nox.Session, *groups: str) -> None:
-    """Install dependency groups of pyproject.toml and every package, editable, built by the environment itself."""
+def install(session: nox.Session, *groups: str, packages: Sequence[str] = PACKAGES) -> None:
+    """Install dependency groups of pyproject.toml and packages, editable, built by the environment itself."""
     session.install(*PINNED, *nox.project.dependency_groups(PROJECT, "editable", *groups))
-    session.install(*PINNED, "--no-build-isolation", *EDITABLE)  # a builder's environment for each would take longer
+    session.install(*PINNED, "--no-build-isolation", *editable(packages))  # isolated builds would take longer
+
+
+def editable(packages: Sequence[str]) -> list[str]:
+    """Return pip's arguments for these packages."""
+    return [argument for package in packages for argument in ("--editable", package)]
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
     """Train 32-, 8- and 4-bit Lion and QLion on real text and draw them side by side (CPU, minutes)."""
-    install(session)
+    install(session, packages=("reference", "packages/lionbits[cli]"))
     session.run("lionbits", "train", *DEMO, *session.posargs)
     pictures = sorted(PICTURES.rglob("*.png"))
     if not pictures:
@@ -76,7 +91,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def ci(session: nox.Session) -> None:
-    """Do what every change has to pass, in one environment: lint, docs, tests, the court on each backend, trainers.
+    """Check what every change has to pass, in one environment: lint, constraints, docs, tests, conformance, trainers.
 
     Of hunts it has time for a glance: `tests` and `conformance` run all of them. A part that fails keeps no other from
     running.
@@ -84,6 +99,7 @@ def ci(session: nox.Session) -> None:
     install(session, "lint", "docs", "test", "cuda", "peers")
     parts: dict[str, Callable[[], None]] = {
         "lint": partial(run_lint, session),
+        "constraints": partial(run_constraints, session),
         "docs": partial(run_docs, session, "build"),
         "tests": partial(run_tests, session, "--glance", "--durations=20"),
         **{f"conformance({backend})": partial(run_court, session, backend, "glance") for backend in BACKENDS},
@@ -116,7 +132,7 @@ def run_tests(session: nox.Session, *arguments: str) -> None:
 @nox.session
 def ecosystem(session: nox.Session) -> None:
     """Train under transformers, Lightning, accelerate, PEFT and DeepSpeed; run the examples (minutes)."""
-    install(session, "test")
+    install(session, "test", packages=FRONT_END)
     run_ecosystem(session, *session.posargs)
 
 
@@ -124,10 +140,6 @@ def run_ecosystem(session: nox.Session, *arguments: str) -> None:
     """Add the trainers to the environment and run the tests under them."""
     session.install(*PINNED, *nox.project.dependency_groups(PROJECT, "ecosystem"))
     session.run("pytest", TRAINERS, *WORKERS, *arguments, env=ON_THE_CPU)
-
-
-# Backends of this repository, each of which the court judges in a session of its own.
-BACKENDS = ("reference", "compiled", "triton", "cupy")
 
 
 @nox.session
@@ -146,7 +158,7 @@ def night(session: nox.Session, backend: str) -> None:
 
 def judge(session: nox.Session, backend: str, profile: str) -> None:
     """Run the suite as any other backend's authors would; what follows `--` goes to pytest."""
-    install(session, "test")
+    install(session, "test", packages=(*SUITE, *BACKENDS[backend]))
     run_court(session, backend, profile, *session.posargs)
 
 
@@ -163,7 +175,7 @@ def run_court(session: nox.Session, backend: str, profile: str, *arguments: str,
 @nox.session
 def sanitized(session: nox.Session) -> None:
     """Put the CUDA C++ kernels before the court under AddressSanitizer and UBSan (g++; minutes)."""
-    install(session, "test")
+    install(session, "test", packages=(*SUITE, *BACKENDS["cupy"]))
     library = session.run("g++", "-print-file-name=libasan.so", silent=True, external=True)
     run_court(
         session,
@@ -177,19 +189,9 @@ def sanitized(session: nox.Session) -> None:
 
 
 @nox.session
-def oldest(session: nox.Session) -> None:
-    """Put the Triton backend before the court with the oldest Triton that is tried; see that its kernels compile."""
-    install(session, "test")
-    session.install("triton==3.6.0")
-    for bits in ("32", "8", "4", "2"):
-        session.run("python", "-m", "lionbits_bench", "sass", "--arch", "90", "--bits", bits, "--caution", "none")
-    run_court(session, "triton", "dev", *session.posargs)
-
-
-@nox.session
 def kernels(session: nox.Session) -> None:
     """Print registers and instructions of every kernel, compiled for GPUs that need not be there (minutes)."""
-    install(session, "test", "cuda")
+    install(session, "cuda", packages=(*SUITE, *BACKENDS["triton"], *BACKENDS["cupy"], "packages/lionbits-bench"))
     for backend in ("triton", "cupy"):
         session.run("python", "-m", "lionbits_bench", "sass", "--backend", backend, *session.posargs)
 
@@ -197,14 +199,14 @@ def kernels(session: nox.Session) -> None:
 @nox.session
 def mutants(session: nox.Session) -> None:
     """Print which law rejects each wrong Lion, and after how many examples."""
-    install(session, "test")
+    install(session, "test", packages=SUITE)
     session.run(*("python", "-m", "lionbits_conformance.trials", *session.posargs), env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
 def vectors(session: nox.Session) -> None:
     """Check that the oracle would write the test vectors of the repository again, byte for byte."""
-    install(session, "test")
+    install(session, packages=SUITE)
     session.run("python", "-m", "lionbits_conformance.vectors", "check")
 
 
@@ -214,6 +216,30 @@ def build(session: nox.Session) -> None:
     session.install(*PINNED, *nox.project.dependency_groups(PROJECT, "build"))
     work = Path(session.virtualenv.location, "installs")
     session.run("python", "tools/installs.py", "--work", str(work), *session.posargs)
+
+
+@nox.session
+def versions(session: nox.Session) -> None:
+    """Try one Python with one torch, as a user installs them: `-- 3.12 2.13.0`, or `-- 3.12` for the newest (an hour).
+
+    It builds the wheels and installs them in an empty environment, then runs README's example, the smallest profile of
+    the conformance suite on each backend and the tests of `lionbits`, and prints a row of a table.
+    """
+    session.install(*PINNED, *nox.project.dependency_groups(PROJECT, "build"))
+    work = Path(session.virtualenv.location, "versions")
+    session.run("python", "tools/versions.py", "--work", str(work), *session.posargs)
+
+
+@nox.session
+def constraints(session: nox.Session) -> None:
+    """Let pip resolve constraints.txt on every Python of this machine, and with every torch that is supported."""
+    session.install(*PINNED, "nox")
+    run_constraints(session, "--every-torch")
+
+
+def run_constraints(session: nox.Session, *arguments: str) -> None:
+    """Resolve; nothing is installed."""
+    session.run("python", "tools/resolve.py", *arguments)
 
 
 @nox.session
@@ -249,5 +275,5 @@ def dev(session: nox.Session) -> None:
     """Make `.venv`: every package, editable, and the tools of all sessions, for your editor and shell."""
     session.run("python", "-m", "venv", ".venv")
     requirements = nox.project.dependency_groups(PROJECT, "dev")
-    session.run("python", "-m", "pip", "--python", ".venv", "install", *PINNED, *requirements, *EDITABLE)
+    session.run("python", "-m", "pip", "--python", ".venv", "install", *PINNED, *requirements, *editable(PACKAGES))
     session.log("It is .venv; on Linux and macOS, activate it with: source .venv/bin/activate")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -18,11 +19,12 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import NamedTuple
 
-from wheels import ROOT, build, faults, lowest, projects, run
+from wheels import ROOT, build, faults, lowest, ours, projects, run
 
 SMOKE = Path(__file__).with_name("smoke.py")
 PINS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
 ALL = ("cli", "compiled", "cupy", "safetensors", "triton")
+IMPORTS = {"cli": "matplotlib, rich", "safetensors": "safetensors"}
 EVERY = ("lionbits[all]", "lionbits-cupy[emulate]", "lionbits-conformance", "lionbits-bench")
 
 
@@ -81,6 +83,8 @@ def tried(way: Way, number: int, work: Path, base: Path) -> tuple[str, ...]:
     added = {found.name: found.version for found in distributions(path=[str(packages(path))])}
     size = sum(file.stat().st_size for file in packages(path).rglob("*") if file.is_file()) / 1e6
     good = run(python, "-I", SMOKE, *way.extras, OMP_NUM_THREADS="1").splitlines()[-1]
+    if not way.extras:
+        follow_advice(python, work / "torch.txt")
     shutil.rmtree(path)
     print(f"{' '.join(way.wanted)}: works", flush=True)
     return (
@@ -92,9 +96,14 @@ def tried(way: Way, number: int, work: Path, base: Path) -> tuple[str, ...]:
     )
 
 
-def ours(name: str) -> bool:
-    """Whether a distribution is of this repository."""
-    return name.startswith(("lionbits", "cuda-on-cpu"))
+def follow_advice(python: Path, constraints: Path) -> None:
+    """Install each extra by the command that messages print, in this checkout, and import what it is for."""
+    for extra in ALL:
+        command = run(python, "-I", "-c", f"from lionbits import install; print(install.command({extra!r}))")
+        program, verb, *words = shlex.split(command.removesuffix(" (in a checkout of lionbits)\n"))
+        assert (program, verb) == ("pip", "install"), command
+        install(python, constraints, *words)
+        run(python, "-I", "-c", f"import {IMPORTS.get(extra, f'lionbits_{extra}')}")
 
 
 def main() -> None:

@@ -35,6 +35,11 @@ def projects() -> dict[Path, dict[str, Any]]:
     return {file.parent: tomllib.loads(file.read_text(encoding="utf-8"))["project"] for file in files}
 
 
+def ours(name: str) -> bool:
+    """Whether a distribution, or a requirement, is of this repository."""
+    return name.startswith(("lionbits", "cuda-on-cpu"))
+
+
 def build(folder: Path, out: Path) -> Path:
     """An sdist in ``out``, and the wheel that comes of it, which is also the wheel that comes of the checkout."""
     python = (sys.executable, "-m", "build", "--no-isolation", "--outdir")

@@ -43,8 +43,8 @@ def test_reasons_say_what_would_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "7.5" in backend.supports(PLAN, torch.device("cuda", 0))
     with monkeypatch.context() as bare:
         bare.setattr("importlib.util.find_spec", lambda name: None)
-        assert "lionbits-cupy[cuda13]" in backend.supports(PLAN, torch.device("cuda", 0))
-        assert "lionbits-cupy[emulate]" in backend.supports(PLAN, torch.device("cpu"))
+        assert "pip install cupy-cuda13x" in backend.supports(PLAN, torch.device("cuda", 0))
+        assert "pip install ./packages/cuda-on-cpu" in backend.supports(PLAN, torch.device("cpu"))
     monkeypatch.delenv(emulate.ENVIRONMENT)
     assert "LIONBITS_CUPY_EMULATE=1" in backend.supports(PLAN, torch.device("cpu"))
     with pytest.raises(ValueError, match="LIONBITS_CUPY_EMULATE=1"):

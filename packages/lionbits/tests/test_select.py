@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import pickle
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +14,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from lionbits import Lion, Lion4bit, Lion8bit
+from lionbits import Lion, Lion4bit, Lion8bit, install
 from lionbits.select import BackendUnavailable
 
 from .family import Variant, assert_same, free_gradients, snapshot, train, weights
+
+CHECKOUT = Path(__file__).parents[3]
 
 #: A third party's backend: the reference's functions under another name, with a note of every call.
 TOY = """
@@ -152,11 +155,26 @@ def test_a_misspelt_backend_is_guessed(toy: Maker, asked: str, meant: str) -> No
 
 
 @pytest.mark.parametrize("name", ["compiled", "cupy", "triton"])
-def test_a_backend_of_ours_that_is_missing_says_what_brings_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """The extra of this distribution, as one types it."""
+def test_a_backend_of_ours_that_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(BackendUnavailable, match=rf'{name}.*pip install "lionbits\[{name}\]"'):
+    with pytest.raises(BackendUnavailable) as caught:
         Lion(weights(), backend=name)
+    assert str(caught.value).endswith(f"there is no module lionbits_{name}. To install it: {install.command(name)}")
+
+
+@pytest.mark.parametrize("extra", install.EXTRAS)
+def test_a_release_is_installed_from_an_index_and_a_development_version_from_its_checkout(
+    monkeypatch: pytest.MonkeyPatch, extra: str
+) -> None:
+    monkeypatch.setattr("lionbits.__version__", "0.1.0")
+    assert install.command(extra) == f'pip install "lionbits[{extra}]"'
+    monkeypatch.setattr("lionbits.__version__", "0.1.0.dev0")
+    words = shlex.split(install.command(extra).removesuffix(" (in a checkout of lionbits)"))
+    assert words[:2] == ["pip", "install"]
+    assert words[2:]
+    for folder, _, inner in (word.partition("[") for word in words[2:]):
+        project = (CHECKOUT / folder / "pyproject.toml").read_text(encoding="utf-8")
+        assert not inner or f"\n{inner.removesuffix(']')} = [" in project
 
 
 @pytest.mark.parametrize("asked", ["", "a.b", "no such", "../toy"])

@@ -32,7 +32,7 @@ def supports(plan: Plan, device: torch.device) -> str:
     if torch.version.cuda is None:
         return "this PyTorch is built without CUDA"
     if importlib.util.find_spec("cupy") is None:
-        return "CuPy is not installed: pip install 'lionbits-cupy[cuda13]', or [cuda12]"
+        return "CuPy is not installed: pip install cupy-cuda13x, or cupy-cuda12x for CUDA 12"
     found = architecture(torch.cuda.current_device() if device.index is None else device.index)
     if found < OLDEST:
         return f"CUDA kernels are built for compute capability 7.5 and up; {device} has {found / 10}"

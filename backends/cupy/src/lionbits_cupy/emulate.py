@@ -42,7 +42,7 @@ def obstacle() -> str:
     if not asked_for():
         return f"CUDA kernels run on CUDA devices; for tests, on the CPU: set {ENVIRONMENT}=1"
     if importlib.util.find_spec("cuda_on_cpu") is None:
-        return f"{ENVIRONMENT}=1 needs cuda-on-cpu: pip install 'lionbits-cupy[emulate]'"
+        return f"{ENVIRONMENT}=1 needs cuda-on-cpu: pip install ./packages/cuda-on-cpu (in a checkout of lionbits)"
     import cuda_on_cpu
 
     return cuda_on_cpu.obstacle()

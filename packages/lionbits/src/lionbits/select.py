@@ -15,6 +15,8 @@ import torch
 
 from lionbits_reference.spec import Backend, Format, Plan, checks
 
+from . import install
+
 ENVIRONMENT = "LIONBITS_BACKEND"
 AUTO = "auto"
 PREFIX = "lionbits_"
@@ -112,8 +114,8 @@ def diagnose(name: str, device: torch.device) -> str:
 
 
 def _way_out(name: str) -> str:
-    if name in PREFERENCE:  # each is an extra of this distribution
-        return f'pip install "lionbits[{name}]" brings it.'
+    if name in install.EXTRAS:
+        return f"To install it: {install.command(name)}"
     near = difflib.get_close_matches(name.strip().lower(), known(), 1)
     guess = f"Did you mean {near[0]!r}? " if near else f"Is lionbits-{name} installed? " if name.isidentifier() else ""
     return f"{guess}Known are {', '.join(known())}."

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lionbits_reference.spec import checks
 
-from . import saving
+from . import install, saving
 from .checkpoint import VERSION, VERSION_KEY
 
 ENTRY = "lionbits"
@@ -77,7 +77,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise ImportError('load_safetensors needs safetensors: pip install "lionbits[safetensors]"') from error
+        raise ImportError(f"load_safetensors needs safetensors: {install.command('safetensors')}") from error
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             metadata = file.metadata() or {}

@@ -10,6 +10,7 @@ import matplotlib.image
 import pytest
 import torch
 
+from lionbits import install
 from lionbits.cli import main, variants
 from lionbits.cli.config import TrainConfig
 from lionbits.cli.console import CommandError
@@ -116,7 +117,7 @@ def test_a_missing_extra_is_named(
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "rich" else find(name, *a))
     assert train("--out", tmp_path) == 2
-    assert 'pip install "lionbits[cli]"' in capsys.readouterr().err
+    assert install.command("cli") in capsys.readouterr().err
 
 
 def test_the_schedule_warms_up_and_ends_at_a_tenth() -> None:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TextIO
 
-EXTRA = 'pip install "lionbits[cli]"'
+from lionbits import install
+
 PLAIN_WIDTH = 120  # of a pipe or a log file, where asking for the terminal's width answers 80 and tables would wrap
 
 
@@ -24,7 +25,7 @@ def require(*packages: str) -> None:
     """Fail before any work is done, not after an hour of training, when a package of the extra is missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise CommandError(f"this command needs {' and '.join(missing)}: {EXTRA}")
+        raise CommandError(f"this command needs {' and '.join(missing)}: {install.command('cli')}")
 
 
 @dataclass

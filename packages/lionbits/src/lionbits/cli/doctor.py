@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 import lionbits
+from lionbits import install
 
-from .console import EXTRA, Table, show
+from .console import Table, show
 
 VARIABLE = "LIONBITS_BACKEND"
 COMPILERS = ("c++", "g++", "clang++", "cl")
@@ -73,7 +74,8 @@ def machine() -> Table:
         if os.environ.get(variable) == "1":
             drawn.add(variable, f"1: {meaning}, for tests; slow")
     charts = all(importlib.util.find_spec(name) for name in ("matplotlib", "rich"))
-    drawn.add("lionbits[cli]", "installed" if charts else f"not installed: train and report need {EXTRA}")
+    missing = f"not installed; for train and report: {install.command('cli')}"
+    drawn.add("lionbits[cli]", "installed" if charts else missing)
     return drawn
 
 
