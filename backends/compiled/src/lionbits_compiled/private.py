@@ -54,7 +54,7 @@ def lacks(name: str) -> str:
 
 
 def _has(name: str) -> bool:
-    """Whether torch has it. To look in Inductor imports that, which takes as long as to import torch."""
+    """Whether torch has it. To look imports Inductor, as torch does itself when any optimizer is made."""
     try:
         resolve_name(name)
     except (ImportError, AttributeError):
