@@ -46,13 +46,11 @@ DEMO = (
 
 
 # One thread per worker: small tensors gain nothing from more, and the workers stop fighting. Triton interprets its
-# kernels and those in CUDA C++ are emulated, so that they run without a GPU. What is compiled looks at the sizes and
-# strides that it is called with, which users do without.
+# kernels and those in CUDA C++ are emulated, so that they run without a GPU.
 ON_THE_CPU = {
     "OMP_NUM_THREADS": "1",
     "TRITON_INTERPRET": "1",
     "LIONBITS_CUPY_EMULATE": "1",
-    "TORCHINDUCTOR_SIZE_ASSERTS": "1",
 }
 
 WORKERS = ("--numprocesses=auto", "--maxprocesses=4")

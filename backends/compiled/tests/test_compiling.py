@@ -114,16 +114,3 @@ def test_the_first_call_says_what_takes_so_long(
     function(torch.ones(6, 32))
     assert capsys.readouterr().err == ""
     assert (doubled == 2).all()
-
-
-def test_strides_are_looked_at_where_torch_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its variable compiled code believes its callers: these tests are to see a caller that is wrong."""
-
-    def double(x: torch.Tensor) -> None:
-        x.mul_(2.0)
-
-    monkeypatch.setenv("TORCHINDUCTOR_SIZE_ASSERTS", "1")
-    compiled = compiling.Compiled(double, "a test with strides")
-    compiled(torch.ones(4, 8))
-    with pytest.raises(AssertionError, match="stride"):
-        compiled(torch.ones(8, 4).t())

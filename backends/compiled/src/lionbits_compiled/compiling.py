@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import flags
+from . import flags, private
 
 log = logging.getLogger("lionbits_compiled")
 
@@ -40,7 +40,7 @@ def obstacle() -> str:
             f"torch.compile needs the headers of Python, and there is no {header}. Install them (Debian: apt install "
             f"python3-dev), or choose backend='reference'"
         )
-    return ""
+    return private.obstacle()
 
 
 class Compiled:
@@ -79,20 +79,18 @@ class Compiled:
         Inductor is handed its graph: what torch.compile would do around it at every call takes 13 us, and is nothing
         that is wanted here.
         """
-        from torch import _inductor  # not before: it takes longer to import than torch itself
-        from torch.fx.experimental.proxy_tensor import make_fx
 
-        def traced(*leaves: Any) -> tuple[()]:
+        def traced(*leaves: Any) -> tuple[Any, ...]:
             for leaf in leaves:
                 self._fix(leaf)
             self._function(*_arranged(arguments, iter(leaves)))
-            return ()
+            return _sizes(leaves)
 
-        trace = make_fx(traced, {torch.ops.aten.sign.default: _sign}, tracing_mode="symbolic")
-        graph = trace(*itertools.starmap(_example, enumerate(_leaves(arguments))))
+        zeros = list(itertools.starmap(_example, enumerate(_leaves(arguments))))
+        graph = private.graph(traced, {torch.ops.aten.sign.default: _sign}, zeros)
         examples = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         with flags.added():
-            run: Callable[..., Any] = _inductor.compile(graph, examples, options=_options())
+            run = private.compile_graph(graph, examples, _settings())
         _check_assumptions(examples)
         return run
 
@@ -147,20 +145,18 @@ def _sign(x: Tensor) -> Tensor:
     return torch.where(x.abs() > 0.0, signed.view(torch.float32), 0.0)
 
 
-def _options() -> dict[str, Any]:
+def _settings() -> dict[str, Any]:
     """Inductor's settings, where they are not torch's defaults.
 
-    Sizes and strides are looked at only where torch's variable asks for it, as our tests do: it takes a tenth of the
-    time of a small matrix at 32 bits, and a fifth at 8. Loops over rows alone are not worth the while of threads.
+    Sizes and strides are not looked at: it takes a tenth of the time of a small matrix at 32 bits, and a fifth at 8.
+    Loops over rows alone are not worth the while of threads.
 
     The length of vectors torch takes from the machine, and keys to what it keeps on disk do not have it in them. Where
     machines share that, one with shorter vectors would leave half of all elements as they were. Settings they have.
     """
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-
     return {
-        "cpp.simdlen": pick_vec_isa().bit_width(),
-        "size_asserts": os.environ.get("TORCHINDUCTOR_SIZE_ASSERTS") == "1",
+        "cpp.simdlen": private.vector_bits(),
+        "size_asserts": False,
         "cpp.min_chunk_size": ROWS // torch.get_num_threads() + 1,
     }
 
@@ -181,17 +177,27 @@ def _check_assumptions(examples: Sequence[Any]) -> None:
         RuntimeError: it is not, in this version of torch. Nothing has been computed.
     """
     tensors = [example for example in examples if isinstance(example, Tensor)]
-    environment = tensors[0].fake_mode.shape_env  # type: ignore[attr-defined]
-    heights = {tensor.shape[0].node.expr for tensor in tensors if tensor.dim() == 2}  # type: ignore[attr-defined]
-    numbers = {example.node.expr for example in examples if not isinstance(example, Tensor)}
-    for guard in environment.guards:
-        sizes = guard.expr.free_symbols - environment.replacements.keys()  # without those that are fixed
-        ends = [[(size, end) for end in (HEIGHTS if size in heights else WIDTHS)] for size in sizes]
-        if sizes & numbers or (sizes and not all(guard.expr.subs(corner) for corner in itertools.product(*ends))):
+    heights = {private.expression(tensor.shape[0]) for tensor in tensors if tensor.dim() == 2}
+    numbers = {private.expression(example) for example in examples if not isinstance(example, Tensor)}
+    for condition, symbols in private.assumptions(next(iter(_sizes(tensors)))):
+        ends = [[(symbol, end) for end in (HEIGHTS if symbol in heights else WIDTHS)] for symbol in symbols]
+        fails = symbols and not all(condition.subs(corner) for corner in itertools.product(*ends))
+        if symbols & numbers or fails:
             raise RuntimeError(
-                f"torch {torch.__version__} would compile for {guard.expr} only, which is not so of every call. "
+                f"torch {torch.__version__} would compile for {condition} only, which is not so of every call. "
                 f"Choose backend='reference', or another version of torch."
             )
+
+
+def _sizes(leaves: Iterable[Any]) -> tuple[Any, ...]:
+    """Each size of tensors among these that is not always the same, once.
+
+    Traced functions return them, as the code that Inductor writes looks up what it returns. Of the sizes that its loops
+    need, Inductor of torch 2.14 and 2.15 looks up no other, unless it is to check sizes.
+    """
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    found = {str(size): size for tensor in tensors for size in tensor.shape if isinstance(size, torch.SymInt)}
+    return tuple(size for name, size in found.items() if not name.isdecimal())
 
 
 def _example(place: int, leaf: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import private
 from .layouts import FEW, LARGE, Layout
 from .scratch import Scratch
 
@@ -59,8 +60,8 @@ class Copies:
             if rows is not None:
                 rows.copy_(dense)
         if self._alone:
-            torch._foreach_copy_([self.views[j] for j in self._alone], [theirs[j] for j in self._alone])
+            private.copy([self.views[j] for j in self._alone], [theirs[j] for j in self._alone])
 
     def bring_back(self, theirs: list[Tensor]) -> None:
         """Write what is in the matrix to the tensors."""
-        torch._foreach_copy_(theirs, self.views)
+        private.copy(theirs, self.views)

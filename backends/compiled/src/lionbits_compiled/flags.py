@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+
+from . import private
 
 #: Of GCC alone: memory is asked for so many instructions before it is needed, and for any number of tensors; a loop of
 #: sixteen vectors, too short for that, is written out.
@@ -13,8 +14,7 @@ GCC = (
 )
 
 
-@contextmanager
-def added() -> Iterator[None]:
+def added() -> AbstractContextManager[None]:
     """Have what is compiled meanwhile for x86 move vectors whole, and ask for memory early.
 
     torch's code for the bits of a float stores them, copies them in a loop and loads them. Compilers see through that,
@@ -23,14 +23,8 @@ def added() -> Iterator[None]:
 
     torch has a setting for such flags, ``cpp.march``, only since 2.13. In every version it asks its vectors for some.
     """
-    from torch._inductor.cpp_builder import is_gcc
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-
-    isa = pick_vec_isa()
-    theirs = isa._arch_flags
-    if "-mavx" in theirs:
-        isa._arch_flags = f"{theirs} -mprefer-vector-width={isa.bit_width()} {GCC if is_gcc() else ''}".rstrip()
-    try:
-        yield
-    finally:
-        isa._arch_flags = theirs
+    theirs = private.vector_flags()
+    if "-mavx" not in theirs:
+        return nullcontext()
+    gcc = GCC if private.is_gcc() else ""
+    return private.vector_flags_set(f"{theirs} -mprefer-vector-width={private.vector_bits()} {gcc}".rstrip())

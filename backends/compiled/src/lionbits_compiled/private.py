@@ -1,0 +1,123 @@
+"""The private names of torch that this backend uses, and what is done in a version of torch that lacks one.
+
+What only saves time is left out there. What nothing can be compiled or checked without is refused by :func:`obstacle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COMPILE = "torch._inductor:compile"
+MAKE_FX = "torch.fx.experimental.proxy_tensor:make_fx"
+SHAPE_ENV = "torch.fx.experimental.symbolic_shapes:ShapeEnv"
+VECTORS = "torch._inductor.cpu_vec_isa:pick_vec_isa"
+IS_GCC = "torch._inductor.cpp_builder:is_gcc"
+SETTING = "torch._inductor.config:"
+
+#: What there is no way around. The length of vectors is a setting for the sake of right results, see ``compiling.py``.
+NEEDED = (
+    COMPILE,
+    MAKE_FX,
+    SHAPE_ENV,
+    "torch.fx.experimental.symbolic_shapes:ShapeGuard.expr",
+    VECTORS,
+    "torch._inductor.cpu_vec_isa:VecISA.bit_width",
+    SETTING + "cpp.simdlen",
+)
+
+
+def obstacle() -> str:
+    """Empty, or which of the names this torch lacks that nothing can be done without."""
+    for name in NEEDED:
+        if not _has(name):
+            return lacks(name.replace(":", "."))
+    try:
+        size = resolve_name(SHAPE_ENV)().create_unbacked_symint()
+        expression(size), assumptions(size)
+    except AttributeError as error:
+        return lacks(f"{type(error.obj).__name__}.{error.name}")
+    return ""
+
+
+def lacks(name: str) -> str:
+    """A sentence: what is missing, and the way out."""
+    return (
+        f"torch {torch.__version__} has no {name}, which backend 'compiled' needs. Choose backend='reference', "
+        f"or another version of torch"
+    )
+
+
+def _has(name: str) -> bool:
+    """Whether torch has it. To look imports Inductor, as torch does itself when any optimizer is made."""
+    try:
+        resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def graph(function: Callable[..., Any], rules: Mapping[Any, Callable[..., Any]], examples: Sequence[Any]) -> Any:
+    """A ``torch.fx.GraphModule`` of the function for any sizes and numbers. ``rules`` replace operators."""
+    return resolve_name(MAKE_FX)(function, dict(rules), tracing_mode="symbolic")(*examples)
+
+
+def compile_graph(graph: Any, examples: Sequence[Any], settings: Mapping[str, Any]) -> Callable[..., Any]:
+    """The graph, compiled by Inductor. Of the settings those count that this torch has."""
+    known = {name: value for name, value in settings.items() if _has(SETTING + name)}
+    run: Callable[..., Any] = resolve_name(COMPILE)(graph, examples, options=known)
+    return run
+
+
+def expression(size: Any) -> Any:
+    """What sympy has for a size or number of a graph."""
+    return size.node.expr
+
+
+def assumptions(size: Any) -> list[tuple[Any, set[Any]]]:
+    """What torch took for granted in the graph that this size is of: sympy's conditions, and what may vary in each."""
+    environment = size.node.shape_env
+    fixed = environment.replacements.keys()
+    return [(guard.expr, guard.expr.free_symbols - fixed) for guard in environment.guards]
+
+
+def vector_bits() -> int:
+    """The length of the vectors that Inductor writes code for on this machine; 0: none."""
+    return int(resolve_name(VECTORS)().bit_width())
+
+
+def is_gcc() -> bool:
+    """Whether Inductor's C++ compiler is known to be GCC."""
+    return _has(IS_GCC) and bool(resolve_name(IS_GCC)())
+
+
+def vector_flags() -> str:
+    """What the C++ compiler is told for the vectors of this machine; empty: that is not known."""
+    return str(getattr(resolve_name(VECTORS)(), "_arch_flags", ""))
+
+
+@contextmanager
+def vector_flags_set(flags: str) -> Iterator[None]:
+    """Have the C++ compiler told this meanwhile, where :func:`vector_flags` knows what it is told."""
+    vectors = resolve_name(VECTORS)()
+    before = vectors._arch_flags
+    vectors._arch_flags = flags
+    try:
+        yield
+    finally:
+        vectors._arch_flags = before
+
+
+def copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source to its target."""
+    together = getattr(torch, "_foreach_copy_", None)
+    if together is not None:
+        together(targets, sources)
+        return
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
