@@ -6,6 +6,7 @@ import ast
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,14 @@ from lionbits_compiled import private
 from lionbits_reference.spec import Format, Plan
 
 EIGHT = Plan(torch.float32, torch.float32, Format.of(8))
+
+
+@pytest.fixture(autouse=True)
+def looked_up_anew() -> Iterator[None]:
+    """What was found out about this torch does not outlive a test."""
+    private.obstacle.cache_clear()
+    yield
+    private.obstacle.cache_clear()
 
 
 def take_away(monkeypatch: pytest.MonkeyPatch, taken: str) -> None:

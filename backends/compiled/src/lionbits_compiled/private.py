@@ -5,6 +5,7 @@ What only saves time is left out there. What nothing can be compiled or checked 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pkgutil import resolve_name
@@ -32,8 +33,9 @@ NEEDED = (
 )
 
 
+@functools.cache
 def obstacle() -> str:
-    """Empty, or which of the names this torch lacks that nothing can be done without."""
+    """Empty, or which of the names this torch lacks that nothing can be done without. Looked up once."""
     for name in NEEDED:
         if not _has(name):
             return lacks(name.replace(":", "."))
