@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from lionbits_reference.spec import Plan, Slot, matrix_shape
 
+from .. import torch_private
 from .place import box, cuts_rows, distributed, here, placement
 
 State = dict[str, Any]
@@ -81,7 +82,7 @@ class Parts:
         for j, placed in self._places:
             if placement(grads[j]) != placed:  # a parameter's own never change
                 return False
-            params[j], grads[j] = here(params[j]), here(grads[j])
+            params[j], grads[j] = torch_private.local(params[j]), torch_private.local(grads[j])
         return True
 
 
