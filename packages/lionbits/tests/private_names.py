@@ -22,7 +22,13 @@ MODULES = re.compile(
 
 #: Names without an underscore that are not documented.
 NAMES = {"TensorGuards", "profile_hook_step", "hooked", "DTensorSpec", "TensorMeta", "InterpretedFunction"}
-NAMES |= {"compute_local_shape_and_global_offset", "interpreter_builder", "sanitize_overflow", "GPUTarget", "set_active"}
+NAMES |= {
+    "compute_local_shape_and_global_offset",
+    "interpreter_builder",
+    "sanitize_overflow",
+    "GPUTarget",
+    "set_active",
+}
 
 
 def sources(package: Path) -> dict[Path, ast.Module]:

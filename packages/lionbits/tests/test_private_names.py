@@ -182,7 +182,7 @@ def test_private_names_are_found(source: str) -> None:
 
 
 def test_ours_are_no_private_names_of_others() -> None:
-    source = "class A:\n    def _mine(self):\n        self._x = sys._getframe()\n        return self._x._mine().__dict__\n"
+    source = "class A:\n    def _mine(self):\n        self._x = sys._getframe()\n        return self._x._mine()\n"
     tree = ast.parse(source)
     assert not taken(tree, defined([tree]))
 

@@ -1,4 +1,4 @@
-"""Tensors that are kept must not be made in ``torch.inference_mode``: outside of it nothing may change them in place."""
+"""Tensors that are kept must not be made in ``torch.inference_mode``: outside, nothing may change them in place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def outside_inference_mode(method: Callable[Concatenate[O, P], R]) -> Callable[C
     """
 
     @functools.wraps(method)
-    def call(self: O, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: O, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if not torch.is_inference_mode_enabled() or _has_inference_parameters(self):
             return method(self, *args, **kwargs)
         with torch.inference_mode(False), torch.no_grad():  # the first would enable gradients

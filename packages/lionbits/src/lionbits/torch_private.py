@@ -41,7 +41,7 @@ def alike(tensors: Sequence[Tensor]) -> Callable[..., bool]:
 
 
 def with_hooks(step: Step) -> Step | None:
-    """The step as torch wraps that of every optimizer, by hooks and a name for profilers; None if torch has no such way.
+    """The step as torch wraps that of every optimizer, with hooks and a name for profilers; None if there is no way.
 
     ``step`` is not to be wrapped again.
     """
@@ -84,7 +84,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def elsewhere(part: Tensor, mesh: Any, placements: Any, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
-    """A DTensor over a local part that is not on the devices of the mesh, as ``DTensor.from_local`` would copy it there.
+    """A DTensor over a local part that is not on the devices of the mesh, to which ``DTensor.from_local`` copies it.
 
     Args:
         part: of a tensor of this shape and stride.

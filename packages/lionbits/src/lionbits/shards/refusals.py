@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from lionbits import torch_private
 from lionbits_reference.spec import Plan, checks
 
-from .. import torch_private
 from .place import cut_dims, distributed, placement
 
 #: Settings that are about whole tensors, each with the values that are not.

@@ -8,9 +8,9 @@ from typing import Any, cast
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lionbits import torch_private
 from lionbits_reference.spec import Plan, Slot, matrix_shape
 
-from .. import torch_private
 from .place import box, cuts_rows, distributed, here, placement
 
 State = dict[str, Any]
