@@ -1,4 +1,4 @@
-"""Without what is taken of Triton beyond its public interface kernels have the same bits, or a sentence says why not."""
+"""Without what is taken of Triton beyond its public interface kernels have the same bits, or a sentence says why."""
 
 from __future__ import annotations
 
