@@ -5,16 +5,13 @@ Kernels are compiled as in a launch, by a driver that only says which GPU it is.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 
 from lionbits_reference.spec import Plan
 
-from . import launch
+from . import launch, triton_private
 from .kernels import count_kernel, decode_kernel, encode_kernel, step_kernel
 from .lion import INTERPRETED
 
@@ -53,11 +50,5 @@ def elements_per_thread(plan: Plan) -> int:
 
 def compile(kernel: Any, arguments: tuple[Any, ...], cut: launch.Cut, architecture: int, **constants: Any) -> Any:
     """What a launch on that GPU would compile, or has compiled."""
-    driver.set_active(
-        SimpleNamespace(
-            get_current_device=lambda: architecture,
-            get_current_stream=lambda device: 0,
-            get_current_target=lambda: GPUTarget("cuda", architecture, 32),
-        )
-    )
+    triton_private.compile_for(architecture)
     return kernel.warmup(*arguments, grid=(1,), **constants, num_warps=cut.warps, **launch.EXACT)

@@ -8,21 +8,25 @@ division is ``div_rn``. Numbers come ready-made from the host, as binary32: what
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import triton
 import triton.language as tl
-from triton import knobs
-from triton.runtime.interpreter import InterpretedFunction, interpreter_builder
+
+from . import triton_private
 
 #: Whether kernels run in Triton's interpreter, as ``TRITON_INTERPRET=1`` says when Triton is first imported.
-INTERPRETED: tl.constexpr = tl.constexpr(isinstance(tl.zeros, InterpretedFunction))
-if bool(knobs.runtime.interpret) != INTERPRETED.value:
+INTERPRETED: tl.constexpr = tl.constexpr(not isinstance(tl.zeros, triton.JITFunction))
+
+
+def _probe() -> None:
+    """Nothing, to see what Triton makes of a function now."""
+
+
+if isinstance(triton.jit(_probe), triton.JITFunction) == INTERPRETED.value:
     raise ImportError("TRITON_INTERPRET has changed since Triton was imported: set it before Python starts.")
-if INTERPRETED.value and not interpreter_builder.options.debug:
-    # Every sum and product of integers would be formed again in 64 bits, for an assertion that is not made then.
-    interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
+if INTERPRETED.value:
+    triton_private.skip_overflow_checks()
 
 
 def device_function(function: Callable[..., Any]) -> Any:

@@ -196,7 +196,7 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
         pager: says where parameters are updated.
 
     Raises:
-        TypeError, ValueError.
+        TypeError, ValueError. RuntimeError: this torch has no way to save it.
     """
     options.check(group)
     for param in group["params"]:
@@ -209,6 +209,8 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
             shards.check_settings(group, plan, param)
         except (TypeError, ValueError) as error:
             raise type(error)(f"a parameter of shape {tuple(param.shape)}: {error}") from None
+        if pager.moves(param.device):
+            shards.check_moving(param)
         select.serving(backend, plan, pager.computes_on(param.device), offloaded=pager.offloads)
 
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lionbits_reference.spec import Plan, checks
+from lionbits_reference.spec import checks
 
 from . import advice, checkpoint, groups, options, paging, select, shards, summary, work
 from .backward import InBackward
 from .hooks import hooked_if_watched
+from .inference import outside_inference_mode
 from .paging import Movement, PagingStats
 from .spelling import known_arguments
 from .steady import Steady
@@ -217,6 +218,7 @@ class Lion(Optimizer):
         return loss
 
     @uncompiled
+    @outside_inference_mode
     def _update(self) -> None:
         if self._in_backward is not None:
             self._in_backward.step(getattr(self, "grad_scale", None))
@@ -249,13 +251,12 @@ class Lion(Optimizer):
         shape, state = shards.here(param).shape, self.state.get(param)
         if not state:
             return shards.like(param, torch.zeros(shape, dtype=torch.float32, device=param.device), param.shape)
-        plan: Plan = options.plan(group, param, param.dtype)
-        device = self._pager.computes_on(param.device)
+        plan, device = options.plan(group, param, param.dtype), self._pager.computes_on(param.device)
         backend = select.serving(self._backend, plan, device, offloaded=self._pager.offloads)
         near = {key: state[key].to(device) for key in plan.format.momentum_spec(shape)}
         return shards.like(param, backend.decode(plan.format, near, shape).to(param.device), param.shape)
 
-    @torch.no_grad()
+    @outside_inference_mode
     def init_state(self) -> None:
         """Make the state, zeros, of every parameter that requires a gradient and has none yet. Nothing else changes.
 
@@ -291,6 +292,7 @@ class Lion(Optimizer):
         finally:
             handle.remove()
 
+    @outside_inference_mode
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue bit for bit where ``state_dict`` was taken. Tensors are copied, never cast.
 
@@ -298,11 +300,9 @@ class Lion(Optimizer):
             TypeError, ValueError: the state dict does not fit this optimizer; nothing was changed.
         """
         checkpoint.check_mapping(state_dict)
-
-        def seal(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            return checkpoint.taken_over(self.param_groups, given, self._pager)
-
-        handle = self.register_load_state_dict_pre_hook(seal)  # after the user's hooks
+        handle = self.register_load_state_dict_pre_hook(  # after the user's hooks
+            lambda _, given: checkpoint.taken_over(self.param_groups, given, self._pager)
+        )
         try:
             super().load_state_dict(dict(state_dict))
         finally:

@@ -10,7 +10,6 @@ A snapshot keeps no storage alive. State that is moved to the host between two s
 
 from __future__ import annotations
 
-import importlib
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import options
+from . import options, torch_private
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -108,16 +107,10 @@ class Tensors:
 def _alike(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     """Says of other tensors whether type, dtype, layout, device, shape, strides and requires_grad are the same.
 
-    torch.compile asks this of its inputs at every call, and torch has one function in C++ for it.
+    Asked of torch's function in C++ first, whose no may be about something else.
     """
-    try:
-        guards = importlib.import_module("torch._C._dynamo.guards")
-    except ImportError:
-        known = list(map(_traits, tensors))
-        return lambda *now: list(map(_traits, now)) == known
-    alike: Callable[..., bool]
-    alike = guards.TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
-    return alike
+    known, alike = list(map(_traits, tensors)), torch_private.alike(tensors)
+    return lambda *now: alike(*now) or list(map(_traits, now)) == known
 
 
 def _traits(tensor: Tensor | None) -> object:

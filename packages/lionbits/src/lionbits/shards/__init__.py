@@ -9,7 +9,7 @@ shapes and placements alone, never from the number of ranks: so a checkpoint of 
 
 from .exposure import exposed, like, localised
 from .place import Spread, coordinate, cuts_rows, distributed, here, spread, total
-from .refusals import check, check_gradient, check_settings
+from .refusals import check, check_gradient, check_moving, check_settings
 from .slots import Parts, Widened, slot
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Widened",
     "check",
     "check_gradient",
+    "check_moving",
     "check_settings",
     "coordinate",
     "cuts_rows",

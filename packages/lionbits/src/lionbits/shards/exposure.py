@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import dlpack
 
 from lionbits_reference.spec import TensorSpec
 
-from .place import box, distributed, here, placement
+from .place import box, distributed, dtensor, here, placement
 
 State = dict[str, Any]
 
@@ -30,19 +29,14 @@ def exposed(param: Tensor, specs: Mapping[str, TensorSpec], state: Mapping[str, 
 def like(param: Tensor, local: Tensor, shape: Sequence[int]) -> Tensor:
     """A local part of a tensor of ``shape`` as a DTensor with the parameter's placements, over the same memory.
 
-    Paged state stays on the host, which is why this is not ``DTensor.from_local``. And many of its tensors share a
-    storage: parts that do not begin theirs torch.save takes for plain tensors, and fails. So they get one that they do.
+    Many tensors of paged state share a storage: parts that do not begin theirs torch.save takes for plain tensors, and
+    fails. So they get one that they do.
     """
     if not distributed(param):
         return local
     if local.storage_offset():
         local = dlpack.from_dlpack(local) if local.numel() else local.new_empty(local.shape)
-    from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
-
-    meta = TensorMeta(torch.Size(shape), torch.empty(tuple(shape), device="meta").stride(), local.dtype)
-    spec = DTensorSpec(*placement(param), tensor_meta=meta)
-    return DTensor(local, spec, requires_grad=False)
+    return dtensor(local, *placement(param), shape)
 
 
 def localised(param: Tensor, specs: Mapping[str, TensorSpec], state: Mapping[str, Any]) -> State:

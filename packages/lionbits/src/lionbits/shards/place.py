@@ -1,7 +1,6 @@
 """What of a distributed tensor is on this rank, and where that lies in the whole.
 
-torch.distributed is imported where there are DTensors, and only then. What it offers in public makes a view at every
-call: hence ``_local_tensor``.
+torch.distributed is imported where there are DTensors, and only then.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+
+from lionbits import torch_private
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -30,11 +31,7 @@ def distributed(tensor: object) -> bool:
 
 def here(tensor: Tensor) -> Tensor:
     """What of the tensor is on this rank: all, or the local part of a DTensor."""
-    if not distributed(tensor):
-        return tensor
-    local = cast(Any, tensor)._local_tensor
-    ready = type(local) is Tensor or not hasattr(local, "wait")  # a collective result may still be on its way
-    return cast(Tensor, local if ready else local.wait())
+    return torch_private.local(tensor) if distributed(tensor) else tensor
 
 
 def placement(tensor: Tensor) -> tuple[Any, Any]:
@@ -84,7 +81,20 @@ def cut_dims(param: Tensor) -> list[int | None]:
 
 def box(param: Tensor, shape: Sequence[int]) -> tuple[slice, ...]:
     """Of a tensor of ``shape``, cut like the parameter: what is here."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset as compute
+    same = tuple(shape) == tuple(param.shape)
+    whole = param if same else dtensor(torch.empty(0, device="meta"), *placement(param), shape)
+    (chunk,) = cast(Any, whole).__create_chunk_list__()
+    return tuple(slice(offset, offset + size) for size, offset in zip(chunk.sizes, chunk.offsets, strict=True))
 
-    sizes, offsets = compute(torch.Size(shape), *placement(param))
-    return tuple(slice(offset, offset + size) for size, offset in zip(sizes, offsets, strict=True))
+
+def dtensor(local: Tensor, mesh: DeviceMesh, placements: Any, shape: Sequence[int]) -> Tensor:
+    """A DTensor of ``shape`` over a local part, over the same memory.
+
+    ``DTensor.from_local`` copies what is not on the devices of the mesh, as paged state is.
+    """
+    from torch.distributed.tensor import DTensor
+
+    size, stride = torch.Size(shape), torch.empty(tuple(shape), device="meta").stride()
+    if local.is_meta or local.device.type == mesh.device_type:
+        return DTensor.from_local(local, mesh, placements, run_check=False, shape=size, stride=stride)
+    return torch_private.elsewhere(local, mesh, placements, size, stride)

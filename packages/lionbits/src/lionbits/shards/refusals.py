@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from lionbits import torch_private
 from lionbits_reference.spec import Plan, checks
 
 from .place import cut_dims, distributed, placement
@@ -34,6 +35,16 @@ def check(param: Tensor) -> None:
         )
 
 
+def check_moving(param: Tensor) -> None:
+    """Refuse a parameter whose state may lie on other devices than its mesh has, where that would be in no state dict.
+
+    Raises:
+        RuntimeError: naming the version of torch.
+    """
+    if distributed(param):
+        torch_private.check_elsewhere(*placement(param))
+
+
 def check_gradient(param: Tensor, grad: Tensor) -> None:
     """Refuse a gradient that is not placed like its parameter.
 
@@ -54,7 +65,7 @@ def check_settings(group: Mapping[str, Any], plan: Plan, param: Tensor) -> None:
     Raises:
         ValueError: naming the setting.
     """
-    if getattr(param, "_fsdp_flattened", False):
+    if torch_private.is_flat_piece(param):
         _check_flattened(group, plan)
     if plan.draws_for_param and distributed(param) and any(dim is not None and dim > 1 for dim in cut_dims(param)):
         rule = "is cut along a dimension beyond the second, and rounding by lanes asks where in a row an element lies"

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lionbits import torch_private
 from lionbits_reference.spec import Plan, Slot, matrix_shape
 
 from .place import box, cuts_rows, distributed, here, placement
@@ -81,7 +82,7 @@ class Parts:
         for j, placed in self._places:
             if placement(grads[j]) != placed:  # a parameter's own never change
                 return False
-            params[j], grads[j] = here(params[j]), here(grads[j])
+            params[j], grads[j] = torch_private.local(params[j]), torch_private.local(grads[j])
         return True
 
 

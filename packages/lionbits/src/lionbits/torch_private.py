@@ -1,0 +1,122 @@
+"""What is taken of torch beyond its public interface: all of it is here.
+
+Where a name only saves time, or a torch has it no more, the public way is taken instead. Where there is no public way,
+:func:`check_elsewhere` says so before anything is changed. ``tests/test_private_names.py`` takes each name away.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import profiler
+from torch.optim import Optimizer, optimizer
+
+Step = Callable[..., Any]
+
+
+def alike(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+    """Says of other tensors that type, dtype, device, shape, strides and requires_grad are those of ``tensors``.
+
+    A no means nothing: it is said, too, where autocast or a mode of ``torch.utils`` has been entered or left since, and
+    always if this torch has no such function. It is the one by which torch.compile looks at its inputs, and takes an
+    eighth of what a comparison in Python takes.
+    """
+    try:
+        guards = importlib.import_module("torch._C._dynamo.guards")
+        check = guards.TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    except (ImportError, AttributeError, TypeError):
+        return lambda *_: False
+
+    def are(*now: Any) -> bool:
+        try:
+            return bool(check(*now))
+        except TypeError:  # another number of tensors
+            return False
+
+    return are
+
+
+def with_hooks(step: Step) -> Step | None:
+    """The step as torch wraps that of every optimizer, with hooks and a name for profilers; None if there is no way.
+
+    ``step`` is not to be wrapped again.
+    """
+    try:
+        wrapped: Step = Optimizer.profile_hook_step(step)
+        wrapped.__code__  # noqa: B018 -- by which `wraps` knows what torch has wrapped
+    except (AttributeError, TypeError):
+        return None
+    return wrapped
+
+
+def leave_unwrapped(step: Step) -> None:
+    """Tell torch not to wrap this step of a class itself."""
+    step.hooked = True  # type: ignore[attr-defined]
+
+
+def is_watched(of: Optimizer) -> bool:
+    """Whether there is a hook or a profiler to which a step is to be shown. Also if this torch does not tell."""
+    try:
+        return bool(
+            profiler._is_profiler_enabled
+            or of._optimizer_step_pre_hooks
+            or of._optimizer_step_post_hooks
+            or optimizer._global_optimizer_pre_hooks
+            or optimizer._global_optimizer_post_hooks
+        )
+    except AttributeError:
+        return True
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The local part of a DTensor, itself: ``to_local()`` makes a view of a Parameter's at every call."""
+    try:
+        part = cast(Any, tensor)._local_tensor
+    except AttributeError:
+        with torch.no_grad():
+            part = cast(Any, tensor).to_local()
+    ready = type(part) is Tensor or not hasattr(part, "wait")  # a collective result may still be on its way
+    return cast(Tensor, part if ready else part.wait())
+
+
+def elsewhere(part: Tensor, mesh: Any, placements: Any, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+    """A DTensor over a local part that is not on the devices of the mesh, to which ``DTensor.from_local`` copies it.
+
+    Args:
+        part: of a tensor of this shape and stride.
+        mesh, placements: of the DTensor.
+        shape, stride: of the whole.
+
+    Raises:
+        RuntimeError: this torch has no way to it.
+    """
+    from torch.distributed.tensor import DTensor
+
+    try:
+        specs = importlib.import_module("torch.distributed.tensor._dtensor_spec")
+        meta = specs.TensorMeta(shape, stride, part.dtype)
+        return DTensor(part, specs.DTensorSpec(mesh, placements, tensor_meta=meta), requires_grad=False)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise RuntimeError(
+            f"torch {torch.__version__} has no torch.distributed.tensor._dtensor_spec as lionbits knows it ({error}), "
+            f"without which paged state of a sharded parameter, on the host, is in no state dict. Use is_paged=False, "
+            f"or torch 2.9 to 2.15."
+        ) from error
+
+
+def check_elsewhere(mesh: Any, placements: Any) -> None:
+    """Refuse what cannot be had later: state that is not on the devices of the mesh, in a state dict.
+
+    Raises:
+        RuntimeError: as of :func:`elsewhere`.
+    """
+    elsewhere(torch.empty(0, device="meta"), mesh, placements, torch.Size((0,)), (1,))
+
+
+def is_flat_piece(param: Tensor) -> bool:
+    """Whether FSDP1 has put the parameter into a vector with others. Nothing but this mark tells."""
+    return bool(getattr(param, "_fsdp_flattened", False))
