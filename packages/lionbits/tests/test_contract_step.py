@@ -81,10 +81,9 @@ def test_closure_that_raises_leaves_everything_alone(variant: Variant) -> None:
 
 
 def test_parameters_without_gradient_are_left_alone(variant: Variant) -> None:
-    """No gradient, or requires_grad=False: no move, no decay, no state; the others are updated."""
+    """Whether they require one or not: no move, no decay, no state; the others are updated."""
     params = weights()
     params[1].requires_grad_(False)
-    params[1].grad = torch.ones_like(params[1])
     params[0].grad = gradient(params[0], 0, 1)
     before = [param.detach().clone() for param in params]
     optimizer = variant(params, lr=0.1, weight_decay=0.5)
@@ -92,6 +91,27 @@ def test_parameters_without_gradient_are_left_alone(variant: Variant) -> None:
     assert list(optimizer.state) == [params[0]]
     assert not torch.equal(params[0], before[0])
     assert_same([param.detach() for param in params[1:]], before[1:])
+
+
+def test_a_gradient_that_is_there_is_used(variant: Variant) -> None:
+    """Also of a tensor that requires none, as in torch: Megatron's main parameters and offloaded copies are such.
+
+    From the first step, from one where such a gradient appears, and from the state that ``init_state`` makes before.
+    """
+    plain, leaf = [param.detach().clone() for param in weights()], weights()
+    optimizer, twin = variant(plain, lr=0.1, weight_decay=0.5), variant(leaf, lr=0.1, weight_decay=0.5)
+    for step in range(4):
+        for position, (one, other) in enumerate(zip(plain, leaf, strict=True)):
+            late = position == 1 and step < 2
+            one.grad = other.grad = None if late else gradient(other, position, step)
+        if not step:
+            optimizer.init_state()
+            assert list(optimizer.state) == [param for param in plain if param.grad is not None]
+        optimizer.step()
+        twin.step()
+        assert_same(plain, [param.detach() for param in leaf])
+    assert_same(optimizer.state_dict(), twin.state_dict())
+    assert "nothing to train" not in repr(optimizer)
 
 
 def test_a_parameter_keeps_its_place_while_others_rest(variant: Variant) -> None:

@@ -254,8 +254,8 @@ FRONT_ENDS = (
     front_end(
         "a parameter whose first gradient comes late is not noticed",
         "lionbits/steady.py",
-        "if param.grad is not None and param.requires_grad]",
-        "if param is None]",
+        "for param in self._others if param.grad is not None]",
+        "for param in self._others if param is None]",
     ),
     front_end(
         "a swapped p.data is not noticed",

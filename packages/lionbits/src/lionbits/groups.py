@@ -60,7 +60,7 @@ def checked_form(param_group: object) -> Group:
     """A copy of what was given as a group, its parameters in a list.
 
     Raises:
-        TypeError: it is no dict with parameters. ValueError: one of them was computed from others.
+        TypeError: it is no dict with parameters. ValueError: one of them was computed from others, or is there twice.
     """
     if not isinstance(param_group, dict) or "params" not in param_group:
         shown = list(param_group) if isinstance(param_group, dict) else param_group
@@ -73,6 +73,7 @@ def checked_form(param_group: object) -> Group:
     if not isinstance(params, Iterable):
         raise checks.refusal(TypeError, "params", params, "must be a tensor or an iterable of them")
     listed = list(params)
+    first: dict[int, int] = {}
     for i, given in enumerate(listed):
         param = given[1] if isinstance(given, tuple) and len(given) == 2 else given
         if not isinstance(param, torch.Tensor):
@@ -81,7 +82,27 @@ def checked_form(param_group: object) -> Group:
         if not (param.is_leaf or param.retains_grad):
             way_out = "Pass the parameter itself: what .to(), .half() or an operation makes of it is another tensor."
             raise checks.refusal(ValueError, f"params[{i}]", param, "is a non-leaf tensor", way_out)
+        if first.setdefault(id(param), i) != i:
+            rule = f"is a duplicate of params[{first[id(param)]}], and a step updates a parameter once"
+            raise checks.refusal(ValueError, f"params[{i}]", given, rule, "Pass each parameter once.")
     return {**param_group, "params": listed}
+
+
+def check_once(groups: Iterable[Group]) -> None:
+    """Refuse a parameter that groups list twice: lists of parameters can be edited after they were checked.
+
+    Raises:
+        ValueError: naming its shape.
+    """
+    seen: set[int] = set()
+    for group in groups:
+        for param in group["params"]:
+            if id(param) in seen:
+                raise ValueError(
+                    f"a parameter of shape {tuple(param.shape)} is a duplicate: param_groups list it twice, and a step "
+                    f"updates a parameter once. List each parameter once."
+                )
+            seen.add(id(param))
 
 
 def check_overrides(overrides: Mapping[str, Mapping[str, Any]] | None, known: Mapping[str, Any]) -> Overrides:

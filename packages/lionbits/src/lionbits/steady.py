@@ -89,7 +89,7 @@ class Steady:
                 self._sound
                 and requested is self._requested
                 and self._groups.hold(groups)
-                and not [param for param in self._others if param.grad is not None and param.requires_grad]
+                and not [param for param in self._others if param.grad is not None]
                 and self._states.hold(states)
                 and (self._parts is None or self._parts.of(params, grads))
                 and self._tensors.hold(params, grads)

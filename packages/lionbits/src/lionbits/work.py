@@ -89,12 +89,13 @@ def collect(param_groups: Sequence[Group], states: Mapping[Tensor, State], pager
         TypeError, ValueError, RuntimeError: a setting, gradient or state that cannot be served, named.
     """
     works: dict[Launch, Work] = {}
+    groups.check_once(param_groups)
     position = first
     for group in param_groups:
         options.check(group)
         hyper = Hyper.of(group["betas"], group["seed"], group["rounding"])
         for param in group["params"]:
-            if param.grad is not None and param.requires_grad:
+            if param.grad is not None:
                 grad = _checked_gradient(param)
                 plan = options.plan(group, param, grad.dtype)
                 shards.check_settings(group, plan, param)
@@ -107,12 +108,12 @@ def collect(param_groups: Sequence[Group], states: Mapping[Tensor, State], pager
 
 
 def learning(param_groups: Sequence[Group]) -> list[tuple[Plan, Member]]:
-    """Every parameter that may come to have a gradient."""
+    """Every parameter that has a gradient, or may come to have one."""
     members = [(group, param) for group in param_groups for param in group["params"]]
     return [
         (options.plan(group, param, param.dtype), Member(param, group, position))
         for position, (group, param) in enumerate(members)
-        if param.requires_grad
+        if param.requires_grad or param.grad is not None
     ]
 
 
