@@ -235,7 +235,7 @@ def test_paged_and_resident_checkpoints_are_one(bits: int) -> None:
 
 
 def test_a_step_in_a_tensor_is_read() -> None:
-    """Tools that turn every number into a tensor do no harm: the step becomes an int again."""
+    """Tools that turn every number into a tensor do no harm: the step becomes an int64 again."""
     given = trained()
     for state in given["state"].values():
         state["step"] = torch.tensor(float(state["step"]))

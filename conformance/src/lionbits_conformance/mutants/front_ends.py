@@ -58,8 +58,8 @@ FRONT_ENDS = (
     front_end(
         "step counted from zero",
         "lionbits/work.py",
-        'states[m.param] = {"step": 0, ',
-        'states[m.param] = {"step": -1, ',
+        'states[m.param] = {"step": counts.tensor(0), ',
+        'states[m.param] = {"step": counts.tensor(1), ',
     ),
     front_end(
         "history off by one",
@@ -191,8 +191,8 @@ FRONT_ENDS = (
     front_end(
         "loaded step forgotten",
         "lionbits/checkpoint.py",
-        'plain["step"] = checked_step(key, plain)',
-        'plain["step"] = min(checked_step(key, plain), 1)',
+        'counts.tensor(counts.read(plain, ',
+        'counts.tensor(0 * counts.read(plain, ',
     ),
     front_end(
         "loaded state is the dict's own",

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lionbits_reference import clipping
 from lionbits_reference.spec import Plan, checks
 
-from . import options, paging, shards, wire, work
+from . import counts, options, paging, shards, wire, work
 from .recognition import reader, recognise, second_moments
 
 VERSION = 1
@@ -234,7 +234,7 @@ def _examine_state(key: Any, param: Tensor, group: dict[str, Any], state: Any) -
     plain = dict(state)
     if not plain:
         return plain
-    plain["step"] = checked_step(key, plain)
+    plain["step"] = counts.tensor(counts.read(plain, f"state of parameter {key!r}"))
     plan = options.plan(group, param, param.dtype)
     try:
         specs = plan.state_spec(param.shape)
@@ -273,22 +273,3 @@ def _check_values(key: Any, plan: Plan, state: Mapping[str, Any]) -> None:
         raise ValueError(f"state of parameter {key!r} has a negative exp_avg_scale.")
     if "grad_norms" in state and (state["grad_norms"] < 0).any():
         raise ValueError(f"state of parameter {key!r} has a negative norm in grad_norms.")
-
-
-def checked_step(key: Any, state: Mapping[str, Any]) -> int:
-    """The number of updates that a state says it has had.
-
-    Raises:
-        ValueError: it says none, or no whole number >= 0.
-    """
-    if "step" not in state:
-        raise ValueError(
-            f"state of parameter {key!r} has no 'step', only {sorted(map(str, state))}: not lionbits state."
-        )
-    step = state["step"]
-    if isinstance(step, Tensor) and step.numel() == 1:
-        step = step.item()
-    whole = isinstance(step, int) or (isinstance(step, float) and step.is_integer())
-    if isinstance(step, bool) or not whole or not 0 <= step < 2**62:
-        raise ValueError(f"state of parameter {key!r} has step={step!r}; it must be an int >= 0 that int64 holds.")
-    return int(step)

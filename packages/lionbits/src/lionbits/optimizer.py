@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lionbits_reference.spec import Plan, checks
 
-from . import advice, checkpoint, groups, options, paging, select, shards, summary, work
+from . import advice, checkpoint, counts, groups, options, paging, select, shards, summary, work
 from .backward import InBackward
 from .hooks import hooked_if_watched
 from .paging import Movement, PagingStats
@@ -343,6 +343,7 @@ class Lion(Optimizer):
         self._moves().settle()
         if self._steady is not None:
             self._steady.recount()
+        counts.in_tensors(self.state)
 
     def _moves(self) -> Movement:
         if self._movement is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lionbits_reference import clipping, formats
 from lionbits_reference.spec import Backend, Batch, Hyper, Plan, TensorSpec
 
-from . import factors, groups, options, shards
+from . import counts, factors, groups, options, shards
 from .paging import Movement, Pager
 from .paging.pages import moving
 from .scalars import Numbers
@@ -63,6 +63,7 @@ class Work:
     launch: Launch
     members: list[Member] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)  # updates of each when this was prepared
     batch: Batch = field(default_factory=Batch)
     widened: list[shards.Widened] = field(default_factory=list)
     numbers: Numbers = field(init=False)
@@ -123,7 +124,7 @@ def allocate(members: Sequence[tuple[Plan, Member]], states: MutableMapping[Tens
     pages = movement.residence.allocate([(m.param.device, _moving_specs(plan, m.here)) for plan, m in fresh])
     beside = [_state_beside(plan, m, states.get(m.param), movement.pager) for plan, m in members]
     for (_, m), tensors in zip(fresh, pages, strict=True):
-        states[m.param] = {"step": 0, **tensors}
+        states[m.param] = {"step": counts.tensor(0), **tensors}
     for (_, m), tensors in zip(members, beside, strict=True):
         states[m.param].update(tensors)
     movement.residence.settle_in([(m.param.device, states[m.param], moving(plan)) for plan, m in members])
@@ -142,7 +143,8 @@ def prepare(works: Sequence[Work], states: MutableMapping[Tensor, State], moveme
         ]
         w.widened = [slot for slot in slots if isinstance(slot, shards.Widened)]
         w.batch = Batch(slot.slot if isinstance(slot, shards.Widened) else slot for slot in slots)
-        w.numbers = Numbers([m.group for m in members], [state["step"] for state in w.states], w.launch.device)
+        w.counts = [counts.read(state, "state") for state in w.states]
+        w.numbers = Numbers([m.group for m in members], w.counts, w.launch.device)
         w.clips = any(factors.clips(m.group) for m in members)
         if plan.caution == "mask":
             w.numel = w.numbers.upload([m.param.numel() for m in members], torch.int64)
@@ -208,6 +210,7 @@ def check_state(plan: Plan, param: Tensor, state: State | None) -> None:
     """
     if not state:
         return
+    counts.read(state, f"state of a parameter of shape {tuple(param.shape)}")
     for key, spec in plan.state_spec(param.shape).items():
         tensor = state.get(key)
         if not isinstance(tensor, Tensor) or tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:

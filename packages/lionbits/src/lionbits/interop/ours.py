@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lionbits import advice, options, shards
+from lionbits import advice, counts, options, shards
 from lionbits.convert import FORM, encoded
 from lionbits_reference.spec import checks
 
@@ -65,7 +65,8 @@ def out_of(optimizer: Lion) -> Reading:
 def _decoded(optimizer: Lion, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> Held:
     form = options.plan(group, param, param.dtype).format
     decode = partial(_whole, optimizer, param)
-    return Held(param.shape, decode, str(form), form.quantised, state["step"], state.get("grad_norms"), param.dtype)
+    step = counts.read(state, f"state of a parameter of shape {tuple(param.shape)}")
+    return Held(param.shape, decode, str(form), form.quantised, step, state.get("grad_norms"), param.dtype)
 
 
 def _whole(optimizer: Lion, param: torch.Tensor) -> torch.Tensor:
@@ -170,7 +171,7 @@ def _encoded(key: Any, held: Held, param: torch.Tensor, group: Mapping[str, Any]
         exp_avg = held.exp_avg()
     except ValueError as error:
         raise ValueError(f"parameter {key!r}: {error}") from None
-    state: dict[str, Any] = {"step": held.step, **encoded(group, param, exp_avg)}
+    state: dict[str, Any] = {"step": counts.tensor(held.step), **encoded(group, param, exp_avg)}
     for name, spec in plan.state_spec(param.shape).items():
         if name not in state:  # what only ours keep, empty: the parameter is what it is
             state[name] = torch.zeros(spec.shape, dtype=spec.dtype, device=exp_avg.device)

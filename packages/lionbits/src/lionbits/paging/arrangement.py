@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lionbits_reference.spec import TensorSpec, checks
 
+from .. import counts
 from . import beside, host
 from .lanes import Lanes, OneLane, lanes
 
@@ -138,6 +139,8 @@ def adopt(pager: Pager, held: Sequence[tuple[torch.device, Mapping[str, Any]]]) 
             for key, value in copies[j].items():
                 if key in tensors:
                     copies[j][key] = tensors[key].copy_(value.detach())
+                elif key == counts.KEY and isinstance(value, Tensor):
+                    copies[j][key] = value.detach().to("cpu", copy=True)
                 elif isinstance(value, Tensor):
                     contiguous = torch.contiguous_format  # kernels go through state in its logical order
                     copies[j][key] = value.detach().to(near, copy=True, memory_format=contiguous)
