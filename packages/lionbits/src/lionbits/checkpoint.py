@@ -8,7 +8,7 @@ crosses its ``load_state_dict`` sealed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lionbits_reference import clipping
-from lionbits_reference.spec import Plan, checks
+from lionbits_reference.spec import Backend, Plan, checks
 
 from . import counts, options, paging, shards, wire, work
+from . import groups as grouping
 from .recognition import reader, recognise, second_moments
 
 VERSION = 1
@@ -34,6 +35,13 @@ class Sealed:
 
     def __init__(self, state: dict[str, Any]) -> None:
         self.state = state
+
+
+def unseal(states: MutableMapping[Any, Any]) -> None:
+    """Put what was sealed in the place of what sealed it."""
+    for param, held in states.items():
+        if isinstance(held, Sealed):
+            states[param] = held.state
 
 
 def stamp(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
@@ -77,9 +85,24 @@ def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
     return {**state_dict, "state": states, "param_groups": completed}
 
 
-def taken_over(groups: list[dict[str, Any]], state_dict: Mapping[str, Any], pager: paging.Pager) -> dict[str, Any]:
-    """What :func:`examine` returns, with copies of all state where the optimizer keeps it; raises what that raises."""
+def taken_over(
+    groups: list[dict[str, Any]], state_dict: Mapping[str, Any], backend: Backend | None, pager: paging.Pager
+) -> dict[str, Any]:
+    """What :func:`examine` returns, with copies of all state where the optimizer keeps it.
+
+    It is the last that can refuse: what torch and the optimizer do with the result afterwards raises nothing.
+
+    Args:
+        groups, state_dict: as of :func:`examine`.
+        backend: that was asked for, or None.
+        pager: says where state lives.
+
+    Raises:
+        TypeError, ValueError: as :func:`examine`; or no step could be taken with the settings of the checkpoint.
+    """
     examined = examine(groups, state_dict)
+    for group, settings in zip(groups, examined["param_groups"], strict=True):
+        grouping.check({**settings, "params": group["params"]}, backend, pager)
     states, params = examined["state"], [param for group in groups for param in group["params"]]
     keys = [key for group in examined["param_groups"] for key in group["params"]]
     known = [(states[key], param) for key, param in zip(keys, params, strict=True) if key in states]
@@ -204,7 +227,11 @@ def _complete(i: int, group: dict[str, Any], saved: Mapping[str, Any]) -> dict[s
         )
     complete = {key: value for key, value in group.items() if key not in _NOT_SETTINGS}
     complete |= {key: value for key, value in saved.items() if key != VERSION_KEY}
-    options.check(complete)
+    try:
+        options.check(complete)
+        grouping.check_whole(complete)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"param_groups[{i}] of the state dict: {error}") from None
     return complete
 
 

@@ -181,10 +181,7 @@ def inherit(group: Group, defaults: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the group has a setting that is the optimizer's.
     """
-    for key in WHOLE:
-        if key in group:
-            hint = "Pass it to the constructor."
-            raise checks.refusal(ValueError, key, group[key], "is the optimizer's, not a parameter group's", hint)
+    check_whole(group)
     if group.get("seed", defaults["seed"]) != defaults["seed"]:
         raise checks.refusal(ValueError, "seed", group["seed"], "is the optimizer's, not a parameter group's")
     if group.get("optim_bits", defaults["optim_bits"]) != defaults["optim_bits"]:
@@ -194,6 +191,18 @@ def inherit(group: Group, defaults: Mapping[str, Any]) -> None:
         group.setdefault("block_size", None)
     for key, value in defaults.items():
         group[key] = options.plain(group.get(key, value))
+
+
+def check_whole(group: Mapping[str, Any]) -> None:
+    """Refuse a group that has a setting of the optimizer as a whole.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for key in WHOLE:
+        if key in group:
+            hint = "Pass it to the constructor."
+            raise checks.refusal(ValueError, key, group[key], "is the optimizer's, not a parameter group's", hint)
 
 
 def holding(param: torch.Tensor, groups: Iterable[Group]) -> Group:

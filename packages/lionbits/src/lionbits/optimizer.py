@@ -300,7 +300,7 @@ class Lion(Optimizer):
         checkpoint.check_mapping(state_dict)
 
         def seal(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            return checkpoint.taken_over(self.param_groups, given, self._pager)
+            return checkpoint.taken_over(self.param_groups, given, self._backend, self._pager)
 
         handle = self.register_load_state_dict_pre_hook(seal)  # after the user's hooks
         try:
@@ -330,9 +330,7 @@ class Lion(Optimizer):
         self.defaults["seed"] = self.param_groups[0].get("seed", self.defaults["seed"])  # a checkpoint brings its own
         for group in self.param_groups:
             groups.inherit(group, self.defaults)
-        for param, held in self.state.items():
-            if isinstance(held, checkpoint.Sealed):
-                self.state[param] = held.state
+        checkpoint.unseal(self.state)
         if "_pager" in state:  # unpickled or copied, rather than loaded
             params = [param for param in self.state if isinstance(param, Tensor)]
             copies = paging.adopt(self._pager, [(param.device, self.state[param]) for param in params])
