@@ -8,6 +8,7 @@ crosses its ``load_state_dict`` sealed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -18,12 +19,18 @@ from torch.optim import Optimizer
 from lionbits_reference import clipping
 from lionbits_reference.spec import Backend, Plan, checks
 
-from . import counts, options, paging, shards, wire, work
+from . import counts, matching, options, paging, shards, wire, work
 from . import groups as grouping
 from .recognition import reader, recognise, second_moments
 
 VERSION = 1
 VERSION_KEY = "lionbits_version"
+
+#: Names under which a state holds momentum, in any form.
+MOMENTUM = frozenset({"exp_avg", "exp_avg_codes", "exp_avg_scale"})
+
+#: How a text looks that was the number of a parameter.
+_NUMBER = re.compile(r"\s*[-+]?\d+(\.\d*)?\s*")
 
 _NO_NORMS = torch.zeros(clipping.HISTORY, dtype=torch.float32, device="cpu")
 _NOT_SETTINGS = ("params", "param_names")
@@ -130,16 +137,11 @@ def complete_groups(groups: list[dict[str, Any]], state_dict: Mapping[str, Any])
             f"state_dict holds {sorted(second)}, as Adam does: Lion has no use for it, nor for Adam's momentum. Go on "
             f"with fresh state, and with the settings that lionbits.from_adamw(lr, weight_decay) makes of Adam's."
         )
-    ours = [len(group["params"]) for group in groups]
-    theirs = [len(group["params"]) for group in saved_groups]
-    if ours != theirs:
-        raise ValueError(
-            f"loaded state dict has a different number of parameter groups or parameters: the optimizer's groups "
-            f"hold {ours} parameters, the state dict's {theirs}. Build the optimizer over the same groups first."
-        )
+    saved_groups = matching.arranged(groups, saved_groups)
     ids = [key for group in saved_groups for key in group["params"]]
     if len(set(ids)) != len(ids):
         raise ValueError("param_groups of the state dict list a parameter twice.")
+    check_keys(state_dict, ids)
     completed = [_complete(i, ours, saved) for i, (ours, saved) in enumerate(zip(groups, saved_groups, strict=True))]
     seeds = {group["seed"] for group in completed}
     if len(seeds) != 1:
@@ -162,8 +164,30 @@ def read_states(
         if key in owner:
             param, group = owner[key]
             yield key, param, group, _examine_state(key, param, group, state)
-        elif isinstance(key, int):
-            raise ValueError(f"state_dict has state for parameter {key!r}, which none of its groups lists.")
+
+
+def check_keys(state_dict: Mapping[str, Any], ids: Sequence[Any]) -> None:
+    """Refuse state that belongs to a parameter, by its key or by what it holds, under a key that no group lists.
+
+    Notes under keys of their own pass.
+
+    Args:
+        state_dict: of any Lion.
+        ids: of the parameters that its groups list.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    known = set(ids)
+    for key, state in state_dict["state"].items():
+        if key in known:
+            continue
+        number = isinstance(key, (int, float)) or (isinstance(key, str) and _NUMBER.fullmatch(key))
+        if number or (isinstance(state, Mapping) and state.keys() & MOMENTUM):
+            raise ValueError(
+                f"state_dict has state for parameter {checks.shown(key)}, which none of its groups lists: they list "
+                f"{checks.shown(list(ids[:5]))}, ... JSON and some tools turn numbers into texts; turn them back."
+            )
 
 
 def check_mapping(state_dict: object) -> None:
