@@ -118,6 +118,7 @@ BAD: dict[str, tuple[Callable[[State], Any], type[Exception], tuple[str, ...]]] 
     "scale too large": (_edit(*FIRST, "exp_avg_scale", to=torch.full((64, 1), 1e37)), ValueError, ("not finite",)),
     "momentum nan": (_edit("state", 2, "exp_avg", to=torch.full((33,), torch.nan)), ValueError, ("parameter 2",)),
     "norm negative": (_edit(*FIRST, "grad_norms", to=-torch.ones(100)), ValueError, ("parameter 0", "grad_norms")),
+    "norm nan": (_edit(*FIRST, "grad_norms", to=torch.full((100,), torch.nan)), ValueError, ("parameter 0", "NaN")),
     "state that is not Lion's": (
         _edit(*FIRST, "exp_avg_sq", to=torch.zeros(64, 64)),
         ValueError,
@@ -254,6 +255,20 @@ def test_percentile_clipping_may_be_turned_on_later() -> None:
     target.param_groups[0]["percentile_clipping"] = 50
     train(target, params, [2])
     assert target.state[params[0]]["grad_norms"].shape == (100,)
+
+
+def test_norms_that_propagate_left_load_with_propagate() -> None:
+    """A norm of NaN is lawful there, as an infinite one is everywhere: the squares of large gradients overflow."""
+    params = weights()
+    optimizer = Lion8bit(params, nonfinite="propagate", percentile_clipping=50)
+    params[0].grad = torch.full((64, 64), torch.nan)
+    params[1].grad = torch.full((70, 61), 3e38)
+    optimizer.step()
+    assert optimizer.state[params[0]]["grad_norms"].isnan().any()
+    assert optimizer.state[params[1]]["grad_norms"].isinf().any()
+    target = Lion8bit(weights())
+    target.load_state_dict(optimizer.state_dict())
+    assert_same(target.state_dict(), optimizer.state_dict())
 
 
 def test_what_propagate_left_loads_with_propagate() -> None:

@@ -322,5 +322,8 @@ def _check_values(key: Any, plan: Plan, state: Mapping[str, Any]) -> None:
         raise ValueError(f"state of parameter {key!r} has {name} that is not finite, which only 'propagate' leaves.")
     if plan.format.quantised and (largest < 0).any():
         raise ValueError(f"state of parameter {key!r} has a negative exp_avg_scale.")
-    if "grad_norms" in state and (state["grad_norms"] < 0).any():
+    norms = state.get("grad_norms", _NO_NORMS)
+    if (norms < 0).any():
         raise ValueError(f"state of parameter {key!r} has a negative norm in grad_norms.")
+    if plan.nonfinite == "skip" and norms.isnan().any():
+        raise ValueError(f"state of parameter {key!r} has a NaN in grad_norms, which only 'propagate' leaves.")
