@@ -124,7 +124,11 @@ BAD: dict[str, tuple[Callable[[State], Any], type[Exception], tuple[str, ...]]] 
         ValueError,
         ("exp_avg_sq", "lionbits.from_adamw"),
     ),
-    "state that nobody keeps": (_edit(*FIRST, "exp_min", to=1), ValueError, ("parameter 0", "exp_min")),
+    "momentum in two forms": (
+        _edit(*FIRST, "exp_avg", to=torch.zeros(64, 64)),
+        ValueError,
+        ("parameter 0", "exp_avg", "two forms"),
+    ),
 }  # fmt: skip
 
 #: State dicts of other optimizers, who has to refuse them, and a word of the message.

@@ -115,7 +115,7 @@ def test_state_dict_round_trip(variant: Variant, dtype: torch.dtype, settings: d
 
 
 def test_state_holds_what_the_design_names(variant: Variant) -> None:
-    """State is a step, int64 in a tensor, then float32 momentum, or uint8 codes and float32 scales by row; nothing else."""
+    """State is a step, int64 in a tensor, then float32 momentum, or uint8 codes and float32 scales by row."""
     params = weights()
     optimizer = variant(params)
     train(optimizer, params, [1])

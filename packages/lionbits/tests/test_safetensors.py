@@ -144,7 +144,10 @@ def test_tensor_rates_stay_shared_between_groups(tmp_path: Path) -> None:
         ([], r"state_dict=\[\]"),
         (Lion8bit(weights()), r"state_dict=<Lion8bit>.*optimizer\.state_dict\(\)"),
     ],
-    ids=["a set", "a class", "complex", "meta", "sparse", "mkldnn", "nested", "fake", "a tuple as key", "a list", "an optimizer"],
+    ids=[
+        *("a set", "a class", "complex", "meta", "sparse", "mkldnn", "nested", "fake", "a tuple as key", "a list"),
+        "an optimizer",
+    ],
 )
 def test_what_the_format_cannot_hold_is_refused_by_place(value: Any, words: str, tmp_path: Path) -> None:
     """And the file that is there stays."""

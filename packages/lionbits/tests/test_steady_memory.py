@@ -20,7 +20,8 @@ from .twins import replace_tensors, swap_each
 
 
 def _state_tensors(optimizer: Lion) -> list[weakref.ref[torch.Tensor]]:
-    held = [value for state in optimizer.state.values() for value in state.values()]
+    """All but the counts, which are eight bytes each."""
+    held = [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]
     return [weakref.ref(value) for value in held if isinstance(value, torch.Tensor)]
 
 

@@ -230,10 +230,8 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
     """
     options.check(group)
     for param in group["params"]:
-        if not param.requires_grad and not (param.is_floating_point() or param.is_complex()):
-            continue  # frozen integers, such as quantised weights, are left alone
-        if param.layout != torch.strided:
-            raise TypeError(f"a parameter of shape {tuple(param.shape)} has layout {param.layout}; it must be strided.")
+        if not param.requires_grad and param.grad is None:
+            continue  # what is frozen is left alone, whatever it is: quantised weights, say
         try:
             plan = options.plan(group, param, param.dtype)
             shards.check_settings(group, plan, param)

@@ -1,4 +1,4 @@
-"""Which saved parameter is which of ours: by name where both sides have the same names, else by position, as torch does.
+"""Which saved parameter is which of ours: by name where both sides have the same names, else by position, as in torch.
 
 A position is used only where no name contradicts it.
 """

@@ -48,7 +48,7 @@ class Steady:
         first: int = 0,
     ) -> None:
         pager = movement.pager
-        works = work.collect(groups, states, pager, first)
+        works = work.collect(groups, states, movement, first)
         backends = [select.serving(requested, w.launch.plan, w.launch.device, offloaded=pager.offloads) for w in works]
         devices = {w.launch.device for w in works}
         if any(map(capturing, devices)):
@@ -97,11 +97,11 @@ class Steady:
                 and (self._parts is None or self._parts.of(params, grads))
                 and self._tensors.hold(params, grads)
             )
+            restless = self._groups.restless(groups) if holds else []
         except KeyError:  # a setting or state tensor is gone
             return None
         if not holds:
             return None
-        restless = self._groups.restless(groups)
         if restless:
             for group in restless:
                 options.check_rates(group)

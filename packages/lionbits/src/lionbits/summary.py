@@ -21,7 +21,7 @@ def told(text: str, groups: Sequence[Mapping[str, Any]], backend: Backend | None
 
 
 def of_group(group: Mapping[str, Any], backend: Backend | None, pager: Pager) -> str:
-    """Of its parameters that require a gradient, or have one, whether they have state already or will at their first step.
+    """Of its parameters that require or have a gradient, whether they have state already or will at their first step.
 
     Args:
         group: with all settings.

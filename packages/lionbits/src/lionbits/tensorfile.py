@@ -134,7 +134,7 @@ class _Packer:
     def _placed(self, tensor: Tensor, where: tuple[Any, ...]) -> str:
         if id(tensor) in self._name_of:
             return self._name_of[id(tensor)]
-        wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__  # DTensor, for one: no bytes of its own
+        wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__  # as DTensor: no bytes of its own
         if wraps or tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
             hint = "Save sharded state with torch.distributed.checkpoint."
             raise checks.refusal(
