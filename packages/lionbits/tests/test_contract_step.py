@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lionbits import Lion
 
 from .family import Variant, assert_same, free_gradients, gradient, snapshot, train, weights
+from .test_contract_state import through_file
 
 
 def _channels_last() -> tuple[nn.Parameter, Tensor]:
@@ -271,21 +272,99 @@ def test_an_element_that_is_not_finite_is_skipped_and_counted(variant: Variant) 
     assert optimizer.skipped_elements() == 2
 
 
-def test_frozen_integers_are_left_alone() -> None:
-    """Quantised weights that a model holds beside its trainable ones do not keep it from being optimized."""
+FROZEN = {
+    "integers": lambda: torch.arange(6, dtype=torch.uint8),
+    "float64": lambda: torch.ones(3, dtype=torch.float64),
+    "float8": lambda: torch.ones(3, 2).to(torch.float8_e4m3fn),
+    "complex": lambda: torch.ones(3, dtype=torch.complex64),
+    "truth values": lambda: torch.ones(3, dtype=torch.bool),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "mkldnn": lambda: torch.ones(3, 3).to_mkldnn(),
+    "meta": lambda: torch.ones(3, device="meta"),
+}
+
+
+@pytest.mark.parametrize("kind", FROZEN)
+def test_what_is_frozen_is_left_alone(variant: Variant, kind: str) -> None:
+    """Weights of any dtype and layout that a model holds beside its trainable ones, such as float8 under LoRA.
+
+    In construction, in a group that comes later, in steps, checkpoints, copies and in how it is shown.
+    """
+    packed, late = (nn.Parameter(FROZEN[kind](), requires_grad=False) for _ in range(2))
+    (param,) = weights(torch.bfloat16, [(64, 64)])
+    optimizer = variant([packed, param], param_rounding="stochastic")
+    optimizer.add_param_group({"params": late})
+    optimizer.init_state()
+    train(optimizer, [param], [1])
+    assert list(optimizer.state) == [param]
+    assert "refused" not in repr(optimizer)
+    assert not packed.requires_grad
+    if kind not in ("sparse", "mkldnn", "meta"):
+        assert torch.equal(packed, FROZEN[kind]())
+        assert not optimizer.momentum(packed).any()
+    (other,) = weights(torch.bfloat16, [(64, 64)])
+    target = variant([packed, other], param_rounding="stochastic")
+    target.add_param_group({"params": late})
+    target.load_state_dict(optimizer.state_dict())
+    assert_same(target.state_dict(), optimizer.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["float64", "float8", "complex"])
+def test_what_is_no_longer_frozen_is_refused_by_name(kind: str) -> None:
+    """As soon as it has a gradient, or is made to require one before an optimizer is made."""
     (param,) = weights(shapes=[(64, 64)])
-    packed = nn.Parameter(torch.arange(6, dtype=torch.uint8), requires_grad=False)
+    packed = nn.Parameter(FROZEN[kind](), requires_grad=False)
     optimizer = Lion([packed, param])
     train(optimizer, [param], [1])
-    assert torch.equal(packed, torch.arange(6, dtype=torch.uint8))
-    assert packed not in optimizer.state
+    packed.grad = torch.zeros_like(packed)
+    before = snapshot(optimizer)["state"]
+    with pytest.raises((TypeError, ValueError), match=f"dtype=torch.{packed.dtype}".replace("torch.torch", "torch")):
+        optimizer.step()
+    assert_same(snapshot(optimizer)["state"], before)
+    with pytest.raises((TypeError, ValueError), match="is not accepted"):
+        Lion([packed])
 
 
 def test_numbers_of_numpy_become_pythons() -> None:
     """Settings that came from numpy do not stop a checkpoint from loading with weights_only=True."""
     (param,) = weights(shapes=[(64, 64)])
     optimizer = Lion([param], lr=np.float64(0.5), seed=np.int64(3), betas=(np.float32(0.5), 0.75))
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
-    assert torch.load(file, weights_only=True)["param_groups"][0]["seed"] == 3
+    assert through_file(optimizer.state_dict())["param_groups"][0]["seed"] == 3
+
+
+#: What users and schedulers write into groups, and what it is in a checkpoint.
+WRITTEN: dict[str, tuple[Any, Any]] = {
+    "lr": (np.linspace(0.1, 0.2, 3)[1], 0.15000000000000002),
+    "weight_decay": (np.float32(0.5), 0.5),
+    "betas": ([np.float64(0.5), np.float32(0.75)], [0.5, 0.75]),
+    "maximize": (np.bool_(False), False),
+    "seed": (np.uint64(2**64 - 1), 2**64 - 1),
+    "initial_lr": (np.array(0.25), 0.25),
+    "schedule": ({"rates": [np.float16(0.5), (np.int8(3),)]}, {"rates": [0.5, (3,)]}),
+    "label": (np.str_("decay"), "decay"),
+}
+
+
+def test_numbers_of_numpy_become_pythons_when_saved(variant: Variant) -> None:
+    """Whatever was written into a group since; the group itself stays as it was written."""
+    params = weights(shapes=[(64, 64)])
+    optimizer = variant(params)
+    for key, (written, _) in WRITTEN.items():
+        optimizer.param_groups[0][key] = written
+    saved = optimizer.state_dict()["param_groups"][0]
+    for key, (written, expected) in WRITTEN.items():
+        assert_same(saved[key], expected)
+        assert optimizer.param_groups[0][key] is written
+    loaded = through_file(optimizer.state_dict())
+    assert_same(loaded["param_groups"][0], saved)
+
+
+def test_a_schedule_of_numpy_trains_and_is_saved(variant: Variant) -> None:
+    params = weights()
+    optimizer = variant(params)
+    for step, rate in enumerate(np.linspace(0.1, 0.0, 4)):
+        optimizer.param_groups[0]["lr"] = rate
+        train(optimizer, params, [step])
+        resumed = variant(weights())
+        resumed.load_state_dict(through_file(optimizer.state_dict()))
+        assert_same(resumed.state_dict(), optimizer.state_dict())

@@ -17,6 +17,7 @@ from .family import Variant, assert_same, gradient, snapshot, train, weights
 
 Event = Callable[[Lion], Lion]
 
+
 def _loaded(optimizer: Lion) -> Lion:
     target = type(optimizer)([copy.deepcopy(param) for param in optimizer.param_groups[0]["params"]])
     target.load_state_dict(optimizer.state_dict())

@@ -51,7 +51,7 @@ def test_what_is_refused_is_refused_at_any_step(
         assert_same(snapshot(optimizer), before)
 
 
-@pytest.mark.parametrize("key", (*options.RATES, *options.STRUCTURE))
+@pytest.mark.parametrize("key", [*options.RATES, *options.STRUCTURE])
 def test_a_setting_that_is_gone_is_missed(believing: ModuleType, key: str) -> None:
     pair = Pair(believing, "8")
     pair.step(2)

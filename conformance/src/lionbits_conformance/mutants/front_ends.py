@@ -191,8 +191,8 @@ FRONT_ENDS = (
     front_end(
         "loaded step forgotten",
         "lionbits/checkpoint.py",
-        'counts.tensor(counts.read(plain, ',
-        'counts.tensor(0 * counts.read(plain, ',
+        "counts.tensor(counts.read(plain, ",
+        "counts.tensor(0 * counts.read(plain, ",
     ),
     front_end(
         "loaded state is the dict's own",

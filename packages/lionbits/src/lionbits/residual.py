@@ -53,6 +53,6 @@ def weights(plan: Plan, param: Tensor, state: MutableMapping[str, Any]) -> Tenso
     Raises:
         ValueError: as :func:`joined`.
     """
-    if plan.param_dtype != torch.float32 or not isinstance(state.get(REST), Tensor):
+    if plan.param_dtype != torch.float32 or REST not in state:
         return None
     return joined(param.detach(), state[REST])

@@ -38,9 +38,9 @@ def fresh(state: State | None) -> bool:
 def specs(plan: Plan, shape: Sequence[int], state: State) -> dict[str, TensorSpec]:
     """Names, shapes and dtypes of what the plan needs, and of a rest that is there although the plan needs none."""
     wanted = plan.state_spec(shape)
-    rest = state.get(REST)
-    if REST not in wanted and isinstance(rest, Tensor):
-        wanted[REST] = TensorSpec(tuple(shape), torch.int8 if rest.dtype == torch.int8 else torch.int16)
+    if REST not in wanted and REST in state:
+        narrow = getattr(state[REST], "dtype", None) == torch.int8
+        wanted[REST] = TensorSpec(tuple(shape), torch.int8 if narrow else torch.int16)
     return wanted
 
 
@@ -58,7 +58,8 @@ def check_form(wanted: Mapping[str, TensorSpec], param: Tensor, state: State) ->
     for key, spec in wanted.items():
         tensor = state.get(key)
         if not isinstance(tensor, Tensor) or tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
-            there = {k: (tuple(v.shape), v.dtype) for k, v in state.items() if isinstance(v, Tensor) and k in OWN}
+            plain = {k: v for k, v in state.items() if k in OWN and isinstance(v, Tensor) and not v.is_nested}
+            there = {k: (tuple(v.shape), v.dtype) for k, v in plain.items()}
             raise ValueError(
                 f"state of a parameter of shape {tuple(param.shape)} does not fit its settings: {key} should be "
                 f"{spec.dtype} of shape {spec.shape}, the state has {there}. Keep optim_bits, state_format, "

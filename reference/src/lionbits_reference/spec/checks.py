@@ -66,5 +66,5 @@ def shown(value: object) -> str:
         return f"<{type(value).__name__}>"
     if "\n" not in text:
         return text if len(text) <= 200 else f"{text[:200]}..."
-    shape = getattr(value, "shape", None)
+    shape = None if getattr(value, "is_nested", False) else getattr(value, "shape", None)
     return f"<{type(value).__name__}>" if shape is None else f"<{type(value).__name__} of shape {tuple(shape)}>"

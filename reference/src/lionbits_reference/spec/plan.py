@@ -133,8 +133,10 @@ def check_rate(lr: Any, weight_decay: Any) -> None:
         TypeError, ValueError: naming the argument and the rule.
     """
     if isinstance(lr, torch.Tensor):
-        if lr.layout != torch.strided or lr.is_nested:
-            raise checks.refusal(TypeError, "lr", str(lr.layout), "must be a strided tensor, or a float")
+        if lr.layout != torch.strided or lr.is_nested or lr.is_quantized:
+            raise TypeError(
+                f"lr is a tensor of layout {lr.layout} and {lr.dtype}: it must be a plain tensor, or a float"
+            )
         if lr.numel() != 1:
             raise ValueError(f"Tensor lr must be 1-element: it has shape {tuple(lr.shape)}")
         if lr.is_meta:
