@@ -78,6 +78,8 @@ def test_any_value_is_carried_and_none_is_cast(variant: Variant) -> None:
         "text": "mine",
         "none": None,
     }
+    optimizer.state[params[0]]["mkldnn"] = torch.ones(2, 2).to_mkldnn()
+    optimizer.state[params[0]]["meta"] = torch.ones(2, 2, device="meta")
     optimizer.state[params[0]].update(copy.deepcopy(notes))
     twins = copy.deepcopy(params)
     target = variant(twins, param_rounding="compensated")
@@ -85,6 +87,8 @@ def test_any_value_is_carried_and_none_is_cast(variant: Variant) -> None:
     assert {key: given["state"][0][key] for key in ("text", "none")} == {"text": "mine", "none": None}
     target.load_state_dict(given)
     held = target.state[twins[0]]
+    assert torch.equal(held.pop("mkldnn").to_dense(), torch.ones(2, 2))
+    assert held.pop("meta").is_meta
     found = {key: held[key] for key in notes}
     assert torch.equal(found.pop("sparse").to_dense(), notes.pop("sparse").to_dense())
     assert_same(found, notes)

@@ -58,8 +58,8 @@ FRONT_ENDS = (
     front_end(
         "step counted from zero",
         "lionbits/work.py",
-        'states[m.param] = {"step": counts.tensor(0), ',
-        'states[m.param] = {"step": counts.tensor(1), ',
+        "update(step=counts.tensor(0))",
+        "update(step=counts.tensor(1))",
     ),
     front_end(
         "history off by one",
@@ -185,14 +185,14 @@ FRONT_ENDS = (
     front_end(
         "state cast to the parameter's dtype on load",
         "lionbits/checkpoint.py",
-        "    states |= {key: Sealed(state) for key, _, _, state in read_states(groups, completed, state_dict)}\n",
-        "    states |= {key: state for key, _, _, state in read_states(groups, completed, state_dict)}\n",
+        "    held |= {key: Sealed(state) for key, _, _, state in read_states(groups, completed, state_dict)}\n",
+        "    held |= {key: state for key, _, _, state in read_states(groups, completed, state_dict)}\n",
     ),
     front_end(
         "loaded step forgotten",
-        "lionbits/checkpoint.py",
-        "counts.tensor(counts.read(plain, ",
-        "counts.tensor(0 * counts.read(plain, ",
+        "lionbits/examination.py",
+        "own[counts.KEY] = counts.tensor(step)",
+        "own[counts.KEY] = counts.tensor(min(step, 1))",
     ),
     front_end(
         "loaded state is the dict's own",

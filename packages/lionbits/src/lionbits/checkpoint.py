@@ -258,7 +258,8 @@ def _check_ids(i: int, group: Mapping[str, Any]) -> None:
     ids, names = group["params"], group.get("param_names")
     if not isinstance(ids, (list, tuple)) or not all(isinstance(key, (int, str)) for key in ids):
         raise TypeError(f"param_groups[{i}]['params'] of the state dict is no list of numbers or names.")
-    if names is not None and (not isinstance(names, (list, tuple)) or len(names) != len(ids)):
+    listed = isinstance(names, (list, tuple)) and len(names) == len(ids)
+    if names is not None and not (listed and all(isinstance(name, str) for name in names)):
         raise ValueError(f"param_groups[{i}] of the state dict has {len(ids)} parameters and param_names={names!r}.")
 
 

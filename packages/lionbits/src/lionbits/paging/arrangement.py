@@ -161,7 +161,8 @@ def adopt(pager: Pager, held: Sequence[tuple[torch.device, Mapping[str, Any]]]) 
 def _carried(value: Any, device: torch.device) -> Any:
     """A copy of what others keep in a state, its tensors on ``device`` and otherwise as they are."""
     if isinstance(value, Tensor):
-        return value.detach().to(device, copy=True)
+        there = value.detach()
+        return there.clone() if there.is_meta or there.device == device else there.to(device)
     if type(value) in (list, tuple):
         return type(value)(_carried(item, device) for item in value)
     if type(value) is dict:
