@@ -194,7 +194,7 @@ def test_a_group_with_a_duplicate_is_not_added(variant: Variant) -> None:
     first, late = weights(shapes=[(3, 3), (3, 3)])
     optimizer = variant([first])
     before = snapshot(optimizer)
-    with pytest.raises(ValueError, match=r"params\[1\].*duplicate of params\[0\]"):
+    with pytest.raises(ValueError, match=r"duplicate parameters: params\[1\] is params\[0\]"):
         optimizer.add_param_group({"params": [late, late]})
     assert_same(snapshot(optimizer), before)
 

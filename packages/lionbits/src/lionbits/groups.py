@@ -83,8 +83,10 @@ def checked_form(param_group: object) -> Group:
             way_out = "Pass the parameter itself: what .to(), .half() or an operation makes of it is another tensor."
             raise checks.refusal(ValueError, f"params[{i}]", param, "is a non-leaf tensor", way_out)
         if first.setdefault(id(param), i) != i:
-            rule = f"is a duplicate of params[{first[id(param)]}], and a step updates a parameter once"
-            raise checks.refusal(ValueError, f"params[{i}]", given, rule, "Pass each parameter once.")
+            raise ValueError(  # in the words with which torch warns
+                f"optimizer contains a parameter group with duplicate parameters: params[{i}] is params"
+                f"[{first[id(param)]}], and a step updates a parameter once. Pass each parameter once."
+            )
     return {**param_group, "params": listed}
 
 
