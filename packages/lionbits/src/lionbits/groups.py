@@ -94,10 +94,12 @@ def check_once(groups: Iterable[Group]) -> None:
     """Refuse a parameter that groups list twice: lists of parameters can be edited after they were checked.
 
     Raises:
-        ValueError: naming its shape.
+        ValueError: naming its shape; or a group has no list.
     """
     seen: set[int] = set()
     for group in groups:
+        if "params" not in group:
+            raise ValueError("a parameter group lacks 'params': each group must have a list of parameters.")
         for param in group["params"]:
             if id(param) in seen:
                 raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
 import torch
@@ -142,7 +142,20 @@ def check_fixed(name: str, fixed: Mapping[str, Any], given: Mapping[str, Any]) -
 
 def state_format(group: Mapping[str, Any]) -> Format:
     """The format that the group asks for (a small parameter may still keep float32)."""
-    return Format.of(group["optim_bits"], group["state_format"], group["block_size"], group["block_wise"])
+    return Format.of(*_settings(group, ("optim_bits", "state_format", "block_size", "block_wise")))
+
+
+def _settings(group: Mapping[str, Any], keys: Iterable[str]) -> list[Any]:
+    """These settings of a group.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    try:
+        return [group[key] for key in keys]
+    except KeyError:
+        check_complete(group)
+        raise
 
 
 def plan(group: Mapping[str, Any], param: Tensor, grad_dtype: torch.dtype) -> Plan:
@@ -158,12 +171,7 @@ def plan(group: Mapping[str, Any], param: Tensor, grad_dtype: torch.dtype) -> Pl
         raise TypeError(f"a parameter of shape {tuple(param.shape)} has layout {param.layout}; it must be strided.")
     shards.check(param)
     cuts_rows = shards.cuts_rows(param)
-    try:
-        settings = [group[key] for key in _PLANNED]
-    except KeyError:
-        check_complete(group)
-        raise
-    return _plan(param.dtype, grad_dtype, tuple(param.shape), cuts_rows, *settings)
+    return _plan(param.dtype, grad_dtype, tuple(param.shape), cuts_rows, *_settings(group, _PLANNED))
 
 
 #: What a plan depends on, in the order of :func:`_plan`'s arguments.
