@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from lionbits import Lion, Lion4bit, Lion8bit, PagedLion8bit
+from lionbits import Lion, Lion4bit, Lion8bit, PagedLion8bit, float32_parameters
 
 from .family import Variant, assert_same, gradient, snapshot, train, weights
+from .movers import moving
 
 Event = Callable[[Lion], Lion]
 
@@ -185,3 +186,24 @@ def test_weights_that_a_rest_does_not_belong_to_are_refused(variant: Variant) ->
     for state in optimizer.state.values():
         del state["param_rest"]
     run(model, optimizer, [3])
+
+
+@pytest.mark.parametrize("budget", [0, 20_000, None])
+def test_state_that_moves_changes_likewise(budget: int | None) -> None:
+    """float32 and back, and loading, with pages that travel: the bits of resident state."""
+    results = []
+    for paged in (False, True):
+        model = nn.ParameterList(weights(torch.bfloat16, SHAPES))
+        settings = {"lr": 1e-3, "optim_bits": 8, "min_8bit_size": 100, "percentile_clipping": 50, **MASTERS["32"]}
+        params = list(model.parameters())
+        optimizer = moving(params, 300, budget, **settings) if paged else Lion(params, **settings)
+        run(model, optimizer, [1, 2])
+        exact = float32_parameters(model, optimizer)
+        model.float()
+        run(model, optimizer, [3])
+        model.bfloat16()
+        run(model, optimizer, [4, 5])
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        run(model, optimizer, [6])
+        results.append((exact, whole(model), snapshot(optimizer)["state"]))
+    assert_same(*results)
