@@ -109,6 +109,14 @@ BAD: dict[str, tuple[Callable[[State], Any], type[Exception], tuple[str, ...]]] 
     ),
     "scale cast": (_edit(*FIRST, "exp_avg_scale", to=torch.ones(64, 1).bfloat16()), ValueError, ("torch.bfloat16",)),
     "scale flat": (_edit(*FIRST, "exp_avg_scale", to=torch.ones(64)), ValueError, ("(64, 1)", "(64,)")),
+    "norms a list": (_edit(*FIRST, "grad_norms", to=[0.5] * 100), ValueError, ("parameter 0", "grad_norms=[0.5, 0.5")),
+    "step beyond floats": (_edit(*FIRST, "step", to=10**400), ValueError, ("parameter 0", "step=1000")),
+    "step beyond digits": (_edit(*FIRST, "step", to=10**5000), ValueError, ("parameter 0", "step=<int>")),
+    "lr beyond floats": (_edit(*GROUP, "lr", to=10**400), ValueError, ("param_groups[0]", "lr=1000")),
+    "weight decay beyond floats": (_edit(*GROUP, "weight_decay", to=10**400), ValueError, ("weight_decay=1000",)),
+    "grad_clip beyond digits": (_edit(*GROUP, "grad_clip", to=10**5000), ValueError, ("grad_clip=<int>",)),
+    "betas beyond floats": (_edit(*GROUP, "betas", to=(10**400, 0.9)), ValueError, ("betas=(1000",)),
+    "seed beyond floats": (_edit(*GROUP, "seed", to=10**400), ValueError, ("seed=1000",)),
     "norms a number": (_edit(*FIRST, "grad_norms", to=3.0), ValueError, ("parameter 0", "grad_norms")),
     "norms too few": (_edit(*FIRST, "grad_norms", to=torch.ones(99)), ValueError, ("grad_norms", "(99,)")),
     "norms cast": (_edit(*FIRST, "grad_norms", to=torch.ones(100).double()), ValueError, ("grad_norms", "float64")),
@@ -118,12 +126,17 @@ BAD: dict[str, tuple[Callable[[State], Any], type[Exception], tuple[str, ...]]] 
     "scale too large": (_edit(*FIRST, "exp_avg_scale", to=torch.full((64, 1), 1e37)), ValueError, ("not finite",)),
     "momentum nan": (_edit("state", 2, "exp_avg", to=torch.full((33,), torch.nan)), ValueError, ("parameter 2",)),
     "norm negative": (_edit(*FIRST, "grad_norms", to=-torch.ones(100)), ValueError, ("parameter 0", "grad_norms")),
+    "norm nan": (_edit(*FIRST, "grad_norms", to=torch.full((100,), torch.nan)), ValueError, ("parameter 0", "NaN")),
     "state that is not Lion's": (
         _edit(*FIRST, "exp_avg_sq", to=torch.zeros(64, 64)),
         ValueError,
         ("exp_avg_sq", "lionbits.from_adamw"),
     ),
-    "state that nobody keeps": (_edit(*FIRST, "exp_min", to=1), ValueError, ("parameter 0", "exp_min")),
+    "momentum in two forms": (
+        _edit(*FIRST, "exp_avg", to=torch.zeros(64, 64)),
+        ValueError,
+        ("parameter 0", "exp_avg", "two forms"),
+    ),
 }  # fmt: skip
 
 #: State dicts of other optimizers, who has to refuse them, and a word of the message.
@@ -235,7 +248,7 @@ def test_paged_and_resident_checkpoints_are_one(bits: int) -> None:
 
 
 def test_a_step_in_a_tensor_is_read() -> None:
-    """Tools that turn every number into a tensor do no harm: the step becomes an int again."""
+    """Tools that turn every number into a tensor do no harm: the step becomes an int64 again."""
     given = trained()
     for state in given["state"].values():
         state["step"] = torch.tensor(float(state["step"]))
@@ -254,6 +267,20 @@ def test_percentile_clipping_may_be_turned_on_later() -> None:
     target.param_groups[0]["percentile_clipping"] = 50
     train(target, params, [2])
     assert target.state[params[0]]["grad_norms"].shape == (100,)
+
+
+def test_norms_that_propagate_left_load_with_propagate() -> None:
+    """A norm of NaN is lawful there, as an infinite one is everywhere: the squares of large gradients overflow."""
+    params = weights()
+    optimizer = Lion8bit(params, nonfinite="propagate", percentile_clipping=50)
+    params[0].grad = torch.full((64, 64), torch.nan)
+    params[1].grad = torch.full((70, 61), 3e38)
+    optimizer.step()
+    assert optimizer.state[params[0]]["grad_norms"].isnan().any()
+    assert optimizer.state[params[1]]["grad_norms"].isinf().any()
+    target = Lion8bit(weights())
+    target.load_state_dict(optimizer.state_dict())
+    assert_same(target.state_dict(), optimizer.state_dict())
 
 
 def test_what_propagate_left_loads_with_propagate() -> None:

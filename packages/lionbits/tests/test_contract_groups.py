@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -173,11 +174,43 @@ def test_zero_grad(variant: Variant, set_to_none: bool) -> None:
     assert all(param.grad is None for param in params)
 
 
-def test_duplicate_parameters_warn_as_in_torch(variant: Variant) -> None:
-    """The same parameter twice in a group is torch's warning."""
-    (param,) = weights(shapes=[(3, 3)])
-    with pytest.warns(UserWarning, match="duplicate parameters"):
-        variant([param, param])
+@pytest.mark.parametrize(
+    "listed",
+    [
+        lambda p, q: [p, q, p],
+        lambda p, q: [("a", p), ("b", p)],
+        lambda p, q: [{"params": [p, p]}],
+        lambda p, q: [{"params": [p]}, {"params": [q, p]}],
+    ],
+    ids=["a list", "two names", "a group", "two groups"],
+)
+def test_a_parameter_that_is_listed_twice_is_refused(variant: Variant, listed: Callable[..., Any]) -> None:
+    """Torch warns, and then one backend may update it twice and another once."""
+    with pytest.raises(ValueError, match=r"duplicate|more than one parameter group"):
+        variant(listed(*weights(shapes=[(3, 3), (3, 3)])))
+
+
+def test_a_group_with_a_duplicate_is_not_added(variant: Variant) -> None:
+    first, late = weights(shapes=[(3, 3), (3, 3)])
+    optimizer = variant([first])
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=r"duplicate parameters: params\[1\] is params\[0\]"):
+        optimizer.add_param_group({"params": [late, late]})
+    assert_same(snapshot(optimizer), before)
+
+
+def test_a_parameter_that_is_listed_twice_later_is_refused_at_the_step(variant: Variant) -> None:
+    """Lists of parameters can be edited after the optimizer was made, with a step before or without one."""
+    params = weights(shapes=[(3, 3), (3, 3)])
+    optimizer = variant(params)
+    for step in range(2):
+        optimizer.param_groups[0]["params"].append(params[0])
+        before = snapshot(optimizer)
+        with pytest.raises(ValueError, match=r"shape \(3, 3\) is a duplicate"):
+            train(optimizer, params, [step])
+        assert_same(snapshot(optimizer), before)
+        optimizer.param_groups[0]["params"].pop()
+        train(optimizer, params, [step])
 
 
 def test_overrides_by_name_split_a_group(variant: Variant) -> None:

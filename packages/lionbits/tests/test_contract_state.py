@@ -115,14 +115,14 @@ def test_state_dict_round_trip(variant: Variant, dtype: torch.dtype, settings: d
 
 
 def test_state_holds_what_the_design_names(variant: Variant) -> None:
-    """State is an int step, then float32 momentum, or uint8 codes and float32 scales by row; nothing else."""
+    """State is a step, int64 in a tensor, then float32 momentum, or uint8 codes and float32 scales by row."""
     params = weights()
     optimizer = variant(params)
     train(optimizer, params, [1])
     per_byte, block = 8 // min(variant.bits, 8), {8: 256, 4: 128, 2: 64}.get(variant.bits, 0)
     for position, param in enumerate(params):
         state = dict(optimizer.state_dict()["state"][position])
-        assert type(state.pop("step")) is int
+        assert_same(state.pop("step"), torch.tensor(1))
         found = {key: (tuple(value.shape), value.dtype) for key, value in state.items()}
         if variant.bits == 32 or param.numel() < 4096:
             assert found == {"exp_avg": (tuple(param.shape), torch.float32)}

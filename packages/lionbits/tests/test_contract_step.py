@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lionbits import Lion
 
 from .family import Variant, assert_same, free_gradients, gradient, snapshot, train, weights
+from .test_contract_state import through_file
 
 
 def _channels_last() -> tuple[nn.Parameter, Tensor]:
@@ -81,10 +82,9 @@ def test_closure_that_raises_leaves_everything_alone(variant: Variant) -> None:
 
 
 def test_parameters_without_gradient_are_left_alone(variant: Variant) -> None:
-    """No gradient, or requires_grad=False: no move, no decay, no state; the others are updated."""
+    """Whether they require one or not: no move, no decay, no state; the others are updated."""
     params = weights()
     params[1].requires_grad_(False)
-    params[1].grad = torch.ones_like(params[1])
     params[0].grad = gradient(params[0], 0, 1)
     before = [param.detach().clone() for param in params]
     optimizer = variant(params, lr=0.1, weight_decay=0.5)
@@ -92,6 +92,27 @@ def test_parameters_without_gradient_are_left_alone(variant: Variant) -> None:
     assert list(optimizer.state) == [params[0]]
     assert not torch.equal(params[0], before[0])
     assert_same([param.detach() for param in params[1:]], before[1:])
+
+
+def test_a_gradient_that_is_there_is_used(variant: Variant) -> None:
+    """Also of a tensor that requires none, as in torch: Megatron's main parameters and offloaded copies are such.
+
+    From the first step, from one where such a gradient appears, and from the state that ``init_state`` makes before.
+    """
+    plain, leaf = [param.detach().clone() for param in weights()], weights()
+    optimizer, twin = variant(plain, lr=0.1, weight_decay=0.5), variant(leaf, lr=0.1, weight_decay=0.5)
+    for step in range(4):
+        for position, (one, other) in enumerate(zip(plain, leaf, strict=True)):
+            late = position == 1 and step < 2
+            one.grad = other.grad = None if late else gradient(other, position, step)
+        if not step:
+            optimizer.init_state()
+            assert list(optimizer.state) == [param for param in plain if param.grad is not None]
+        optimizer.step()
+        twin.step()
+        assert_same(plain, [param.detach() for param in leaf])
+    assert_same(optimizer.state_dict(), twin.state_dict())
+    assert "nothing to train" not in repr(optimizer)
 
 
 def test_a_parameter_keeps_its_place_while_others_rest(variant: Variant) -> None:
@@ -251,21 +272,46 @@ def test_an_element_that_is_not_finite_is_skipped_and_counted(variant: Variant) 
     assert optimizer.skipped_elements() == 2
 
 
-def test_frozen_integers_are_left_alone() -> None:
-    """Quantised weights that a model holds beside its trainable ones do not keep it from being optimized."""
-    (param,) = weights(shapes=[(64, 64)])
-    packed = nn.Parameter(torch.arange(6, dtype=torch.uint8), requires_grad=False)
-    optimizer = Lion([packed, param])
-    train(optimizer, [param], [1])
-    assert torch.equal(packed, torch.arange(6, dtype=torch.uint8))
-    assert packed not in optimizer.state
-
-
 def test_numbers_of_numpy_become_pythons() -> None:
     """Settings that came from numpy do not stop a checkpoint from loading with weights_only=True."""
     (param,) = weights(shapes=[(64, 64)])
     optimizer = Lion([param], lr=np.float64(0.5), seed=np.int64(3), betas=(np.float32(0.5), 0.75))
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
-    assert torch.load(file, weights_only=True)["param_groups"][0]["seed"] == 3
+    assert through_file(optimizer.state_dict())["param_groups"][0]["seed"] == 3
+
+
+#: What users and schedulers write into groups, and what it is in a checkpoint.
+WRITTEN: dict[str, tuple[Any, Any]] = {
+    "lr": (np.linspace(0.1, 0.2, 3)[1], 0.15000000000000002),
+    "weight_decay": (np.float32(0.5), 0.5),
+    "betas": ([np.float64(0.5), np.float32(0.75)], [0.5, 0.75]),
+    "maximize": (np.bool_(False), False),
+    "seed": (np.uint64(2**64 - 1), 2**64 - 1),
+    "initial_lr": (np.array(0.25), 0.25),
+    "schedule": ({"rates": [np.float16(0.5), (np.int8(3),)]}, {"rates": [0.5, (3,)]}),
+    "label": (np.str_("decay"), "decay"),
+}
+
+
+def test_numbers_of_numpy_become_pythons_when_saved(variant: Variant) -> None:
+    """Whatever was written into a group since; the group itself stays as it was written."""
+    params = weights(shapes=[(64, 64)])
+    optimizer = variant(params)
+    for key, (written, _) in WRITTEN.items():
+        optimizer.param_groups[0][key] = written
+    saved = optimizer.state_dict()["param_groups"][0]
+    for key, (written, expected) in WRITTEN.items():
+        assert_same(saved[key], expected)
+        assert optimizer.param_groups[0][key] is written
+    loaded = through_file(optimizer.state_dict())
+    assert_same(loaded["param_groups"][0], saved)
+
+
+def test_a_schedule_of_numpy_trains_and_is_saved(variant: Variant) -> None:
+    params = weights()
+    optimizer = variant(params)
+    for step, rate in enumerate(np.linspace(0.1, 0.0, 4)):
+        optimizer.param_groups[0]["lr"] = rate
+        train(optimizer, params, [step])
+        resumed = variant(weights())
+        resumed.load_state_dict(through_file(optimizer.state_dict()))
+        assert_same(resumed.state_dict(), optimizer.state_dict())

@@ -39,8 +39,8 @@ def lion(param: torch.Tensor, bits: int, **options: Any) -> Lion:
 
 
 def state_of(optimizer: Lion, param: torch.Tensor) -> list[torch.Tensor]:
-    """The state's tensors."""
-    return [value for value in optimizer.state[param].values() if isinstance(value, torch.Tensor)]
+    """The state's tensors but the count."""
+    return [value for key, value in optimizer.state[param].items() if key != "step"]
 
 
 @EVERY_WIDTH

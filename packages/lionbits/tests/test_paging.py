@@ -55,7 +55,7 @@ def pages(optimizer: Lion) -> list[Tensor]:
         value
         for state in optimizer.state.values()
         for key, value in state.items()
-        if isinstance(value, Tensor) and key != "grad_norms"
+        if isinstance(value, Tensor) and key not in ("grad_norms", "step")
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lionbits import Lion8bit, PagedLion8bit, load_safetensors, save_safetensors
 
@@ -21,6 +22,11 @@ safetensors = pytest.importorskip("safetensors", reason="reads what is written h
 
 #: Every dtype of state: param_rest is int16 or int8.
 COMPENSATED = [{}, {"param_rounding": "compensated"}, {"param_rounding": "compensated", "master_bits": 24}]
+
+
+def _fake() -> torch.Tensor:
+    with FakeTensorMode():
+        return torch.ones(2)
 
 
 def _there_and_back(value: Any, path: Path) -> Any:
@@ -56,6 +62,7 @@ def test_plain_readers_find_tensors_by_number_or_name(tmp_path: Path) -> None:
         with safetensors.safe_open(tmp_path / "state.safetensors", framework="pt") as file:
             assert set(file.keys()) == {
                 f"state.{first}.exp_avg_codes", f"state.{first}.exp_avg_scale", f"state.{second}.exp_avg",
+                f"state.{first}.step", f"state.{second}.step",
             }  # fmt: skip
             codes = file.get_tensor(f"state.{first}.exp_avg_codes")
             entry = json.loads(file.metadata()["lionbits"])
@@ -130,11 +137,17 @@ def test_tensor_rates_stay_shared_between_groups(tmp_path: Path) -> None:
         ({"x": torch.zeros(2, dtype=torch.complex64)}, r"dtype of state_dict at \['x'\]"),
         ({"x": torch.zeros(2, device="meta")}, "plain tensor"),
         ({"x": torch.zeros(2, 2).to_sparse()}, "plain tensor"),
+        ({"x": torch.ones(2).to_mkldnn()}, "plain tensor"),
+        ({"x": torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged)}, "plain tensor"),
+        ({"x": _fake()}, "plain tensor"),
         ({(1, 2): 3}, "state_dict at"),
         ([], r"state_dict=\[\]"),
         (Lion8bit(weights()), r"state_dict=<Lion8bit>.*optimizer\.state_dict\(\)"),
     ],
-    ids=["a set", "a class", "complex", "meta", "sparse", "a tuple as key", "a list", "an optimizer"],
+    ids=[
+        *("a set", "a class", "complex", "meta", "sparse", "mkldnn", "nested", "fake", "a tuple as key", "a list"),
+        "an optimizer",
+    ],
 )
 def test_what_the_format_cannot_hold_is_refused_by_place(value: Any, words: str, tmp_path: Path) -> None:
     """And the file that is there stays."""
@@ -145,6 +158,24 @@ def test_what_the_format_cannot_hold_is_refused_by_place(value: Any, words: str,
         save_safetensors(value, path)
     assert load_safetensors(path) == {"kept": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+LAZY = {
+    "a negated view": lambda: torch._neg_view(torch.arange(4.0)),
+    "the imaginary part of a conjugate": lambda: torch.tensor([1 + 2j, 3 - 4j]).conj().imag,
+    "negated and strided": lambda: torch._neg_view(torch.arange(8.0))[::2],
+    "zeros without memory": lambda: torch._efficientzerotensor((3, 2)),
+    "expanded": lambda: torch.ones(()).expand(3),
+    "a subclass": lambda: torch.ones(3).as_subclass(type("Own", (torch.Tensor,), {})),
+}
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_what_a_tensor_shows_is_written(name: str, tmp_path: Path) -> None:
+    """Not what is in its memory, which torch may negate on reading, or may not have allocated."""
+    shown = LAZY[name]()
+    loaded = _there_and_back({"a": shown}, tmp_path / "state.safetensors")["a"]
+    assert_same(loaded, torch.zeros(shown.shape).copy_(shown).as_subclass(torch.Tensor))
 
 
 def test_damaged_and_foreign_files_are_told_by_name(tmp_path: Path) -> None:

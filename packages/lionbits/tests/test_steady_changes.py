@@ -138,7 +138,7 @@ def test_parameters_come_and_go(pair: Pair) -> None:
 
 
 def test_parameters_freeze_and_thaw(pair: Pair) -> None:
-    """A gradient that a frozen parameter still has is not used."""
+    """A gradient that a frozen parameter still has is used, as in torch; without one it is left alone."""
     for freezes in (True, False):
         pair.both(lambda optimizer, params, freezes=freezes: params[1].requires_grad_(not freezes))
         pair.update()

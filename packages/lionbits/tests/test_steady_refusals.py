@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import lionbits_reference
-from lionbits import Lion, steady
+from lionbits import Lion, checkpoint, options, steady
 
 from .family import assert_same, snapshot, train, weights
 from .twins import Event, Pair, setting, setting_of_one, swap_data
@@ -51,12 +51,33 @@ def test_what_is_refused_is_refused_at_any_step(
         assert_same(snapshot(optimizer), before)
 
 
-def test_a_setting_that_is_gone_is_missed(believing: ModuleType) -> None:
+@pytest.mark.parametrize("key", [*options.RATES, *options.STRUCTURE])
+def test_a_setting_that_is_gone_is_missed(believing: ModuleType, key: str) -> None:
     pair = Pair(believing, "8")
     pair.step(2)
-    del pair.subject.param_groups[0]["lr"]
-    with pytest.raises(KeyError, match="lr"):
-        pair.subject.step()
+    for optimizer, params in pair.params.items():
+        del optimizer.param_groups[1][key]
+        before = snapshot(optimizer)
+        with pytest.raises(ValueError, match=f"a parameter group lacks {key}"):
+            optimizer.step()
+        assert_same(snapshot(optimizer), before)
+        saved = copy.deepcopy(optimizer.state_dict())
+        if key in checkpoint.FORMAT_KEYS:
+            with pytest.raises(ValueError, match=f"a parameter group lacks {key}"):
+                optimizer.load_state_dict(saved)
+        if key in options._PLANNED:
+            assert f"lacks {key}" in repr(optimizer)
+            with pytest.raises(ValueError, match=f"a parameter group lacks {key}"):
+                optimizer.momentum(params[1])
+
+
+def test_a_list_of_parameters_that_is_gone_is_missed(believing: ModuleType) -> None:
+    pair = Pair(believing, "8")
+    pair.step(2)
+    for optimizer in pair.params:
+        del optimizer.param_groups[1]["params"]
+        with pytest.raises(ValueError, match="a parameter group lacks 'params'"):
+            optimizer.step()
 
 
 def test_a_backend_may_be_put_in_another_place(believing: ModuleType) -> None:

@@ -45,9 +45,9 @@ GROUPS: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "params none": ({"params": None}, TypeError, ("params=None",)),
     "params text": ({"params": ["weight"]}, TypeError, ("params[0]='weight'", "must be a tensor")),
     "params set": ({"params": {nn.Parameter(torch.ones(2))}}, TypeError, ("ordered",)),
-    "params float64": ({"params": torch.ones(2, dtype=torch.float64)}, ValueError, ("torch.float64",)),
-    "params complex": ({"params": torch.ones(2, dtype=torch.complex64)}, ValueError, ("torch.complex64",)),
-    "params sparse": ({"params": torch.eye(2).to_sparse()}, TypeError, ("torch.sparse_coo",)),
+    "params float64": ({"params": nn.Parameter(torch.ones(2, dtype=torch.float64))}, ValueError, ("torch.float64",)),
+    "params complex": ({"params": nn.Parameter(torch.ones(2) * 1j)}, ValueError, ("torch.complex64",)),
+    "params sparse": ({"params": nn.Parameter(torch.eye(2).to_sparse())}, TypeError, ("torch.sparse_coo",)),
     "params named": ({"params": [("a", torch.ones(2))]}, ValueError, ("names",)),
 }
 

@@ -116,7 +116,12 @@ def load_param(stored: Tensor, rest: Tensor | None) -> Tensor:
     p = stored.to(torch.float32)
     if rest is None:
         return p
-    return (p.view(torch.int32) + (rest.to(torch.int32) << _rest_shift(rest.dtype))).view(torch.float32)
+    return (p.view(torch.int32) + rest_bits(rest)).view(torch.float32)
+
+
+def rest_bits(rest: Tensor) -> Tensor:
+    """int32: what a rest (int16 or int8) adds to the bits of the float32 that bfloat16 kept."""
+    return rest.to(torch.int32) << _rest_shift(rest.dtype)
 
 
 def round_unbiased(p: Tensor, lane: Tensor | int) -> Tensor:

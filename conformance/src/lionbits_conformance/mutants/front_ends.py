@@ -58,8 +58,8 @@ FRONT_ENDS = (
     front_end(
         "step counted from zero",
         "lionbits/work.py",
-        'states[m.param] = {"step": 0, ',
-        'states[m.param] = {"step": -1, ',
+        "update(step=counts.tensor(0))",
+        "update(step=counts.tensor(1))",
     ),
     front_end(
         "history off by one",
@@ -185,14 +185,14 @@ FRONT_ENDS = (
     front_end(
         "state cast to the parameter's dtype on load",
         "lionbits/checkpoint.py",
-        "    states |= {key: Sealed(state) for key, _, _, state in read_states(groups, completed, state_dict)}\n",
-        "    states |= {key: state for key, _, _, state in read_states(groups, completed, state_dict)}\n",
+        "    held |= {key: Sealed(state) for key, _, _, state in read_states(groups, completed, state_dict)}\n",
+        "    held |= {key: state for key, _, _, state in read_states(groups, completed, state_dict)}\n",
     ),
     front_end(
         "loaded step forgotten",
-        "lionbits/checkpoint.py",
-        'plain["step"] = checked_step(key, plain)',
-        'plain["step"] = min(checked_step(key, plain), 1)',
+        "lionbits/examination.py",
+        "own[counts.KEY] = counts.tensor(step)",
+        "own[counts.KEY] = counts.tensor(min(step, 1))",
     ),
     front_end(
         "loaded state is the dict's own",
@@ -254,8 +254,8 @@ FRONT_ENDS = (
     front_end(
         "a parameter whose first gradient comes late is not noticed",
         "lionbits/steady.py",
-        "if param.grad is not None and param.requires_grad]",
-        "if param is None]",
+        "for param in self._others if param.grad is not None]",
+        "for param in self._others if param is None]",
     ),
     front_end(
         "a swapped p.data is not noticed",

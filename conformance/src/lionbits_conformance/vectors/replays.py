@@ -101,6 +101,8 @@ def _step(optimizer: Any, params: list[torch.nn.Parameter], step: Mapping[str, A
 
 def _spelled(value: Any, key: str) -> Any:
     """A parameter or a field of its state as the vectors spell it."""
+    if key == "step":
+        return int(value)
     if not isinstance(value, Tensor):
         return value
     bits = patterns(value)

@@ -19,6 +19,7 @@ from .variants import (
     PagedLion8bit,
     PagedLion32bit,
 )
+from .weights import float32_parameters
 
 __version__ = "0.1.0.dev0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "QLion",
     "SymmetricQuantizer",
     "convert",
+    "float32_parameters",
     "from_adamw",
     "fuse_into_backward",
     "interop",

@@ -8,23 +8,26 @@ crosses its ``load_state_dict`` sealed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lionbits_reference import clipping
-from lionbits_reference.spec import Plan, checks
+from lionbits_reference.spec import Backend, checks
 
-from . import options, paging, shards, wire, work
+from . import examination, matching, options, paging, residual, shards, states, wire
+from . import groups as grouping
 from .recognition import reader, recognise, second_moments
 
 VERSION = 1
 VERSION_KEY = "lionbits_version"
 
-_NO_NORMS = torch.zeros(clipping.HISTORY, dtype=torch.float32, device="cpu")
+#: How a text looks that was the number of a parameter.
+_NUMBER = re.compile(r"\s*[-+]?\d+(\.\d*)?\s*")
+
 _NOT_SETTINGS = ("params", "param_names")
 FORMAT_KEYS = ("optim_bits", "state_format", "block_size", "block_wise")
 
@@ -36,25 +39,33 @@ class Sealed:
         self.state = state
 
 
+def unseal(states: MutableMapping[Any, Any]) -> None:
+    """Put what was sealed in the place of what sealed it."""
+    for param, held in states.items():
+        if isinstance(held, Sealed):
+            states[param] = held.state
+
+
 def stamp(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Write the version into every group of a fresh state dict, and give all state the form of a checkpoint.
 
     A hook of ``state_dict()``, the first to run.
     """
-    states = state_dict["state"]
+    held = state_dict["state"]
     for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        saved.update({key: options.plain(value) for key, value in saved.items()})
         saved[VERSION_KEY] = VERSION
         for param, key in zip(group["params"], saved["params"], strict=True):
-            if states.get(key):
-                states[key] = published(group, param, states[key])
+            if held.get(key):
+                held[key] = published(group, param, held[key])
 
 
 def published(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a parameter in the form of a checkpoint, over the same memory."""
-    plain = {name: wire.to_bytes(value) for name, value in state.items()}
-    if not shards.distributed(param):  # which asks for no plan
+    plain = {name: wire.to_bytes(value) if name == states.REST else value for name, value in state.items()}
+    if states.fresh(state) or not shards.distributed(param):  # which asks for no plan
         return plain
-    specs = options.plan(group, param, param.dtype).state_spec(param.shape)
+    specs = states.specs(options.plan(group, param, param.dtype), param.shape, state)
     return shards.exposed(param, {name: wire.carried(spec) for name, spec in specs.items()}, plain)
 
 
@@ -72,21 +83,59 @@ def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
     completed = complete_groups(groups, state_dict)
     for i, (here, there) in enumerate(zip(groups, completed, strict=True)):
         _check_format(i, here, there)
-    states: dict[Any, Any] = dict(state_dict["state"])
-    states |= {key: Sealed(state) for key, _, _, state in read_states(groups, completed, state_dict)}
-    return {**state_dict, "state": states, "param_groups": completed}
+    held: dict[Any, Any] = dict(state_dict["state"])
+    held |= {key: Sealed(state) for key, _, _, state in read_states(groups, completed, state_dict)}
+    return {**state_dict, "state": held, "param_groups": completed}
 
 
-def taken_over(groups: list[dict[str, Any]], state_dict: Mapping[str, Any], pager: paging.Pager) -> dict[str, Any]:
-    """What :func:`examine` returns, with copies of all state where the optimizer keeps it; raises what that raises."""
-    examined = examine(groups, state_dict)
-    states, params = examined["state"], [param for group in groups for param in group["params"]]
-    keys = [key for group in examined["param_groups"] for key in group["params"]]
-    known = [(states[key], param) for key, param in zip(keys, params, strict=True) if key in states]
-    copies = paging.adopt(pager, [(param.device, sealed.state) for sealed, param in known])
-    for (sealed, _), copied in zip(known, copies, strict=True):
-        sealed.state = copied
-    return examined
+class Sealing:
+    """A hook of ``load_state_dict()``: puts copies of all state, sealed, in the place of the state dict's.
+
+    It is the last to run and the last that can refuse: what torch and the optimizer do afterwards raises nothing.
+
+    Args:
+        backend: that was asked for, or None.
+        pager: says where state lives.
+    """
+
+    def __init__(self, backend: Backend | None, pager: paging.Pager) -> None:
+        self._backend, self._pager = backend, pager
+        self._whole: list[tuple[Tensor, Tensor | None]] = []
+
+    def __call__(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """What :func:`examine` returns, with copies of all state where the optimizer keeps it.
+
+        Raises:
+            TypeError, ValueError: as :func:`examine`; or no step could be taken with the settings of the checkpoint.
+        """
+        groups = optimizer.param_groups
+        examined = examine(groups, state_dict)
+        completed, held = examined["param_groups"], examined["state"]
+        for group, settings in zip(groups, completed, strict=True):
+            grouping.check({**settings, "params": group["params"]}, self._backend, self._pager)
+        known = [(held[key], param, group) for key, (param, group) in owners(groups, completed) if key in held]
+        weights = [_without_rest(sealed.state, param, group) for sealed, param, group in known]
+        self._whole = [(shards.here(param), whole) for (_, param, _), whole in zip(known, weights, strict=True)]
+        copies = paging.adopt(self._pager, [(param.device, sealed.state) for sealed, param, _ in known])
+        for (sealed, _, _), copied in zip(known, copies, strict=True):
+            sealed.state = copied
+        return examined
+
+    @torch.no_grad()
+    def complete_weights(self) -> None:
+        """Give float32 parameters the values of which a bfloat16 run kept a part in the state."""
+        for param, weights in self._whole:
+            if weights is not None:
+                param.copy_(weights)
+
+
+def _without_rest(state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> Tensor | None:
+    """The weights of a float32 parameter for which the state has a rest, which is taken out of the state; else None."""
+    if states.REST not in state or param.dtype != torch.float32:
+        return None
+    weights = residual.weights(options.plan(group, param, param.dtype), shards.here(param), state)
+    del state[states.REST]
+    return weights
 
 
 def complete_groups(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -107,16 +156,11 @@ def complete_groups(groups: list[dict[str, Any]], state_dict: Mapping[str, Any])
             f"state_dict holds {sorted(second)}, as Adam does: Lion has no use for it, nor for Adam's momentum. Go on "
             f"with fresh state, and with the settings that lionbits.from_adamw(lr, weight_decay) makes of Adam's."
         )
-    ours = [len(group["params"]) for group in groups]
-    theirs = [len(group["params"]) for group in saved_groups]
-    if ours != theirs:
-        raise ValueError(
-            f"loaded state dict has a different number of parameter groups or parameters: the optimizer's groups "
-            f"hold {ours} parameters, the state dict's {theirs}. Build the optimizer over the same groups first."
-        )
+    saved_groups = matching.arranged(groups, saved_groups)
     ids = [key for group in saved_groups for key in group["params"]]
     if len(set(ids)) != len(ids):
         raise ValueError("param_groups of the state dict list a parameter twice.")
+    check_keys(state_dict, ids)
     completed = [_complete(i, ours, saved) for i, (ours, saved) in enumerate(zip(groups, saved_groups, strict=True))]
     seeds = {group["seed"] for group in completed}
     if len(seeds) != 1:
@@ -135,12 +179,35 @@ def read_states(
         TypeError, ValueError: a state is not what the saved settings say.
     """
     owner = dict(owners(groups, completed))
+    ours = recognise(state_dict) == "lionbits"
     for key, state in state_dict["state"].items():
         if key in owner:
             param, group = owner[key]
-            yield key, param, group, _examine_state(key, param, group, state)
-        elif isinstance(key, int):
-            raise ValueError(f"state_dict has state for parameter {key!r}, which none of its groups lists.")
+            yield key, param, group, examination.examined(key, param, group, state, ours=ours)
+
+
+def check_keys(state_dict: Mapping[str, Any], ids: Sequence[Any]) -> None:
+    """Refuse state that belongs to a parameter, by its key or by what it holds, under a key that no group lists.
+
+    Notes under keys of their own pass.
+
+    Args:
+        state_dict: of any Lion.
+        ids: of the parameters that its groups list.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    known = set(ids)
+    for key, state in state_dict["state"].items():
+        if key in known:
+            continue
+        number = isinstance(key, (int, float)) or (isinstance(key, str) and _NUMBER.fullmatch(key))
+        if number or (isinstance(state, Mapping) and state.keys() & states.MOMENTUM):
+            raise ValueError(
+                f"state_dict has state for parameter {checks.shown(key)}, which none of its groups lists: they list "
+                f"{checks.shown(list(ids[:5]))}, ... JSON and some tools turn numbers into texts; turn them back."
+            )
 
 
 def check_mapping(state_dict: object) -> None:
@@ -191,7 +258,8 @@ def _check_ids(i: int, group: Mapping[str, Any]) -> None:
     ids, names = group["params"], group.get("param_names")
     if not isinstance(ids, (list, tuple)) or not all(isinstance(key, (int, str)) for key in ids):
         raise TypeError(f"param_groups[{i}]['params'] of the state dict is no list of numbers or names.")
-    if names is not None and (not isinstance(names, (list, tuple)) or len(names) != len(ids)):
+    listed = isinstance(names, (list, tuple)) and len(names) == len(ids)
+    if names is not None and not (listed and all(isinstance(name, str) for name in names)):
         raise ValueError(f"param_groups[{i}] of the state dict has {len(ids)} parameters and param_names={names!r}.")
 
 
@@ -204,7 +272,11 @@ def _complete(i: int, group: dict[str, Any], saved: Mapping[str, Any]) -> dict[s
         )
     complete = {key: value for key, value in group.items() if key not in _NOT_SETTINGS}
     complete |= {key: value for key, value in saved.items() if key != VERSION_KEY}
-    options.check(complete)
+    try:
+        options.check(complete)
+        grouping.check_whole(complete)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"param_groups[{i}] of the state dict: {error}") from None
     return complete
 
 
@@ -226,69 +298,3 @@ def owners(
     for here, there in zip(groups, settings, strict=True):
         for key, param in zip(there["params"], here["params"], strict=True):
             yield key, (param, there)
-
-
-def _examine_state(key: Any, param: Tensor, group: dict[str, Any], state: Any) -> dict[str, Any]:
-    if not isinstance(state, Mapping):
-        raise TypeError(f"state of parameter {key!r} is a {type(state).__name__}; it must map names to tensors.")
-    plain = dict(state)
-    if not plain:
-        return plain
-    plain["step"] = checked_step(key, plain)
-    plan = options.plan(group, param, param.dtype)
-    try:
-        specs = plan.state_spec(param.shape)
-        forms = {name: wire.carried(spec) if wire.in_bytes(plain.get(name)) else spec for name, spec in specs.items()}
-        local = shards.localised(param, forms, plain)
-        plain = {name: wire.from_bytes(value, specs.get(name)) for name, value in local.items()}
-        work.check_state(plan, shards.here(param), plain)
-    except ValueError as error:
-        raise ValueError(f"parameter {key!r}: {error}") from None
-    norms = plain.get("grad_norms", _NO_NORMS)
-    if not isinstance(norms, Tensor) or tuple(norms.shape) != _NO_NORMS.shape or norms.dtype != torch.float32:
-        raise ValueError(
-            f"state of parameter {key!r} has grad_norms={norms!r}; a float32 tensor of shape (100,) is needed."
-            if not isinstance(norms, Tensor)
-            else f"state of parameter {key!r} has grad_norms of {norms.dtype} and shape {tuple(norms.shape)}; "
-            f"float32 of shape (100,) is needed."
-        )
-    _check_values(key, plan, plain)
-    unknown = plain.keys() - plan.state_spec(()).keys() - {"step", "grad_norms"}
-    if unknown:
-        raise ValueError(f"state of parameter {key!r} has {sorted(map(str, unknown))}, which lionbits does not keep.")
-    return plain
-
-
-def _check_values(key: Any, plan: Plan, state: Mapping[str, Any]) -> None:
-    """Refuse numbers that no step writes: codes can be any bits, but a bad scale or norm would harm for good.
-
-    An infinite momentum would have its element skipped at every step, a negative scale turns its block around, and a
-    negative norm the gradient. Momentum that is not finite may come of ``nonfinite="propagate"`` alone.
-    """
-    name = "exp_avg_scale" if plan.format.quantised else "exp_avg"
-    largest = state[name].detach() * plan.format.top if plan.format.quantised else state[name].detach()
-    if plan.nonfinite == "skip" and not torch.isfinite(largest).all():
-        raise ValueError(f"state of parameter {key!r} has {name} that is not finite, which only 'propagate' leaves.")
-    if plan.format.quantised and (largest < 0).any():
-        raise ValueError(f"state of parameter {key!r} has a negative exp_avg_scale.")
-    if "grad_norms" in state and (state["grad_norms"] < 0).any():
-        raise ValueError(f"state of parameter {key!r} has a negative norm in grad_norms.")
-
-
-def checked_step(key: Any, state: Mapping[str, Any]) -> int:
-    """The number of updates that a state says it has had.
-
-    Raises:
-        ValueError: it says none, or no whole number >= 0.
-    """
-    if "step" not in state:
-        raise ValueError(
-            f"state of parameter {key!r} has no 'step', only {sorted(map(str, state))}: not lionbits state."
-        )
-    step = state["step"]
-    if isinstance(step, Tensor) and step.numel() == 1:
-        step = step.item()
-    whole = isinstance(step, int) or (isinstance(step, float) and step.is_integer())
-    if isinstance(step, bool) or not whole or not 0 <= step < 2**62:
-        raise ValueError(f"state of parameter {key!r} has step={step!r}; it must be an int >= 0 that int64 holds.")
-    return int(step)

@@ -60,7 +60,7 @@ def checked_form(param_group: object) -> Group:
     """A copy of what was given as a group, its parameters in a list.
 
     Raises:
-        TypeError: it is no dict with parameters. ValueError: one of them was computed from others.
+        TypeError: it is no dict with parameters. ValueError: one of them was computed from others, or is there twice.
     """
     if not isinstance(param_group, dict) or "params" not in param_group:
         shown = list(param_group) if isinstance(param_group, dict) else param_group
@@ -73,6 +73,7 @@ def checked_form(param_group: object) -> Group:
     if not isinstance(params, Iterable):
         raise checks.refusal(TypeError, "params", params, "must be a tensor or an iterable of them")
     listed = list(params)
+    first: dict[int, int] = {}
     for i, given in enumerate(listed):
         param = given[1] if isinstance(given, tuple) and len(given) == 2 else given
         if not isinstance(param, torch.Tensor):
@@ -81,7 +82,31 @@ def checked_form(param_group: object) -> Group:
         if not (param.is_leaf or param.retains_grad):
             way_out = "Pass the parameter itself: what .to(), .half() or an operation makes of it is another tensor."
             raise checks.refusal(ValueError, f"params[{i}]", param, "is a non-leaf tensor", way_out)
+        if first.setdefault(id(param), i) != i:
+            raise ValueError(  # in the words with which torch warns
+                f"optimizer contains a parameter group with duplicate parameters: params[{i}] is params"
+                f"[{first[id(param)]}], and a step updates a parameter once. Pass each parameter once."
+            )
     return {**param_group, "params": listed}
+
+
+def check_once(groups: Iterable[Group]) -> None:
+    """Refuse a parameter that groups list twice: lists of parameters can be edited after they were checked.
+
+    Raises:
+        ValueError: naming its shape; or a group has no list.
+    """
+    seen: set[int] = set()
+    for group in groups:
+        if "params" not in group:
+            raise ValueError("a parameter group lacks 'params': each group must have a list of parameters.")
+        for param in group["params"]:
+            if id(param) in seen:
+                raise ValueError(
+                    f"a parameter of shape {tuple(param.shape)} is a duplicate: param_groups list it twice, and a step "
+                    f"updates a parameter once. List each parameter once."
+                )
+            seen.add(id(param))
 
 
 def check_overrides(overrides: Mapping[str, Mapping[str, Any]] | None, known: Mapping[str, Any]) -> Overrides:
@@ -160,10 +185,7 @@ def inherit(group: Group, defaults: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the group has a setting that is the optimizer's.
     """
-    for key in WHOLE:
-        if key in group:
-            hint = "Pass it to the constructor."
-            raise checks.refusal(ValueError, key, group[key], "is the optimizer's, not a parameter group's", hint)
+    check_whole(group)
     if group.get("seed", defaults["seed"]) != defaults["seed"]:
         raise checks.refusal(ValueError, "seed", group["seed"], "is the optimizer's, not a parameter group's")
     if group.get("optim_bits", defaults["optim_bits"]) != defaults["optim_bits"]:
@@ -173,6 +195,18 @@ def inherit(group: Group, defaults: Mapping[str, Any]) -> None:
         group.setdefault("block_size", None)
     for key, value in defaults.items():
         group[key] = options.plain(group.get(key, value))
+
+
+def check_whole(group: Mapping[str, Any]) -> None:
+    """Refuse a group that has a setting of the optimizer as a whole.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for key in WHOLE:
+        if key in group:
+            hint = "Pass it to the constructor."
+            raise checks.refusal(ValueError, key, group[key], "is the optimizer's, not a parameter group's", hint)
 
 
 def holding(param: torch.Tensor, groups: Iterable[Group]) -> Group:
@@ -200,10 +234,8 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
     """
     options.check(group)
     for param in group["params"]:
-        if not param.requires_grad and not (param.is_floating_point() or param.is_complex()):
-            continue  # frozen integers, such as quantised weights, are left alone
-        if param.layout != torch.strided:
-            raise TypeError(f"a parameter of shape {tuple(param.shape)} has layout {param.layout}; it must be strided.")
+        if not param.requires_grad and param.grad is None:
+            continue  # what is frozen is left alone, whatever it is: quantised weights, say
         try:
             plan = options.plan(group, param, param.dtype)
             shards.check_settings(group, plan, param)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lionbits_reference.spec import checks
 
-from . import advice, checkpoint, groups, options, paging, select, shards, summary, work
+from . import advice, checkpoint, counts, groups, options, paging, select, shards, states, summary, work
 from .backward import InBackward
 from .hooks import hooked_if_watched
 from .inference import outside_inference_mode
@@ -161,7 +161,7 @@ class Lion(Optimizer):
         self._pager = paging.arrangement(
             is_paged, page_budget=page_budget, page_dir=page_dir, page_size=page_size, paged_compute=paged_compute
         )
-        self._check_fixed(defaults | {"is_paged": is_paged})
+        options.check_fixed(type(self).__name__, self._fixed, defaults | {"is_paged": is_paged})
         self._backend = select.requested(self.default_backend if backend is None else backend)
         self._overrides = groups.check_overrides(overrides, {**defaults, **self._own_settings})
         self._skipped: work.Counts = {}
@@ -191,12 +191,6 @@ class Lion(Optimizer):
     def _translated(self, group: dict[str, Any]) -> dict[str, Any]:
         """The group in Lion's settings; for subclasses that have others."""
         return group
-
-    def _check_fixed(self, given: Mapping[str, Any]) -> None:
-        for key, value in self._fixed.items():
-            if given[key] != value:
-                rule = f"contradicts {type(self).__name__}, which has {key}={value!r}"
-                raise checks.refusal(ValueError, key, given[key], rule, "Use lionbits.Lion for other settings.")
 
     @hooked_if_watched
     @torch.no_grad()
@@ -249,9 +243,10 @@ class Lion(Optimizer):
         group = groups.holding(param, self.param_groups)
         self._moves().settle()
         shape, state = shards.here(param).shape, self.state.get(param)
-        if not state:
+        if state is None or states.fresh(state):
             return shards.like(param, torch.zeros(shape, dtype=torch.float32, device=param.device), param.shape)
         plan, device = options.plan(group, param, param.dtype), self._pager.computes_on(param.device)
+        work.check_momentum(plan, param, state, self._moves())
         backend = select.serving(self._backend, plan, device, offloaded=self._pager.offloads)
         near = {key: state[key].to(device) for key in plan.format.momentum_spec(shape)}
         return shards.like(param, backend.decode(plan.format, near, shape).to(param.device), param.shape)
@@ -300,13 +295,14 @@ class Lion(Optimizer):
             TypeError, ValueError: the state dict does not fit this optimizer; nothing was changed.
         """
         checkpoint.check_mapping(state_dict)
-        handle = self.register_load_state_dict_pre_hook(  # after the user's hooks
-            lambda _, given: checkpoint.taken_over(self.param_groups, given, self._pager)
-        )
+        sealing = checkpoint.Sealing(self._backend, self._pager)
+        handle = self.register_load_state_dict_pre_hook(sealing)  # after the user's hooks
         try:
             super().load_state_dict(dict(state_dict))
         finally:
             handle.remove()
+        sealing.complete_weights()
+        self._moves().formats.note_all(self.param_groups, self.state)
         if self._steady is not None and not self._steady.captured:
             self._steady = None  # the state that it knew is free to go
         if self._in_backward is not None:
@@ -330,19 +326,20 @@ class Lion(Optimizer):
         self.defaults["seed"] = self.param_groups[0].get("seed", self.defaults["seed"])  # a checkpoint brings its own
         for group in self.param_groups:
             groups.inherit(group, self.defaults)
-        for param, held in self.state.items():
-            if isinstance(held, checkpoint.Sealed):
-                self.state[param] = held.state
+        checkpoint.unseal(self.state)
         if "_pager" in state:  # unpickled or copied, rather than loaded
             params = [param for param in self.state if isinstance(param, Tensor)]
             copies = paging.adopt(self._pager, [(param.device, self.state[param]) for param in params])
             self.state.update(zip(params, copies, strict=True))
+            self._moves().formats.note_all(self.param_groups, self.state)
 
     def _recount(self) -> None:
         """Let the state be what all steps so far have made of it."""
         self._moves().settle()
         if self._steady is not None:
             self._steady.recount()
+        counts.in_tensors(self.state)
+        self._moves().formats.check_all(self.param_groups, self.state)
 
     def _moves(self) -> Movement:
         if self._movement is None:

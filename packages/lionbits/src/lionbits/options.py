@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
 import torch
@@ -59,11 +59,18 @@ def from_args(args: object) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """numpy's numbers as Python's; anything else as it is."""
-    if isinstance(value, tuple):
-        return tuple(plain(item) for item in value)
+    """numpy's numbers, truth values and texts as Python's, in lists, tuples and dicts too; anything else as it is.
+
+    ``torch.load(weights_only=True)`` reads Python's alone.
+    """
+    if type(value) in (tuple, list):
+        return type(value)(plain(item) for item in value)
+    if type(value) is dict:
+        return {plain(key): plain(item) for key, item in value.items()}
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return value.item()
     if isinstance(value, (bool, torch.Tensor)) or not isinstance(value, numbers.Real):
-        return value
+        return str.__str__(value) if isinstance(value, str) else value
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
@@ -87,12 +94,27 @@ def check_rates(group: Mapping[str, Any]) -> None:
     checks.flag("maximize", group["maximize"])
 
 
+def check_complete(group: Mapping[str, Any]) -> None:
+    """Refuse a group that lacks a setting: it was deleted.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    missing = [key for key in (*RATES, *STRUCTURE) if key not in group]
+    if missing:
+        raise ValueError(
+            f"a parameter group lacks {', '.join(missing)}: each setting must be there. Set it again; "
+            f"optimizer.defaults has what the optimizer was made with."
+        )
+
+
 def check(group: Mapping[str, Any]) -> None:
     """Refuse a group whose settings break a rule, one message naming argument, value and rule.
 
     Raises:
         TypeError, ValueError.
     """
+    check_complete(group)
     check_rates(group)
     Hyper.of(group["betas"], group["seed"], group["rounding"])
     state_format(group)
@@ -106,9 +128,34 @@ def check(group: Mapping[str, Any]) -> None:
     checks.choice("nonfinite", group["nonfinite"], (*NONFINITE, "raise"))  # to a kernel "raise" is "skip"
 
 
+def check_fixed(name: str, fixed: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse settings that contradict those that the name of a variant decides.
+
+    Raises:
+        ValueError.
+    """
+    for key, value in fixed.items():
+        if given[key] != value:
+            rule = f"contradicts {name}, which has {key}={value!r}"
+            raise checks.refusal(ValueError, key, given[key], rule, "Use lionbits.Lion for other settings.")
+
+
 def state_format(group: Mapping[str, Any]) -> Format:
     """The format that the group asks for (a small parameter may still keep float32)."""
-    return Format.of(group["optim_bits"], group["state_format"], group["block_size"], group["block_wise"])
+    return Format.of(*_settings(group, ("optim_bits", "state_format", "block_size", "block_wise")))
+
+
+def _settings(group: Mapping[str, Any], keys: Iterable[str]) -> list[Any]:
+    """These settings of a group.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    try:
+        return [group[key] for key in keys]
+    except KeyError:
+        check_complete(group)
+        raise
 
 
 def plan(group: Mapping[str, Any], param: Tensor, grad_dtype: torch.dtype) -> Plan:
@@ -118,11 +165,13 @@ def plan(group: Mapping[str, Any], param: Tensor, grad_dtype: torch.dtype) -> Pl
     sharded parameter is looked at as a whole; where cuts go through its rows it keeps float32 momentum.
 
     Raises:
-        TypeError, ValueError: the parameter's or gradient's dtype is not served with these settings.
+        TypeError, ValueError: the parameter's layout, its dtype or the gradient's is not served with these settings.
     """
+    if param.layout != torch.strided:
+        raise TypeError(f"a parameter of shape {tuple(param.shape)} has layout {param.layout}; it must be strided.")
     shards.check(param)
     cuts_rows = shards.cuts_rows(param)
-    return _plan(param.dtype, grad_dtype, tuple(param.shape), cuts_rows, *(group[key] for key in _PLANNED))
+    return _plan(param.dtype, grad_dtype, tuple(param.shape), cuts_rows, *_settings(group, _PLANNED))
 
 
 #: What a plan depends on, in the order of :func:`_plan`'s arguments.

@@ -16,6 +16,7 @@ from torch import Tensor
 from lionbits_reference.spec import Backend
 
 from . import options, select, shards, work
+from .counts import Counts
 from .paging import Movement
 from .watch import Groups, States, Tensors
 
@@ -47,7 +48,7 @@ class Steady:
         first: int = 0,
     ) -> None:
         pager = movement.pager
-        works = work.collect(groups, states, pager, first)
+        works = work.collect(groups, states, movement, first)
         backends = [select.serving(requested, w.launch.plan, w.launch.device, offloaded=pager.offloads) for w in works]
         devices = {w.launch.device for w in works}
         if any(map(capturing, devices)):
@@ -71,6 +72,7 @@ class Steady:
         serving = set(map(id, self._params))
         self._others = [param for group in groups for param in group["params"] if id(param) not in serving]
         self._groups = Groups(groups)
+        self._updates = Counts(self._counted, [count for w in works for count in w.counts])
         self._states = States(states, self._counted, (pair for w in works for pair in w.state_tensors()))
         self._tensors = Tensors(*self._now())
         self._sound = True
@@ -89,16 +91,17 @@ class Steady:
                 self._sound
                 and requested is self._requested
                 and self._groups.hold(groups)
-                and not [param for param in self._others if param.grad is not None and param.requires_grad]
+                and not [param for param in self._others if param.grad is not None]
                 and self._states.hold(states)
+                and self._updates.hold()
                 and (self._parts is None or self._parts.of(params, grads))
                 and self._tensors.hold(params, grads)
             )
+            restless = self._groups.restless(groups) if holds else []
         except KeyError:  # a setting or state tensor is gone
             return None
         if not holds:
             return None
-        restless = self._groups.restless(groups)
         if restless:
             for group in restless:
                 options.check_rates(group)
@@ -136,12 +139,11 @@ class Steady:
             if (device, spread) not in skipped:
                 skipped[device, spread] = torch.zeros(1, dtype=torch.int64, device=device)
         self._sound = False  # until all is done
-        self._states.steps = steps = _next(self._states.steps)
         raising = []
         try:
-            for slot, grad, state, step in zip(self._slots, grads, self._counted, steps, strict=True):
+            self._updates.add_one()
+            for slot, grad in zip(self._slots, grads, strict=True):
                 slot.grad = grad
-                state["step"] = step
             for w, backend in self._works:
                 w.numbers.step.add_(1)
                 total = skipped[w.launch.device, w.launch.spread]
@@ -163,19 +165,8 @@ class Steady:
 
     def recount(self) -> None:
         """After a step was captured: read from the device how often it ran, unless a count was set by hand."""
-        if not self.captured:
-            return
-        counts = [count for w, _ in self._works for count in w.numbers.step.tolist()]
-        for j, (state, count) in enumerate(zip(self._counted, counts, strict=True)):
-            if state.get("step") is self._states.steps[j]:
-                self._states.steps[j] = state["step"] = count
-
-
-def _next(steps: list[int]) -> list[int]:
-    first = steps[0] if steps else 0
-    if steps.count(first) == len(steps):  # as is usual, and several times faster
-        return [first + 1] * len(steps)
-    return [step + 1 for step in steps]
+        if self.captured:
+            self._updates.set([count for w, _ in self._works for count in w.numbers.step.tolist()])
 
 
 def capturing(device: torch.device) -> bool:

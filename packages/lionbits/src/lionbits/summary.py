@@ -21,7 +21,7 @@ def told(text: str, groups: Sequence[Mapping[str, Any]], backend: Backend | None
 
 
 def of_group(group: Mapping[str, Any], backend: Backend | None, pager: Pager) -> str:
-    """Of its parameters that require a gradient, whether they have state already or will at their first step.
+    """Of its parameters that require or have a gradient, whether they have state already or will at their first step.
 
     Args:
         group: with all settings.
@@ -38,7 +38,7 @@ def _of_group(group: Mapping[str, Any], backend: Backend | None, pager: Pager) -
     formats: Counter[str] = Counter()
     serving: set[str] = set()
     size = 0
-    for param in (param for param in group["params"] if param.requires_grad):
+    for param in (param for param in group["params"] if param.requires_grad or param.grad is not None):
         plan = options.plan(group, param, param.dtype)
         formats[str(plan.format)] += 1
         size += sum(map(host.bytes_of, plan.state_spec(shards.here(param).shape).values()))

@@ -134,7 +134,8 @@ class _Packer:
     def _placed(self, tensor: Tensor, where: tuple[Any, ...]) -> str:
         if id(tensor) in self._name_of:
             return self._name_of[id(tensor)]
-        if hasattr(tensor, "placements") or tensor.layout != torch.strided or tensor.is_meta:
+        wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__  # as DTensor: no bytes of its own
+        if wraps or tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
             hint = "Save sharded state with torch.distributed.checkpoint."
             raise checks.refusal(
                 TypeError, f"state_dict at {_shown(where)}", type(tensor), "must be a plain tensor", hint
@@ -197,6 +198,8 @@ def _write(stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def _write_bytes(stream: BinaryIO, tensor: Tensor) -> None:
-    here = tensor.detach().cpu().contiguous()
+    here = tensor.detach().cpu().resolve_neg().contiguous()  # a view may negate what is in memory
+    if here.nbytes and not here.data_ptr():  # zeros that torch has not written anywhere
+        here = torch.zeros(here.shape, dtype=here.dtype)
     if here.nbytes:
         stream.write((ctypes.c_char * here.nbytes).from_address(here.data_ptr()))

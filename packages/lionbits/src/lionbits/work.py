@@ -12,7 +12,7 @@ from torch import Tensor
 from lionbits_reference import clipping, formats
 from lionbits_reference.spec import Backend, Batch, Hyper, Plan, TensorSpec
 
-from . import factors, groups, options, shards
+from . import counts, factors, groups, options, residual, shards, states
 from .paging import Movement, Pager
 from .paging.pages import moving
 from .scalars import Numbers
@@ -63,6 +63,7 @@ class Work:
     launch: Launch
     members: list[Member] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)  # updates of each when this was prepared
     batch: Batch = field(default_factory=Batch)
     widened: list[shards.Widened] = field(default_factory=list)
     numbers: Numbers = field(init=False)
@@ -77,29 +78,35 @@ class Work:
         yield "grad_norms", [state for member, state in pairs if factors.keeps_norms(member.group)]
 
 
-def collect(param_groups: Sequence[Group], states: Mapping[Tensor, State], pager: Pager, first: int = 0) -> list[Work]:
+def collect(
+    param_groups: Sequence[Group], held: Mapping[Tensor, State], movement: Movement, first: int = 0
+) -> list[Work]:
     """Sort every parameter that has a gradient into launches. Checks all and changes nothing.
 
     Args:
-        param_groups, states: of the optimizer.
-        pager: says where parameters are updated.
+        param_groups, held: groups and state of the optimizer.
+        movement: says where parameters are updated, and in which format codes are.
         first: position of the first parameter, where these groups are a part of the optimizer's.
 
     Raises:
         TypeError, ValueError, RuntimeError: a setting, gradient or state that cannot be served, named.
     """
     works: dict[Launch, Work] = {}
+    groups.check_once(param_groups)
     position = first
     for group in param_groups:
         options.check(group)
         hyper = Hyper.of(group["betas"], group["seed"], group["rounding"])
         for param in group["params"]:
-            if param.grad is not None and param.requires_grad:
+            if param.grad is not None:
                 grad = _checked_gradient(param)
                 plan = options.plan(group, param, grad.dtype)
                 shards.check_settings(group, plan, param)
-                check_state(plan, shards.here(param), states.get(param))
-                device, raises = pager.computes_on(param.device), group["nonfinite"] == "raise"
+                state = held.get(param)
+                devices = movement.pager.reaches(param.device)
+                states.check(plan, shards.here(param), state, devices, norms=factors.keeps_norms(group))
+                movement.formats.check(plan.format.name, param, state or {})
+                device, raises = devices[0], group["nonfinite"] == "raise"
                 launch = Launch(plan, hyper, device, param.device, group["cautious"], raises, shards.spread(param))
                 works.setdefault(launch, Work(launch)).members.append(Member(param, group, position))
             position += 1
@@ -107,62 +114,94 @@ def collect(param_groups: Sequence[Group], states: Mapping[Tensor, State], pager
 
 
 def learning(param_groups: Sequence[Group]) -> list[tuple[Plan, Member]]:
-    """Every parameter that may come to have a gradient."""
+    """Every parameter that has a gradient, or may come to have one."""
     members = [(group, param) for group in param_groups for param in group["params"]]
     return [
         (options.plan(group, param, param.dtype), Member(param, group, position))
         for position, (group, param) in enumerate(members)
-        if param.requires_grad
+        if param.requires_grad or param.grad is not None
     ]
 
 
-def allocate(members: Sequence[tuple[Plan, Member]], states: MutableMapping[Tensor, State], movement: Movement) -> None:
-    """Create state that is not there yet. Where memory fails nothing has changed."""
-    fresh = [(plan, m) for plan, m in members if not states.get(m.param)]
-    pages = movement.residence.allocate([(m.param.device, _moving_specs(plan, m.here)) for plan, m in fresh])
-    beside = [_state_beside(plan, m, states.get(m.param), movement.pager) for plan, m in members]
-    for (_, m), tensors in zip(fresh, pages, strict=True):
-        states[m.param] = {"step": 0, **tensors}
+def allocate(members: Sequence[tuple[Plan, Member]], held: MutableMapping[Tensor, State], movement: Movement) -> None:
+    """Create state that is not there yet. Where memory fails nothing has changed.
+
+    Args:
+        members: parameters and their plans.
+        held: the state of the optimizer, checked. What others keep in it stays.
+        movement: that places state.
+    """
+    fresh = [states.fresh(held.get(m.param)) for _, m in members]
+    missing = [_missing_specs(plan, m.here, held.get(m.param) or {}) for plan, m in members]
+    wanted = [(m, specs) for (_, m), specs in zip(members, missing, strict=True) if specs]
+    made = movement.residence.allocate([(m.param.device, specs) for m, specs in wanted])
+    beside = [_state_beside(plan, m, held.get(m.param), movement.pager) for plan, m in members]
+    for (_, m), is_fresh in zip(members, fresh, strict=True):
+        if is_fresh:
+            held.setdefault(m.param, {}).update(step=counts.tensor(0))
+    for (m, _), tensors in zip(wanted, made, strict=True):
+        held[m.param].update(tensors)
     for (_, m), tensors in zip(members, beside, strict=True):
-        states[m.param].update(tensors)
-    movement.residence.settle_in([(m.param.device, states[m.param], moving(plan)) for plan, m in members])
-    groups.tell_of_wide_momentum([(m.group, m.param) for _, m in fresh])
+        held[m.param].update(tensors)
+    movement.residence.settle_in([(m.param.device, held[m.param], moving(plan)) for plan, m in members])
+    for plan, m in members:
+        movement.formats.note(plan.format, held[m.param])
+    groups.tell_of_wide_momentum([(m.group, m.param) for (_, m), new in zip(members, fresh, strict=True) if new])
 
 
-def prepare(works: Sequence[Work], states: MutableMapping[Tensor, State], movement: Movement) -> None:
-    """Create state that is not there yet, and fill in slots and numbers. Where memory fails nothing has changed."""
-    allocate([(w.launch.plan, m) for w in works for m in w.members], states, movement)
+def prepare(works: Sequence[Work], held: MutableMapping[Tensor, State], movement: Movement) -> None:
+    """Create state that is not there yet, and fill in slots and numbers. Where memory fails nothing has changed.
+
+    A rest that the plan has no use for goes: float32 parameters get it, others are what they are.
+
+    Raises:
+        ValueError: a rest belongs to other values than the parameter's.
+    """
+    members = [(w.launch.plan, m) for w in works for m in w.members]
+    stale = [(plan, m) for plan, m in members if states.REST in held.get(m.param, {})]
+    stale = [(plan, m) for plan, m in stale if plan.param_rounding != "compensated"]
+    whole = [residual.weights(plan, m.here, held[m.param]) for plan, m in stale]
+    allocate(members, held, movement)
+    for (_, m), weights in zip(stale, whole, strict=True):
+        if weights is not None:
+            m.here.copy_(weights)
+        del held[m.param][states.REST]
     for w in works:
-        plan, members = w.launch.plan, w.members
-        w.states = [states[m.param] for m in members]
-        slots = [
-            shards.slot(plan, m.param, _gradient(m.param), state, m.position)
-            for m, state in zip(members, w.states, strict=True)
-        ]
-        w.widened = [slot for slot in slots if isinstance(slot, shards.Widened)]
-        w.batch = Batch(slot.slot if isinstance(slot, shards.Widened) else slot for slot in slots)
-        w.numbers = Numbers([m.group for m in members], [state["step"] for state in w.states], w.launch.device)
-        w.clips = any(factors.clips(m.group) for m in members)
-        if plan.caution == "mask":
-            w.numel = w.numbers.upload([m.param.numel() for m in members], torch.int64)
+        _fill(w, held)
 
 
-def _moving_specs(plan: Plan, param: Tensor) -> dict[str, TensorSpec]:
+def _fill(w: Work, held: Mapping[Tensor, State]) -> None:
+    plan, members = w.launch.plan, w.members
+    w.states = [held[m.param] for m in members]
+    slots = [
+        shards.slot(plan, m.param, _gradient(m.param), state, m.position)
+        for m, state in zip(members, w.states, strict=True)
+    ]
+    w.widened = [slot for slot in slots if isinstance(slot, shards.Widened)]
+    w.batch = Batch(slot.slot if isinstance(slot, shards.Widened) else slot for slot in slots)
+    w.counts = [counts.read(state, "state") for state in w.states]
+    w.numbers = Numbers([m.group for m in members], w.counts, w.launch.device)
+    w.clips = any(factors.clips(m.group) for m in members)
+    if plan.caution == "mask":
+        w.numel = w.numbers.upload([m.param.numel() for m in members], torch.int64)
+
+
+def _missing_specs(plan: Plan, param: Tensor, state: State) -> dict[str, TensorSpec]:
     specs = plan.state_spec(param.shape)
-    return {key: specs[key] for key in moving(plan)}
+    return {key: specs[key] for key in moving(plan) if key not in state}
 
 
 def _state_beside(plan: Plan, member: Member, state: State | None, pager: Pager) -> State:
     """State that is missing, or not there, and that stays where the update runs however the rest is paged."""
-    held, device = state or {}, pager.computes_on(member.param.device)
+    there, device = state or {}, pager.computes_on(member.param.device)
     beside: State = {}
     if plan.format.tensor_wise:
-        scale = held.get("exp_avg_scale")
+        scale = there.get("exp_avg_scale")
         if scale is None:
             beside["exp_avg_scale"] = torch.zeros(1, 1, dtype=torch.float32, device=device)
         elif scale.device != device:
             beside["exp_avg_scale"] = scale.to(device)
-    if factors.keeps_norms(member.group) and "grad_norms" not in held:
+    if factors.keeps_norms(member.group) and "grad_norms" not in there:
         beside["grad_norms"] = torch.zeros(clipping.HISTORY, dtype=torch.float32, device=device)
     return beside
 
@@ -199,23 +238,20 @@ def run(work: Work, backend: Backend, movement: Movement, loss_scale: Tensor | N
         part.take_back()
 
 
-def check_state(plan: Plan, param: Tensor, state: State | None) -> None:
-    """Refuse state that is not what the plan asks for (settings were changed under a running optimizer).
+def check_momentum(plan: Plan, param: Tensor, state: State, movement: Movement) -> None:
+    """Refuse state whose momentum cannot be decoded.
 
     Raises:
         ValueError: naming what was expected and what is there.
     """
-    if not state:
-        return
-    for key, spec in plan.state_spec(param.shape).items():
-        tensor = state.get(key)
-        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
-            there = {k: (tuple(v.shape), v.dtype) for k, v in state.items() if isinstance(v, Tensor)}
-            raise ValueError(
-                f"state of a parameter of shape {tuple(param.shape)} does not fit its settings: {key} should be "
-                f"{spec.dtype} of shape {spec.shape}, the state has {there}. Keep optim_bits, state_format, "
-                f"block_size, block_wise, min_8bit_size, param_rounding and master_bits as they were."
-            )
+    specs = plan.format.momentum_spec(shards.here(param).shape)
+    for key in specs:
+        if isinstance(state.get(key), Tensor) and not states.readable(state[key]):
+            where = f"state of a parameter of shape {tuple(param.shape)}"
+            has = f"{key} of layout {state[key].layout} on {state[key].device}"
+            raise ValueError(f"{where} has {has}; it must be a strided tensor that holds values.")
+    states.check_form(specs, param, state)
+    movement.formats.check(plan.format.name, param, state)
 
 
 def _gradient(param: Tensor) -> Tensor:

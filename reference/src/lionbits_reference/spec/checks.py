@@ -38,9 +38,13 @@ def number(name: str, value: object, hint: str = "") -> float:
     rule = "must be a finite number >= 0"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise refusal(TypeError, name, value, rule, hint)
-    if not math.isfinite(value) or value < 0:
+    try:
+        found = float(value)
+    except OverflowError:  # an int or fraction beyond all floats
+        found = math.inf
+    if not math.isfinite(found) or value < 0:
         raise refusal(ValueError, name, value, rule, hint)
-    return float(value)
+    return found
 
 
 def flag(name: str, value: object) -> None:
@@ -56,8 +60,11 @@ def refusal(kind: type[Exception], name: str, value: object, rule: str, hint: st
 
 def shown(value: object) -> str:
     """A value on one line; of tensors, modules and the like, which take many, what they are."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an int with more digits than Python writes
+        return f"<{type(value).__name__}>"
     if "\n" not in text:
         return text if len(text) <= 200 else f"{text[:200]}..."
-    shape = getattr(value, "shape", None)
+    shape = None if getattr(value, "is_nested", False) else getattr(value, "shape", None)
     return f"<{type(value).__name__}>" if shape is None else f"<{type(value).__name__} of shape {tuple(shape)}>"

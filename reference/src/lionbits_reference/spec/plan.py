@@ -133,8 +133,14 @@ def check_rate(lr: Any, weight_decay: Any) -> None:
         TypeError, ValueError: naming the argument and the rule.
     """
     if isinstance(lr, torch.Tensor):
+        if lr.layout != torch.strided or lr.is_nested or lr.is_quantized:
+            raise TypeError(
+                f"lr is a tensor of layout {lr.layout} and {lr.dtype}: it must be a plain tensor, or a float"
+            )
         if lr.numel() != 1:
             raise ValueError(f"Tensor lr must be 1-element: it has shape {tuple(lr.shape)}")
+        if lr.is_meta:
+            raise checks.refusal(ValueError, "lr", "meta", "is a tensor on the meta device, which holds no number")
         if lr.device.type == "cpu":
             _check_rate("lr", lr.item())
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lionbits import checkpoint
+from lionbits import counts
 from lionbits.recognition import WRAPPED
 from lionbits_reference.spec import checks
 
@@ -74,7 +74,7 @@ def _held(key: Any, state: dict[str, Any], written_on: str | None) -> Held:
         raise ValueError(f"state of parameter {key!r} has 'state2': an optimizer with two moments (Adam), not Lion.")
     state1 = _in_order(key, tensor(key, state, "state1"), written_on)
     norms = tensor(key, state, "gnorm_vec").float().sqrt() if "gnorm_vec" in state else None  # it keeps squares
-    step = checkpoint.checked_step(key, state)
+    step = counts.read(state, f"state of parameter {key!r}")
     if state1.dtype == torch.uint8:
         absmax, block, form = _scales(key, state1.numel(), state)
         decode = partial(dynamic_map.dequantise, state1, _table(key, state), absmax, block)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lionbits import advice, checkpoint
+from lionbits import advice, counts
 
 from .reading import Held, Reading, common, groups_of, plain, settings, states_of
 
@@ -46,7 +46,7 @@ class Plain:
         held = {}
         for key, state in states_of(state_dict):
             left_behind(key, state, "kahan_comp", "what the parameter is short of in its dtype is not added to it.")
-            held[key] = plain(key, state, checkpoint.checked_step(key, steps[key]))
+            held[key] = plain(key, state, counts.read(steps[key], f"state of parameter {key!r}"))
         return Reading(held, [self.inward(group) for group in groups])
 
     def write(self, reading: Reading) -> dict[str, Any]:

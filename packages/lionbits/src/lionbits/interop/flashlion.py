@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lionbits import checkpoint
+from lionbits import counts
 
 from .exp_avg import left_behind
 from .reading import Held, Reading, groups_of, plain, settings, states_of, tensor
@@ -29,7 +29,7 @@ def read(state_dict: Mapping[str, Any]) -> Reading:
 
 def _held(key: Any, state: Mapping[str, Any]) -> Held:
     left_behind(key, state, "error_bits", "take float32 parameters from its get_fp32_model_state_dict first.")
-    step = checkpoint.checked_step(key, state) if "step" in state else 0
+    step = counts.read(state, f"state of parameter {key!r}") if "step" in state else 0
     if _CODES not in state:
         return plain(key, state, step)
     return _coded(key, state, step)

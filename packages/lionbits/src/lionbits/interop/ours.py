@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lionbits import advice, options, shards
+from lionbits import advice, counts, matching, options, shards
 from lionbits.convert import FORM, encoded
 from lionbits_reference.spec import checks
 
@@ -41,7 +41,7 @@ def into(reading: Reading, optimizer: Lion, names: Sequence[str] | None = None) 
     matches = matched(reading, optimizer, names)
     _check_shapes(reading, optimizer, matches)  # before settings: names in a wrong order mix those up as well
     for group, packed, keys in zip(optimizer.param_groups, saved["param_groups"], matches, strict=True):
-        complete = {**packed, **_common_settings(reading, keys)}
+        complete = {**packed, **matching.common_settings(reading.groups, keys, without=_OWN)}
         options.check(complete)
         groups.append(complete)
         for position, param, key in zip(packed["params"], group["params"], keys, strict=True):
@@ -65,7 +65,8 @@ def out_of(optimizer: Lion) -> Reading:
 def _decoded(optimizer: Lion, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> Held:
     form = options.plan(group, param, param.dtype).format
     decode = partial(_whole, optimizer, param)
-    return Held(param.shape, decode, str(form), form.quantised, state["step"], state.get("grad_norms"), param.dtype)
+    step = counts.read(state, f"state of a parameter of shape {tuple(param.shape)}")
+    return Held(param.shape, decode, str(form), form.quantised, step, state.get("grad_norms"), param.dtype)
 
 
 def _whole(optimizer: Lion, param: torch.Tensor) -> torch.Tensor:
@@ -110,7 +111,7 @@ def matched(reading: Reading, optimizer: Lion, names: Sequence[str] | None) -> l
         raise checks.refusal(ValueError, "names", list(names), "needs an optimizer whose parameters have names", hint)
     known = reading.names if names is None else list(names)
     if known is not None and None not in own:
-        return _by_name(reading, known, [list(part or ()) for part in own])
+        return matching.by_name([list(part or ()) for part in own], known, reading.ids)
     here = [len(group["params"]) for group in optimizer.param_groups]
     there = [len(group["params"]) for group in reading.groups]
     if here != there:
@@ -120,37 +121,6 @@ def matched(reading: Reading, optimizer: Lion, names: Sequence[str] | None) -> l
             f"model.named_parameters(), grouped as you like, and pass names= in the state dict's order."
         )
     return [list(group["params"]) for group in reading.groups]
-
-
-def _by_name(reading: Reading, known: list[str], own: list[list[str]]) -> list[list[Any]]:
-    if len(known) != len(reading.ids) or len(set(known)) != len(known):
-        raise ValueError(f"names has {len(known)} names, {len(set(known))} of them different; the state dict lists "
-                         f"{len(reading.ids)} parameters.")  # fmt: skip
-    keys = dict(zip(known, reading.ids, strict=True))
-    ours = {name for part in own for name in part}
-    if ours != keys.keys():
-        alone = {"optimizer": sorted(ours - keys.keys())[:5], "state dict": sorted(keys.keys() - ours)[:5]}
-        raise ValueError(f"optimizer and state dict hold different parameters; only one of them has {alone}.")
-    return [[keys[name] for name in part] for part in own]
-
-
-def _common_settings(reading: Reading, keys: Sequence[Any]) -> dict[str, Any]:
-    """The settings of the peer's groups that these parameters come from.
-
-    Raises:
-        ValueError: they come from groups that differ.
-    """
-    found: list[dict[str, Any]] = []
-    for group in reading.groups:
-        if set(keys) & set(group["params"]):
-            carried = {name: value for name, value in group.items() if name not in _OWN}
-            found += [] if carried in found else [carried]
-    if len(found) > 1:
-        raise ValueError(
-            f"a group of the optimizer holds parameters of {len(found)} groups of the state dict, whose settings "
-            f"differ: {found[:3]}. Split the optimizer's group likewise."
-        )
-    return found[0] if found else {}
 
 
 def _check_shapes(reading: Reading, optimizer: Lion, matches: list[list[Any]]) -> None:
@@ -170,7 +140,7 @@ def _encoded(key: Any, held: Held, param: torch.Tensor, group: Mapping[str, Any]
         exp_avg = held.exp_avg()
     except ValueError as error:
         raise ValueError(f"parameter {key!r}: {error}") from None
-    state: dict[str, Any] = {"step": held.step, **encoded(group, param, exp_avg)}
+    state: dict[str, Any] = {"step": counts.tensor(held.step), **encoded(group, param, exp_avg)}
     for name, spec in plan.state_spec(param.shape).items():
         if name not in state:  # what only ours keep, empty: the parameter is what it is
             state[name] = torch.zeros(spec.shape, dtype=spec.dtype, device=exp_avg.device)

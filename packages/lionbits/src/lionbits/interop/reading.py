@@ -97,9 +97,11 @@ def states_of(state_dict: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, An
     """(parameter id, state) of every parameter that its groups list and that has state.
 
     Raises:
-        TypeError: a state is no mapping.
+        TypeError: a state is no mapping. ValueError: it has state under a key that no group lists.
     """
-    for group in state_dict["param_groups"]:
+    groups = state_dict["param_groups"]
+    checkpoint.check_keys(state_dict, [key for group in groups for key in group["params"]])
+    for group in groups:
         for key in group["params"]:
             state = state_dict["state"].get(key, {})
             if not isinstance(state, Mapping):

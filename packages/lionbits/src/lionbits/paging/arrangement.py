@@ -7,6 +7,7 @@ to move. Both are plain values: an optimizer that is copied or pickled takes its
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lionbits import counts, states
 from lionbits_reference.spec import TensorSpec, checks
 
 from . import beside, host
@@ -39,6 +41,10 @@ class Resident:
     def computes_on(self, device: torch.device) -> torch.device:
         """Where parameters on ``device`` are updated: there."""
         return device
+
+    def reaches(self, device: torch.device) -> list[torch.device]:
+        """Where state of parameters on ``device`` may be: there."""
+        return [device]
 
     def lanes_of(self, device: torch.device) -> Lanes:
         """Nothing moves, so that nothing can be in the way."""
@@ -91,6 +97,10 @@ class Paged:
         """Where parameters on ``device`` are updated."""
         return torch.device("cpu") if self.offloads else device
 
+    def reaches(self, device: torch.device) -> list[torch.device]:
+        """Where state of parameters on ``device`` may be; first, where they are updated."""
+        return list(dict.fromkeys((self.computes_on(device), torch.device("cpu"))))
+
     def lanes_of(self, device: torch.device) -> Lanes:
         """What copies there."""
         return (self.lanes or lanes)(device)
@@ -138,10 +148,26 @@ def adopt(pager: Pager, held: Sequence[tuple[torch.device, Mapping[str, Any]]]) 
             for key, value in copies[j].items():
                 if key in tensors:
                     copies[j][key] = tensors[key].copy_(value.detach())
+                elif key == counts.KEY and isinstance(value, Tensor):
+                    copies[j][key] = value.detach().to("cpu", copy=True)
+                elif key not in states.OWN:
+                    copies[j][key] = _carried(value, device)
                 elif isinstance(value, Tensor):
                     contiguous = torch.contiguous_format  # kernels go through state in its logical order
                     copies[j][key] = value.detach().to(near, copy=True, memory_format=contiguous)
     return copies
+
+
+def _carried(value: Any, device: torch.device) -> Any:
+    """A copy of what others keep in a state, its tensors on ``device`` and otherwise as they are."""
+    if isinstance(value, Tensor):
+        there = value.detach()
+        return there.clone() if there.is_meta or there.device == device else there.to(device)
+    if type(value) in (list, tuple):
+        return type(value)(_carried(item, device) for item in value)
+    if type(value) is dict:
+        return {key: _carried(item, device) for key, item in value.items()}
+    return copy.deepcopy(value)
 
 
 def _large(state: Mapping[str, Any]) -> dict[str, Tensor]:

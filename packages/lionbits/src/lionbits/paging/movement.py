@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lionbits.codes import CodeFormats
 from lionbits_reference.spec import Batch, Plan, Slot
 
 from .account import PagingStats, shrunk
@@ -74,6 +75,7 @@ class Movement:
     def __init__(self, pager: Pager) -> None:
         self.pager, self.stats = pager, PagingStats()
         self.residence = Residence(pager, self.stats)
+        self.formats = CodeFormats()
         self._page_size = pager.page_size if isinstance(pager, Paged) else 0
         self._lanes: dict[torch.device, Lanes] = {}
         self._frames: dict[torch.device, Frames] = {}
