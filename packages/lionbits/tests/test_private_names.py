@@ -135,7 +135,9 @@ HOOKS: dict[str, Take] = {
 
 #: Private names that are taken away elsewhere: of DTensor, by ``distributed/test_shards_private.py``. Nothing can stand
 #: for the mark of FSDP1; that this torch sets it is seen by ``distributed/test_shards_others.py``.
-ELSEWHERE = {"_local_tensor", "DTensorSpec", "TensorMeta", "torch.distributed.tensor._dtensor_spec", "_fsdp_flattened"}
+#: The hooks of parameters are taken away by ``test_backward_replaced.py``.
+ELSEWHERE = {"_post_accumulate_grad_hooks", "_in_backward_optimizers"}
+ELSEWHERE |= {"_local_tensor", "DTensorSpec", "TensorMeta", "torch.distributed.tensor._dtensor_spec", "_fsdp_flattened"}
 
 
 def found_in(package: str) -> Path:

@@ -7,24 +7,23 @@ wherever it runs, as none depends on another parameter.
 from __future__ import annotations
 
 import sys
-from collections import ChainMap
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lionbits_reference.spec import checks
 
-from .steady import Steady
+from . import torch_private
+from .alone import ParameterStep
 from .uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from .optimizer import Lion
 
-Group = Any  # a parameter group, or a view of one
 
-
-def fuse_into_backward(model: nn.Module, optimizer: Lion) -> InBackward:
+def fuse_into_backward(model: nn.Module, optimizer: Lion, *, replace: bool = False) -> InBackward:
     """Update the parameters of ``model`` while ``backward()`` runs, and free each gradient at once.
 
     The training loop stays as it is: ``backward()``, then ``step()``, which updates what is left (parameters that are
@@ -38,16 +37,20 @@ def fuse_into_backward(model: nn.Module, optimizer: Lion) -> InBackward:
     Args:
         model: whose parameters are updated during backward, where ``optimizer`` holds them.
         optimizer: any of the family.
+        replace: remove the hooks of optimizers that update these parameters in backward already: of lionbits, of
+            torch's optimizer-in-backward, and of this optimizer. Gradients and the state of those optimizers stay as
+            they are, and they go on with parameters that ``optimizer`` does not hold. False: such hooks are refused.
 
     Returns:
         What undoes it: :meth:`InBackward.remove`.
 
     Raises:
         TypeError: ``model`` is no module, or ``optimizer`` none of lionbits. ValueError: the optimizer holds none of
-            its parameters, or is fused already; the model is one of DDP or FSDP1; ``nonfinite="raise"``. Nothing was
-            changed.
+            its parameters, or is fused already, or another one is; the model is one of DDP or FSDP1;
+            ``nonfinite="raise"``. Nothing was changed.
     """
     _check_model(model)
+    checks.flag("replace", replace)
     if not hasattr(optimizer, "_in_backward"):
         raise checks.refusal(TypeError, "optimizer", optimizer, "must be an optimizer of lionbits")
     ours = {id(param): param for param in model.parameters() if param.requires_grad}
@@ -57,14 +60,68 @@ def fuse_into_backward(model: nn.Module, optimizer: Lion) -> InBackward:
             f"model={type(model).__name__} has no parameter that requires a gradient and that the optimizer holds. "
             f"Make the optimizer over model.parameters() first."
         )
-    if optimizer._in_backward is not None:
-        raise ValueError("optimizer is fused into a backward already. Call remove() on what that returned first.")
+    before = optimizer._in_backward
+    if before is not None and not replace:
+        raise ValueError(
+            "optimizer is fused into a backward already. Call remove() on what that returned first, or pass "
+            "replace=True."
+        )
+    others = [other for param in found for other in _others(param, optimizer)]
+    _check_others(model, others, replace=replace)
     for group in optimizer.param_groups:
         if group["nonfinite"] == "raise":
             rule = "ends a step in which all elements were looked at, and here no step does"
             hint = "Use nonfinite='skip' and optimizer.skipped_elements()."
             raise checks.refusal(ValueError, "nonfinite", "raise", rule, hint)
-    return InBackward(optimizer, found)
+    fused = InBackward(optimizer, found)
+    if before is not None:
+        before.remove()
+    for other in others:
+        if other.remove is not None:
+            other.remove()
+    return fused
+
+
+class _Other(NamedTuple):
+    """An optimizer that updates a parameter in backward."""
+
+    param: Tensor
+    optimizer: str
+    remove: Callable[[], None] | None  # None: this torch has no way to it
+
+
+def _others(param: Tensor, optimizer: Lion) -> list[_Other]:
+    """What updates ``param`` in backward beside ``optimizer``."""
+    hooks = [hook for hook in torch_private.gradient_hooks(param) if isinstance(hook, _Update)]
+    found = [_Other(param, hook.owner, hook.remove) for hook in hooks if not hook.is_of(optimizer)]
+    torchs = torch_private.in_backward(param)
+    if torchs:
+        names = ", ".join(type(one).__name__ for one in torchs)
+        found.append(_Other(param, f"{names} (torch's optimizer-in-backward)", torch_private.in_backward_end(param)))
+    return found
+
+
+def _check_others(model: nn.Module, others: Sequence[_Other], *, replace: bool) -> None:
+    """Refuse a second optimizer for a parameter, of which the first would take every gradient."""
+    fixed = [other for other in others if other.remove is None] if replace else others
+    if not fixed:
+        return
+    names = {id(param): name for name, param in model.named_parameters()}
+    shown = dict.fromkeys(names[id(other.param)] for other in fixed)
+    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+    hint = (
+        "Apply it to a new model."
+        if replace
+        else (
+            "It would go on training them, whether or not a variable still holds it. Call remove() on what its "
+            "fuse_into_backward returned, or pass replace=True, which removes its hooks from them."
+        )
+    )
+    owners = ", ".join(dict.fromkeys(other.optimizer for other in fixed))
+    raise ValueError(
+        f"model={type(model).__name__} has parameters that another optimizer updates in backward already: "
+        f"{owners} updates {', '.join([*shown][:3])}{more}. {hint}"
+    )
 
 
 def _check_model(model: object) -> None:
@@ -92,17 +149,20 @@ class InBackward:
         self._updated: set[int] = set()
         self._complete = False
         self.complete()
-        self._hooks = [_Update(self, optimizer) for _ in params]
-        pairs = zip(params, self._hooks, strict=True)
-        self._handles = [param.register_post_accumulate_grad_hook(hook) for param, hook in pairs]
+        self._hooks = [_Update(self, optimizer, param) for param in params]
         optimizer._in_backward = self
 
     def remove(self) -> None:
         """From now on ``step()`` updates all, as usual."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._optimizer._in_backward = None
+        for hook in list(self._hooks):
+            hook.remove()
+
+    def without(self, hook: _Update) -> None:
+        """Note that a hook is removed."""
+        if hook in self._hooks:
+            self._hooks.remove(hook)
+        if not self._hooks and self._optimizer._in_backward is self:
+            self._optimizer._in_backward = None
 
     def complete(self) -> None:
         """See that there is all state. What of it is to stay on the device is decided for all at once."""
@@ -150,50 +210,42 @@ class InBackward:
 class _Update:
     """The hook of one parameter, and what it keeps for the next time."""
 
-    def __init__(self, fused: InBackward, optimizer: Lion) -> None:
+    def __init__(self, fused: InBackward, optimizer: Lion, param: Tensor) -> None:
         self._fused, self._optimizer = fused, optimizer
-        self._place = (-1, -1)
-        self._view: tuple[Group, int] | None = None
-        self.forget()
+        self._step = ParameterStep(optimizer, param)
+        self._handle = param.register_post_accumulate_grad_hook(self)
+
+    @property
+    def owner(self) -> str:
+        """The class of the optimizer that updates."""
+        return type(self._optimizer).__name__
+
+    def is_of(self, optimizer: Lion) -> bool:
+        """Whether it is this optimizer that updates."""
+        return self._optimizer is optimizer
+
+    def remove(self) -> None:
+        """Update the parameter no more."""
+        self._handle.remove()
+        self._fused.without(self)
 
     def forget(self) -> None:
         """Keep nothing of the last time."""
-        self._states: dict[Tensor, dict[str, Any]] = {}
-        self._steady: Steady | None = None
+        self._step.forget()
 
     @torch.no_grad()
     @uncompiled
     def __call__(self, param: Tensor) -> None:
         """Update it and let its gradient go."""
-        found = self._found(param)
+        found = self._step.found()
         if found is None:  # it has left the optimizer
             return
+        if param.grad is None:
+            raise RuntimeError(
+                f"the gradient of a parameter of shape {tuple(param.shape)} is gone before {self.owner} could use it: "
+                f"a hook that was registered on the parameter earlier freed it, as that of another optimizer in "
+                f"backward does. Remove that hook."
+            )
         self._fused.count(param)
-        optimizer = self._optimizer
-        group, position = found
-        held = [group], self._states, optimizer._backend
-        known = self._steady is not None and optimizer.state.get(param) is self._states[param]
-        grads = self._steady.grads(*held) if known and self._steady is not None else None
-        if self._steady is None or grads is None:
-            self._fused.complete()
-            self._states = {param: optimizer.state[param]}
-            held = [group], self._states, optimizer._backend
-            self._steady = Steady(*held, optimizer._moves(), before=self._steady, first=position)
-            grads = self._steady.first_grads()
-        self._steady.run(grads, None, optimizer._skipped)
+        self._step.run(found, self._fused.complete)
         param.grad = None
-
-    def _found(self, param: Tensor) -> tuple[Group, int] | None:
-        """A view of its group that has no other parameter, and its position over all groups."""
-        groups = self._optimizer.param_groups
-        i, j = self._place
-        known = 0 <= i < len(groups) and j < len(groups[i]["params"]) and groups[i]["params"][j] is param
-        if self._view is None or not known or self._view[0].maps[1] is not groups[i]:
-            self._view, position = None, 0
-            for i, group in enumerate(groups):
-                for j, held in enumerate(group["params"]):
-                    if held is param:
-                        self._place, self._view = (i, j), (ChainMap({"params": [param]}, group), position)
-                        return self._view
-                    position += 1
-        return self._view

@@ -7,6 +7,7 @@ Where a name only saves time, or a torch has it no more, the public way is taken
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -120,3 +121,28 @@ def check_elsewhere(mesh: Any, placements: Any) -> None:
 def is_flat_piece(param: Tensor) -> bool:
     """Whether FSDP1 has put the parameter into a vector with others. Nothing but this mark tells."""
     return bool(getattr(param, "_fsdp_flattened", False))
+
+
+def gradient_hooks(param: Tensor) -> list[Any]:
+    """The hooks that run when the parameter has accumulated a gradient; none if this torch does not tell."""
+    return [*(getattr(param, "_post_accumulate_grad_hooks", None) or {}).values()]
+
+
+def in_backward(param: Tensor) -> list[Optimizer]:
+    """The optimizers by which ``torch.distributed.optim`` updates the parameter in backward."""
+    return [*getattr(param, "_in_backward_optimizers", ())]
+
+
+def in_backward_end(param: Tensor) -> Callable[[], None] | None:
+    """What removes the hooks of :func:`in_backward`'s optimizers; None if this torch has no way to them."""
+    module = sys.modules.get("torch.distributed.optim.apply_optimizer_in_backward")
+    handles = getattr(module, "param_to_optim_hook_handle_map", {}).get(param)
+    if handles is None:
+        return None
+
+    def end() -> None:
+        while handles:
+            handles.pop().remove()
+        cast(Any, param)._in_backward_optimizers.clear()
+
+    return end
