@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import ModuleType
@@ -12,15 +11,26 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lionbits_reference.spec import checks
-
-from . import advice, checkpoint, counts, groups, options, paging, select, shards, states, summary, work
+from . import (
+    advice,
+    alone,
+    checkpoint,
+    copies,
+    groups,
+    momenta,
+    options,
+    paging,
+    select,
+    shards,
+    steady,
+    summary,
+    work,
+)
 from .backward import InBackward
 from .hooks import hooked_if_watched
 from .inference import outside_inference_mode
 from .paging import Movement, PagingStats
 from .spelling import known_arguments
-from .steady import Steady
 from .uncompiled import uncompiled
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -98,7 +108,10 @@ class Lion(Optimizer):
     _step_supports_amp_scaling = True
 
     #: What the last step left ready for the next. It is never copied: the copy makes its own.
-    _steady: Steady | None = None
+    _steady: steady.Steady | None = None
+
+    #: What the last steps of single parameters left ready for the next. Never copied either.
+    _alone: dict[Tensor, alone.ParameterStep] | None = None
 
     #: Whether, and of which parameters, updates run during backward. Never copied: hooks belong to parameters.
     _in_backward: InBackward | None = None
@@ -219,15 +232,27 @@ class Lion(Optimizer):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
             return
-        held = self.param_groups, self.state, self._backend
-        grads = None if self._steady is None else self._steady.grads(*held)
-        if self._steady is None or grads is None:
-            self._steady = Steady(*held, self._moves(), before=self._steady)
-            grads = self._steady.first_grads()
-        try:
-            self._steady.run(grads, getattr(self, "grad_scale", None), self._skipped)
-        finally:
-            self._moves().settle()
+        steady.update(self)
+
+    @torch.no_grad()
+    @uncompiled
+    @outside_inference_mode
+    def step_parameter(self, p: Tensor, group: dict[str, Any], i: int | None = None) -> None:
+        """Update ``p`` alone, now, as ``step`` would and with the same bits, if it has a gradient.
+
+        Trainers call it in a hook of each parameter, to free its gradient in backward; :func:`fuse_into_backward` does
+        all of that. The gradient stays: set it to None, or the next ``step`` uses it again. Step hooks do not run.
+
+        Args:
+            p: one of this optimizer's parameters.
+            group: the one of ``param_groups`` that holds it, itself.
+            i: its place in ``group["params"]``; None: wherever it is.
+
+        Raises:
+            TypeError, ValueError: ``p`` is not there; nothing was changed. FloatingPointError: as ``step``.
+        """
+        self._alone = {} if self._alone is None else self._alone
+        alone.step(self, self._alone, p, group, i)
 
     @torch.no_grad()
     def momentum(self, param: Tensor) -> Tensor:
@@ -238,18 +263,24 @@ class Lion(Optimizer):
         Raises:
             ValueError: the optimizer does not hold ``param``.
         """
-        if not isinstance(param, Tensor):
-            raise checks.refusal(TypeError, "param", param, "must be one of this optimizer's parameters")
-        group = groups.holding(param, self.param_groups)
-        self._moves().settle()
-        shape, state = shards.here(param).shape, self.state.get(param)
-        if state is None or states.fresh(state):
-            return shards.like(param, torch.zeros(shape, dtype=torch.float32, device=param.device), param.shape)
-        plan, device = options.plan(group, param, param.dtype), self._pager.computes_on(param.device)
-        work.check_momentum(plan, param, state, self._moves())
-        backend = select.serving(self._backend, plan, device, offloaded=self._pager.offloads)
-        near = {key: state[key].to(device) for key in plan.format.momentum_spec(shape)}
-        return shards.like(param, backend.decode(plan.format, near, shape).to(param.device), param.shape)
+        return momenta.read(self, param)
+
+    @torch.no_grad()
+    @outside_inference_mode
+    def set_momentum(self, param: Tensor, momentum: Tensor) -> None:
+        """Let ``momentum`` be the momentum of ``param``, rounded to nearest into the format that its state has.
+
+        Blocks that hold these numbers already keep their codes and scales, so setting what :meth:`momentum` returned
+        changes no bit. State that is not there is made; the count of updates and all else in it stays.
+
+        Args:
+            param: one of this optimizer's parameters.
+            momentum: float32, finite, of its shape; of a sharded one a DTensor placed like it, or the whole tensor.
+
+        Raises:
+            TypeError, ValueError: the optimizer does not hold ``param``; ``momentum`` is not that; nothing was changed.
+        """
+        momenta.write(self, param, momentum)
 
     @outside_inference_mode
     def init_state(self) -> None:
@@ -278,7 +309,7 @@ class Lion(Optimizer):
         State of sharded parameters is in DTensors placed like them. There, once one parameter has state all get it, as
         torch's distributed checkpoints want to find the same names on every side.
         """
-        self._recount()
+        copies.recount(self)
         if self.state and any(shards.distributed(param) for group in self.param_groups for param in group["params"]):
             self.init_state()
         handle = self.register_state_dict_post_hook(checkpoint.stamp, prepend=True)
@@ -305,6 +336,7 @@ class Lion(Optimizer):
         self._moves().formats.note_all(self.param_groups, self.state)
         if self._steady is not None and not self._steady.captured:
             self._steady = None  # the state that it knew is free to go
+        self._alone = None
         if self._in_backward is not None:
             self._in_backward.forget()
 
@@ -313,33 +345,11 @@ class Lion(Optimizer):
         return summary.told(super().__repr__(), self.param_groups, self._backend, self._pager)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._recount()
-        backend = None if self._backend is None else cast(Any, self._backend).__name__
-        kept = ("_pager", "_overrides", "_skipped")
-        return super().__getstate__() | {key: self.__dict__[key] for key in kept} | {"_backend": backend}
+        return super().__getstate__() | copies.kept(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.defaults.pop("differentiable", None)  # torch puts it there, as one of its own optimizers' settings
-        if isinstance(self._backend, str):
-            self._backend = select.requested(importlib.import_module(self._backend))
-        self.defaults["seed"] = self.param_groups[0].get("seed", self.defaults["seed"])  # a checkpoint brings its own
-        for group in self.param_groups:
-            groups.inherit(group, self.defaults)
-        checkpoint.unseal(self.state)
-        if "_pager" in state:  # unpickled or copied, rather than loaded
-            params = [param for param in self.state if isinstance(param, Tensor)]
-            copies = paging.adopt(self._pager, [(param.device, self.state[param]) for param in params])
-            self.state.update(zip(params, copies, strict=True))
-            self._moves().formats.note_all(self.param_groups, self.state)
-
-    def _recount(self) -> None:
-        """Let the state be what all steps so far have made of it."""
-        self._moves().settle()
-        if self._steady is not None:
-            self._steady.recount()
-        counts.in_tensors(self.state)
-        self._moves().formats.check_all(self.param_groups, self.state)
+        copies.take_up(self, state)
 
     def _moves(self) -> Movement:
         if self._movement is None:

@@ -8,7 +8,7 @@ is wrong with the change is refused there.
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from . import options, select, shards, work
 from .counts import Counts
 from .paging import Movement
 from .watch import Groups, States, Tensors
+
+if TYPE_CHECKING:
+    from .optimizer import Lion
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -172,3 +175,20 @@ class Steady:
 def capturing(device: torch.device) -> bool:
     """Whether a graph is being recorded there, rather than anything done."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def update(optimizer: Lion) -> None:
+    """One update of every parameter that has a gradient, by what was kept of the last, where that still holds.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, FloatingPointError: as :class:`Steady`.
+    """
+    held = optimizer.param_groups, optimizer.state, optimizer._backend
+    grads = None if optimizer._steady is None else optimizer._steady.grads(*held)
+    if optimizer._steady is None or grads is None:
+        optimizer._steady = Steady(*held, optimizer._moves(), before=optimizer._steady)
+        grads = optimizer._steady.first_grads()
+    try:
+        optimizer._steady.run(grads, getattr(optimizer, "grad_scale", None), optimizer._skipped)
+    finally:
+        optimizer._moves().settle()
