@@ -125,7 +125,7 @@ def check_overrides(overrides: Mapping[str, Mapping[str, Any]] | None, known: Ma
     if not isinstance(overrides, Mapping) or not all(
         isinstance(pattern, str) and isinstance(settings, Mapping) for pattern, settings in overrides.items()
     ):
-        raise checks.refusal(TypeError, "overrides", overrides, rule)
+        raise checks.mistyped("overrides", overrides, rule)
     for settings in overrides.values():
         for key in settings.keys() - known.keys() - set(WHOLE):
             hint = spelling.meant(key, tuple(known))

@@ -51,9 +51,15 @@ class Options(TypedDict, total=False):
 
 
 def from_args(args: object) -> dict[str, Any]:
-    """The settings in bitsandbytes' ``args``: a mapping, or any object with attributes of these names."""
+    """The settings in bitsandbytes' ``args``: a mapping, or any object with attributes of these names.
+
+    Raises:
+        TypeError: a text, number or list, which cannot have any.
+    """
     if args is None:
         return {}
+    if isinstance(args, (str, bytes, int, float, list, tuple, set)):
+        raise checks.mistyped("args", args, f"must be a mapping, or an object with attributes, of {', '.join(ARGS)}")
     found = args if isinstance(args, Mapping) else {key: getattr(args, key) for key in ARGS if hasattr(args, key)}
     return {key: found[key] for key in ARGS if key in found}
 

@@ -17,8 +17,13 @@ FORM = ("use_4bit", "quant_threshold")
 
 
 class _Options(TypedDict, total=False):
-    """What :class:`lionbits.Lion` takes beyond QLion's own arguments."""
+    """What :class:`lionbits.Lion` takes beyond QLion's own arguments.
 
+    ``optim_bits`` and ``min_8bit_size`` say nothing new: they are accepted as ``QLion.defaults`` has them.
+    """
+
+    optim_bits: int
+    min_8bit_size: int
     block_wise: bool
     block_size: int | None
     state_format: str | None
@@ -75,10 +80,6 @@ class QLion(Lion):
         momentum_first: bool = False,
         **options: Unpack[_Options],
     ) -> None:
-        for key, own in (("args", "use_4bit"), ("optim_bits", "use_4bit"), ("min_8bit_size", "quant_threshold")):
-            if key in options:
-                rule = f"is no argument of QLion, which has {own} for that"
-                raise checks.refusal(TypeError, key, options.get(key), rule, f"Set {own}, or use lionbits.Lion.")
         self._own_settings = {
             "use_4bit": use_4bit,
             "cautious": cautious,
@@ -86,17 +87,15 @@ class QLion(Lion):
             "momentum_first": momentum_first,
         }
         lions = _translated({"betas": betas, **self._own_settings})
-        super().__init__(
-            params,
-            lr,
-            betas,
-            weight_decay,
-            lions["optim_bits"],
-            min_8bit_size=lions["min_8bit_size"],
-            cautious=lions["cautious"],
-            grad_clip=grad_clip,
-            **options,
-        )
+        for key, own in (("args", "use_4bit"), ("optim_bits", "use_4bit"), ("min_8bit_size", "quant_threshold")):
+            if key in options and (key == "args" or options.get(key) != lions[key]):
+                rule = f"is no argument of QLion, which has {own} for that"
+                raise checks.refusal(TypeError, key, options.get(key), rule, f"Set {own}, or use lionbits.Lion.")
+        options.setdefault("optim_bits", lions["optim_bits"])
+        options.setdefault("min_8bit_size", lions["min_8bit_size"])
+        lions = {"cautious": lions["cautious"], "grad_clip": grad_clip}
+        super().__init__(params, lr, betas, weight_decay, **lions, **options)
+        self.defaults |= self._own_settings
 
     def _translated(self, group: dict[str, Any]) -> dict[str, Any]:
         """The group in Lion's settings, with QLion's beside them."""

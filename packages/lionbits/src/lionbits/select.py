@@ -73,7 +73,7 @@ def requested(backend: str | ModuleType | None) -> Backend | None:
     if isinstance(backend, ModuleType):
         return _checked(backend)
     if not isinstance(backend, str):
-        raise checks.refusal(TypeError, "backend", backend, "must be a name, a backend module, or None")
+        raise checks.mistyped("backend", backend, "must be a name, a backend module, or None")
     return None if backend == AUTO else load(backend)
 
 

@@ -180,7 +180,7 @@ class Format:
 
 def _parse(name: object, optim_bits: int) -> tuple[int, int]:
     if not isinstance(name, str):
-        raise checks.refusal(TypeError, "state_format", name, "must be a name such as 'e3m4', or None")
+        raise checks.mistyped("state_format", name, "must be a name such as 'e3m4', or None")
     if optim_bits == 32:
         if name != "float32":
             hint = "Choose optim_bits=8, 4 or 2 for an eXmY format."
@@ -200,7 +200,7 @@ def _of_other_bits(name: str, optim_bits: int) -> str:
 
 def _check_block_size(block_size: object) -> None:
     if isinstance(block_size, bool) or not isinstance(block_size, int):
-        raise checks.refusal(TypeError, "block_size", block_size, "must be an int, or None for the default")
+        raise checks.mistyped("block_size", block_size, "must be an int, or None for the default")
     if not 32 <= block_size <= 4096 or block_size & (block_size - 1):
         raise checks.refusal(ValueError, "block_size", block_size, "must be a power of two in 32..4096")
 

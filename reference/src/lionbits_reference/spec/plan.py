@@ -101,8 +101,11 @@ class Hyper:
         """
         hint = "Lion's own are (0.9, 0.99)."
         rule = "must be two floats in [0, 1)"
-        if not isinstance(betas, (tuple, list)) or not all(_is_real(b) for b in betas):
-            raise checks.refusal(TypeError, "betas", betas, rule, hint)
+        if not isinstance(betas, (tuple, list)):
+            raise checks.mistyped("betas", betas, rule, hint)
+        for i, beta in enumerate(betas):
+            if not _is_real(beta):
+                raise checks.mistyped(f"betas={checks.shown(betas)}, of which betas[{i}]", beta, rule, hint)
         if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
             raise checks.refusal(ValueError, "betas", betas, rule, hint)
         checks.integer("seed", seed, 0, 2**64 - 1)

@@ -75,7 +75,7 @@ class Paged:
         if self.page_budget is not None:
             checks.integer("page_budget", self.page_budget, 0, hint="It counts bytes; None sets no limit.")
         if not isinstance(self.page_dir, (str, Path, type(None))):
-            raise checks.refusal(TypeError, "page_dir", self.page_dir, "must be a path, or None")
+            raise checks.mistyped("page_dir", self.page_dir, "must be a path, or None")
         if self.page_dir is not None and not Path(self.page_dir).is_dir():
             raise checks.refusal(ValueError, "page_dir", self.page_dir, "must be an existing folder, or None")
         checks.integer("page_size", self.page_size, 1, hint="It counts bytes; None means 16 MiB.")
