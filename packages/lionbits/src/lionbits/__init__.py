@@ -9,6 +9,7 @@ from .paging import PagingStats
 from .qlion import QLion, SymmetricQuantizer
 from .saving import save
 from .select import BackendUnavailable
+from .state_dicts import LoadedKeys
 from .tensorfile import load_safetensors, save_safetensors
 from .variants import (
     Lion4bit,
@@ -29,6 +30,7 @@ __all__ = [
     "Lion4bit",
     "Lion8bit",
     "Lion32bit",
+    "LoadedKeys",
     "PagedLion",
     "PagedLion4bit",
     "PagedLion8bit",

@@ -145,22 +145,9 @@ def complete_groups(groups: list[dict[str, Any]], state_dict: Mapping[str, Any])
         TypeError, ValueError: as :func:`examine`, but for formats, which may differ from ours.
     """
     saved_groups = checked_form(state_dict)
-    peer = recognise(state_dict)
-    if peer not in (None, "lionbits"):
-        raise ValueError(
-            f"state_dict has the form of {peer}, which holds momentum otherwise. "
-            f"Load what {reader(str(peer))}(state_dict, optimizer) returns."
-        )
-    if second := second_moments(state_dict):
-        raise ValueError(
-            f"state_dict holds {sorted(second)}, as Adam does: Lion has no use for it, nor for Adam's momentum. Go on "
-            f"with fresh state, and with the settings that lionbits.from_adamw(lr, weight_decay) makes of Adam's."
-        )
+    check_origin(state_dict)
     saved_groups = matching.arranged(groups, saved_groups)
-    ids = [key for group in saved_groups for key in group["params"]]
-    if len(set(ids)) != len(ids):
-        raise ValueError("param_groups of the state dict list a parameter twice.")
-    check_keys(state_dict, ids)
+    checked_ids(state_dict, saved_groups)
     completed = [_complete(i, ours, saved) for i, (ours, saved) in enumerate(zip(groups, saved_groups, strict=True))]
     seeds = {group["seed"] for group in completed}
     if len(seeds) != 1:
@@ -186,6 +173,19 @@ def read_states(
             yield key, param, group, examination.examined(key, param, group, state, ours=ours)
 
 
+def checked_ids(state_dict: Mapping[str, Any], saved_groups: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The ids of all parameters that the groups of a state dict list.
+
+    Raises:
+        ValueError: one is there twice; or as :func:`check_keys`.
+    """
+    ids = [key for group in saved_groups for key in group["params"]]
+    if len(set(ids)) != len(ids):
+        raise ValueError("param_groups of the state dict list a parameter twice.")
+    check_keys(state_dict, ids)
+    return ids
+
+
 def check_keys(state_dict: Mapping[str, Any], ids: Sequence[Any]) -> None:
     """Refuse state that belongs to a parameter, by its key or by what it holds, under a key that no group lists.
 
@@ -208,6 +208,25 @@ def check_keys(state_dict: Mapping[str, Any], ids: Sequence[Any]) -> None:
                 f"state_dict has state for parameter {checks.shown(key)}, which none of its groups lists: they list "
                 f"{checks.shown(list(ids[:5]))}, ... JSON and some tools turn numbers into texts; turn them back."
             )
+
+
+def check_origin(state_dict: Mapping[str, Any]) -> None:
+    """Refuse a state dict of another optimizer, which holds momentum otherwise.
+
+    Raises:
+        ValueError: naming the function that reads it.
+    """
+    peer = recognise(state_dict)
+    if peer not in (None, "lionbits"):
+        raise ValueError(
+            f"state_dict has the form of {peer}, which holds momentum otherwise. "
+            f"Load what {reader(str(peer))}(state_dict, optimizer) returns."
+        )
+    if second := second_moments(state_dict):
+        raise ValueError(
+            f"state_dict holds {sorted(second)}, as Adam does: Lion has no use for it, nor for Adam's momentum. Go on "
+            f"with fresh state, and with the settings that lionbits.from_adamw(lr, weight_decay) makes of Adam's."
+        )
 
 
 def check_mapping(state_dict: object) -> None:

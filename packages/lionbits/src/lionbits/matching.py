@@ -84,13 +84,21 @@ def common_settings(groups: Iterable[Group], keys: Sequence[Any], without: Seque
     for group in groups:
         if set(keys) & set(group["params"]):
             carried = {name: value for name, value in group.items() if name not in without}
-            found += [] if carried in found else [carried]
+            found += [] if any(_alike(carried, known) for known in found) else [carried]
     if len(found) > 1:
         raise ValueError(
             f"a group of the optimizer holds parameters of {len(found)} groups of the state dict, whose settings "
             f"differ: {found[:3]}. Split the optimizer's group likewise."
         )
     return found[0] if found else {}
+
+
+def _alike(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Whether two groups have the same settings; a tensor of several numbers, which is no setting, is like no other."""
+    try:
+        return bool(settings == others)
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _check_sizes(groups: Sequence[Group], saved: Sequence[Group]) -> None:

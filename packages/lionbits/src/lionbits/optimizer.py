@@ -11,26 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import (
-    advice,
-    alone,
-    checkpoint,
-    copies,
-    groups,
-    momenta,
-    options,
-    paging,
-    select,
-    shards,
-    steady,
-    summary,
-    work,
-)
+from . import advice, alone, copies, groups, momenta, options, paging, select, shards, state_dicts, summary, work
 from .backward import InBackward
 from .hooks import hooked_if_watched
 from .inference import outside_inference_mode
 from .paging import Movement, PagingStats
 from .spelling import known_arguments
+from .state_dicts import LoadedKeys
+from .steady import Steady, update
 from .uncompiled import uncompiled
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -108,7 +96,7 @@ class Lion(Optimizer):
     _step_supports_amp_scaling = True
 
     #: What the last step left ready for the next. It is never copied: the copy makes its own.
-    _steady: steady.Steady | None = None
+    _steady: Steady | None = None
 
     #: What the last steps of single parameters left ready for the next. Never copied either.
     _alone: dict[Tensor, alone.ParameterStep] | None = None
@@ -232,7 +220,7 @@ class Lion(Optimizer):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
             return
-        steady.update(self)
+        update(self)
 
     @torch.no_grad()
     @uncompiled
@@ -309,36 +297,26 @@ class Lion(Optimizer):
         State of sharded parameters is in DTensors placed like them. There, once one parameter has state all get it, as
         torch's distributed checkpoints want to find the same names on every side.
         """
-        copies.recount(self)
-        if self.state and any(shards.distributed(param) for group in self.param_groups for param in group["params"]):
-            self.init_state()
-        handle = self.register_state_dict_post_hook(checkpoint.stamp, prepend=True)
-        try:
-            return super().state_dict()
-        finally:
-            handle.remove()
+        return state_dicts.taken(self, super().state_dict)
 
     @outside_inference_mode
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(  # type: ignore[override]
+        self, state_dict: Mapping[str, Any], strict: bool = True
+    ) -> LoadedKeys | None:
         """Continue bit for bit where ``state_dict`` was taken. Tensors are copied, never cast.
+
+        Args:
+            state_dict: as :meth:`state_dict` returns it.
+            strict: False: match parameters by name and load those that both sides have. A group takes the settings of
+                the groups that its parameters come from; without any it keeps its own.
+
+        Returns:
+            With ``strict=False`` the names that matched, are missing and were unexpected.
 
         Raises:
             TypeError, ValueError: the state dict does not fit this optimizer; nothing was changed.
         """
-        checkpoint.check_mapping(state_dict)
-        sealing = checkpoint.Sealing(self._backend, self._pager)
-        handle = self.register_load_state_dict_pre_hook(sealing)  # after the user's hooks
-        try:
-            super().load_state_dict(dict(state_dict))
-        finally:
-            handle.remove()
-        sealing.complete_weights()
-        self._moves().formats.note_all(self.param_groups, self.state)
-        if self._steady is not None and not self._steady.captured:
-            self._steady = None  # the state that it knew is free to go
-        self._alone = None
-        if self._in_backward is not None:
-            self._in_backward.forget()
+        return state_dicts.load(self, super().load_state_dict, state_dict, strict=strict)
 
     def __repr__(self) -> str:
         """Torch's, and of each group how its momentum is held, bytes of state, paging, and the backend."""
