@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lionbits import Lion, Lion8bit, alone, fuse_into_backward
+from lionbits import Lion, Lion8bit, fuse_into_backward, parameter_step
 
 from .family import Variant, assert_same, gradient, snapshot, train, weights
 from .movers import moving
@@ -150,20 +150,20 @@ def test_nothing_is_prepared_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     by_hooks(optimizer, CALLS["without"])
     run(optimizer, params, range(1), step=False)
 
-    class Counting(alone.Steady):
+    class Counting(parameter_step.Steady):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             made.append(1)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(alone, "Steady", Counting)
+    monkeypatch.setattr(parameter_step, "Steady", Counting)
     run(optimizer, params, range(1, 3), step=False)
     assert not made
     new = nn.Parameter(torch.ones(3))
     optimizer.param_groups[0]["params"] = [new]
     new.grad = torch.ones(3)
     optimizer.step_parameter(new, optimizer.param_groups[0])
-    assert optimizer._alone is not None
-    assert list(optimizer._alone) == [new]
+    assert optimizer._parameter_steps is not None
+    assert list(optimizer._parameter_steps) == [new]
 
 
 def test_what_is_not_accepted() -> None:
@@ -223,7 +223,7 @@ def test_copies_make_their_own() -> None:
     by_hooks(optimizer, CALLS["without"])
     run(optimizer, params, range(1), step=False)
     copied = copy.deepcopy(optimizer)
-    assert copied._alone is None
+    assert copied._parameter_steps is None
 
 
 def test_a_fused_parameter_has_nothing_left() -> None:

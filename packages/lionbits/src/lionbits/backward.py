@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lionbits_reference.spec import checks
 
 from . import torch_private
-from .alone import ParameterStep
+from .parameter_step import ParameterStep
 from .uncompiled import uncompiled
 
 if TYPE_CHECKING:

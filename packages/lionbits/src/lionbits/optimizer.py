@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import advice, alone, copies, groups, momenta, options, paging, select, shards, state_dicts, summary, work
+from . import advice, copies, groups, momenta, options, paging, select, shards, state_dicts, summary, work
 from .backward import InBackward
 from .hooks import hooked_if_watched
 from .inference import outside_inference_mode
 from .paging import Movement, PagingStats
+from .parameter_step import ParameterStep, step_parameter
 from .spelling import known_arguments
 from .state_dicts import LoadedKeys
 from .steady import Steady, update
@@ -99,7 +100,7 @@ class Lion(Optimizer):
     _steady: Steady | None = None
 
     #: What the last steps of single parameters left ready for the next. Never copied either.
-    _alone: dict[Tensor, alone.ParameterStep] | None = None
+    _parameter_steps: dict[Tensor, ParameterStep] | None = None
 
     #: Whether, and of which parameters, updates run during backward. Never copied: hooks belong to parameters.
     _in_backward: InBackward | None = None
@@ -239,8 +240,8 @@ class Lion(Optimizer):
         Raises:
             TypeError, ValueError: ``p`` is not there; nothing was changed. FloatingPointError: as ``step``.
         """
-        self._alone = {} if self._alone is None else self._alone
-        alone.step(self, self._alone, p, group, i)
+        self._parameter_steps = {} if self._parameter_steps is None else self._parameter_steps
+        step_parameter(self, self._parameter_steps, p, group, i)
 
     @torch.no_grad()
     def momentum(self, param: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def load(
     optimizer._moves().formats.note_all(optimizer.param_groups, optimizer.state)
     if optimizer._steady is not None and not optimizer._steady.captured:
         optimizer._steady = None  # the state that it knew is free to go
-    optimizer._alone = None
+    optimizer._parameter_steps = None
     if optimizer._in_backward is not None:
         optimizer._in_backward.forget()
     return by_name.keys

@@ -1,4 +1,4 @@
-"""``set_momentum`` and ``step_parameter`` on shards: as on the whole, bit for bit."""
+"""``set_momentum``, ``step_parameter`` and partial loading on shards: as on the whole, bit for bit."""
 
 from __future__ import annotations
 
@@ -69,6 +69,38 @@ def parameters_alone(ranks: int, bits: int) -> None:
     for model, optimizer in ((whole, one), (parts, other)):
         train(model, optimizer, range(3))
     assert_equal(whole, one, parts, other)
+
+
+def partly_on_shards(ranks: int, bits: int) -> None:
+    """A whole state dict with names that are unexpected, over parts; what is missing keeps its state."""
+    if not takes_part(ranks):
+        return
+    whole = Bag()
+    parts = sharded(whole, meshes()[ranks])
+    held = []
+    for model in (whole, parts):
+        some = [
+            (name if position % 2 else f"new.{name}", p) for position, (name, p) in enumerate(model.named_parameters())
+        ]
+        held.append(Lion(some, **{**SETTINGS, "optim_bits": bits}))
+        train(model, held[-1], range(3))
+    source = Bag()
+    before = Lion(source.named_parameters(), **{**SETTINGS, "optim_bits": bits})
+    train(source, before, range(5, 7))
+    found = [optimizer.load_state_dict(before.state_dict(), strict=False) for optimizer in held]
+    assert found[0] == found[1]
+    assert found[0] is not None
+    assert (len(found[0].matched_keys), len(found[0].missing_keys)) == (3, 4)
+    assert_equal(whole, held[0], parts, held[1], "loaded")
+    for model, optimizer in zip((whole, parts), held, strict=True):
+        train(model, optimizer, range(3, 5))
+    assert_equal(whole, held[0], parts, held[1], "trained")
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_state_dict_is_loaded_partly_on_shards(world: World, ranks: int, bits: int) -> None:
+    world(partly_on_shards, ranks, bits)
 
 
 @pytest.mark.parametrize("bits", [32, 8, 4])

@@ -78,7 +78,9 @@ class ParameterStep:
         self._steady.run(grads, None, optimizer._skipped)
 
 
-def step(optimizer: Lion, steps: dict[Tensor, ParameterStep], param: Tensor, group: Group, i: int | None) -> None:
+def step_parameter(
+    optimizer: Lion, steps: dict[Tensor, ParameterStep], param: Tensor, group: Group, i: int | None
+) -> None:
     """Update one parameter, if it has a gradient.
 
     Args:
