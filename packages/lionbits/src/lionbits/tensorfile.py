@@ -51,7 +51,7 @@ def save_safetensors(state_dict: Mapping[str, Any], path: str | os.PathLike[str]
     Args:
         state_dict: dicts, lists and tuples of tensors, numbers, strings and None, such as ``optimizer.state_dict()``. A
             view is written as what it shows; a tensor that stands in two places is written once and loaded as one.
-        path: of the file, ``*.safetensors`` by custom.
+        path: of the file, ``*.safetensors`` by custom; what :func:`lionbits.save` says of it holds here.
 
     Raises:
         TypeError: something in it is of another kind; the message says where. OSError: it cannot be written.
