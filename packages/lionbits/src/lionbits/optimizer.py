@@ -345,6 +345,6 @@ class Lion(Optimizer):
             self._steady.recount()
 
     def _moves(self) -> Movement:
-        if self._movement is None:
-            self._movement = Movement(self._pager)
+        paging.check_process(self.state.values())
+        self._movement = self._movement or Movement(self._pager)
         return self._movement

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lionbits_reference.spec import Backend
 
-from . import options, select, shards, work
+from . import options, paging, select, shards, work
 from .paging import Movement
 from .watch import Groups, States, Tensors
 
@@ -127,7 +127,9 @@ class Steady:
 
         Raises:
             FloatingPointError: with ``nonfinite="raise"``, if an element was skipped.
+            RuntimeError: another process' files hold the state; nothing was changed.
         """
+        paging.check_process(self._counted)
         if any(map(capturing, self._devices)):
             self.captured = True
         elif self.captured:

@@ -7,6 +7,7 @@
 
 from .account import PagingStats
 from .arrangement import Paged, Pager, Resident, adopt, arrangement
+from .host import check_process
 from .movement import Movement
 
-__all__ = ["Movement", "Paged", "Pager", "PagingStats", "Resident", "adopt", "arrangement"]
+__all__ = ["Movement", "Paged", "Pager", "PagingStats", "Resident", "adopt", "arrangement", "check_process"]

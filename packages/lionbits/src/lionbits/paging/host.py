@@ -2,17 +2,23 @@
 
 State of many small parameters shares a page, so that one copy brings them all; a large parameter's has memory of its
 own.
+
+Files are mapped shared, as memory is no place for state that is larger. So a forked process reaches those of its
+parent: :func:`check_process` keeps it from them.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lionbits_reference.spec import TensorSpec
 
@@ -21,6 +27,13 @@ ALIGNMENT = 64
 
 Specs = Mapping[str, TensorSpec]
 
+#: This process, unless it has been forked since; tensors in files, and the process that made each.
+_PROCESS = os.getpid()
+_makers = WeakTensorKeyDictionary()
+
+#: Bytes that are written at a time to a file, where room in it cannot be reserved.
+_CHUNK = 1 << 20
+
 
 def allocate(
     wanted: Sequence[Specs], page_size: int, folder: str | Path | None, *, pinned: bool
@@ -28,6 +41,9 @@ def allocate(
     """Zeroed state tensors on the host for each of the specs.
 
     Tensors that share memory are of one dtype: torch saves no others.
+
+    Raises:
+        OSError: the folder has no room for a file.
     """
     made: list[dict[str, Tensor]] = [{} for _ in wanted]
     for run in _runs([size(specs) for specs in wanted], page_size):
@@ -37,7 +53,28 @@ def allocate(
             at = 0
             for j, key, spec in specs:
                 made[j][key], at = carve(page, at, spec)
+    if folder is not None:
+        _makers.update({tensor: os.getpid() for tensors in made for tensor in tensors.values()})
     return made
+
+
+def check_process(states: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse to use state in files that another process made, and from which this one was forked.
+
+    Raises:
+        RuntimeError: naming both processes.
+    """
+    here = os.getpid()
+    if here == _PROCESS:
+        return
+    tensors = (value for state in states for value in state.values() if isinstance(value, Tensor))
+    for maker in (_makers.get(tensor, here) for tensor in tensors):
+        if maker != here:
+            raise RuntimeError(
+                f"state is in files of page_dir that process {maker} uses, from which this process {here} was forked: "
+                f"each would see the other's changes. Here, call load_state_dict with a copy of a state dict that was "
+                f"taken before the fork, or make the optimizer after it."
+            )
 
 
 def size(specs: Specs) -> int:
@@ -74,11 +111,37 @@ def _memory(count: int, folder: str | Path | None, *, pinned: bool) -> Tensor:
         return torch.zeros(count, dtype=torch.uint8, device="cpu", pin_memory=pinned)
     handle, name = tempfile.mkstemp(prefix="lionbits-", suffix=".page", dir=folder)
     try:
-        os.truncate(handle, count)
+        reserve(handle, count)
         return torch.from_file(name, shared=True, size=count, dtype=torch.uint8, device="cpu")
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{error.strerror}: page_dir has to hold {count:,} bytes more", str(folder)
+        ) from error
     finally:
         os.close(handle)
         Path(name).unlink()  # the file lives as long as its memory is mapped
+
+
+def reserve(handle: int, count: int) -> None:
+    """Give an empty file so many zero bytes that are on the disk: those of a sparse file are sought when written to.
+
+    Where there is no room then, the process gets a signal that ends it, rather than an error.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(handle, 0, count)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that reserves nothing
+                raise
+        else:
+            return
+    for begin in range(0, count, _CHUNK):
+        left = memoryview(bytes(min(_CHUNK, count - begin)))
+        while left:
+            left = left[os.write(handle, left) :]
 
 
 def _padded(count: int) -> int:
