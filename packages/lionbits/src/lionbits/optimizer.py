@@ -17,6 +17,7 @@ from lionbits_reference.spec import Plan, checks
 from . import advice, checkpoint, groups, options, paging, select, shards, summary, work
 from .backward import InBackward
 from .hooks import hooked_if_watched
+from .interrupts import uninterrupted
 from .paging import Movement, PagingStats
 from .spelling import known_arguments
 from .steady import Steady
@@ -54,10 +55,8 @@ class Lion(Optimizer):
         block_wise: one scale per block; False: one per tensor.
         is_paged: keep the state in host memory; it visits the device during the step.
         block_size: elements of a row that share a scale, a power of two, 32..4096. None: 256, 128, 64 at 8, 4, 2 bits.
-        state_format: ``"eXmY"``, X exponent and Y mantissa bits beside the sign. None: e3m4, e3m0 or e0m1 at
-            8, 4 or 2 bits.
-        rounding: of the momentum below 32 bits: ``"dithered"`` and ``"stochastic"`` are unbiased;
-            ``"nearest"`` sticks.
+        state_format: ``"eXmY"``: X exponent, Y mantissa bits beside the sign. None: e3m4, e3m0, e0m1 at 8, 4, 2 bits.
+        rounding: of the momentum below 32 bits: ``"dithered"`` and ``"stochastic"`` are unbiased; ``"nearest"`` sticks.
         cautious: None; ``"mask"``: elements whose c and g do not share a sign stay, the others make up for
             them by n/max(aligned, 1) (``"c-optim"``: n/(aligned+1), ``"timm"``: at most 1000);
             ``"gradient"``: where c and g have opposite signs the update takes the gradient's.
@@ -206,8 +205,7 @@ class Lion(Optimizer):
             closure: recomputes the loss, with gradients enabled; its value is returned.
 
         Raises:
-            FloatingPointError: with ``nonfinite="raise"``, if an element was skipped. All others were
-                updated.
+            FloatingPointError: with ``nonfinite="raise"``, if an element was skipped. All others were updated.
         """
         loss = None
         if closure is not None:
@@ -217,6 +215,7 @@ class Lion(Optimizer):
         return loss
 
     @uncompiled
+    @uninterrupted
     def _update(self) -> None:
         if self._in_backward is not None:
             self._in_backward.step(getattr(self, "grad_scale", None))
@@ -291,6 +290,7 @@ class Lion(Optimizer):
         finally:
             handle.remove()
 
+    @uninterrupted
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue bit for bit where ``state_dict`` was taken. Tensors are copied, never cast.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from lionbits_reference.spec import Backend
 
 from . import options, paging, select, shards, work
+from .interrupts import uninterrupted
 from .paging import Movement
 from .watch import Groups, States, Tensors
 
@@ -163,6 +164,7 @@ class Steady:
                 f"left as they were, and all others updated. Lower lr, clip gradients, or use nonfinite='skip'."
             )
 
+    @uninterrupted
     def recount(self) -> None:
         """After a step was captured: read from the device how often it ran, unless a count was set by hand."""
         if not self.captured:

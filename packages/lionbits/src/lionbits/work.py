@@ -13,6 +13,7 @@ from lionbits_reference import clipping, formats
 from lionbits_reference.spec import Backend, Batch, Hyper, Plan, TensorSpec
 
 from . import factors, groups, options, shards
+from .interrupts import uninterrupted
 from .paging import Movement, Pager
 from .paging.pages import moving
 from .scalars import Numbers
@@ -116,6 +117,7 @@ def learning(param_groups: Sequence[Group]) -> list[tuple[Plan, Member]]:
     ]
 
 
+@uninterrupted
 def allocate(members: Sequence[tuple[Plan, Member]], states: MutableMapping[Tensor, State], movement: Movement) -> None:
     """Create state that is not there yet. Where memory fails nothing has changed."""
     fresh = [(plan, m) for plan, m in members if not states.get(m.param)]
