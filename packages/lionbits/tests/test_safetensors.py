@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lionbits import Lion8bit, PagedLion8bit, load_safetensors, save_safetensors
 
@@ -97,6 +97,70 @@ def test_any_nest_of_plain_things_comes_back(tmp_path: Path) -> None:
     assert loaded["rates"][0] is loaded["rates"][1]
     assert_same(loaded, given)
     assert math.isnan(_there_and_back({"x": math.nan}, tmp_path / "file")["x"])
+
+
+class Plain(Tensor):
+    """A subclass with bytes of its own."""
+
+
+class Wrapper(Tensor):
+    """A subclass that has no bytes, but a tensor."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapper:
+        made: Wrapper = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(torch.zeros(args[0].shape), *args[1:], **(kwargs or {}))
+
+
+def _freed(length: int) -> Tensor:
+    """A tensor of 100 elements in a storage of fewer bytes, as FSDP leaves them."""
+    tensor = torch.ones(100)
+    tensor.untyped_storage().resize_(length)
+    return tensor
+
+
+BASE = torch.arange(1.0, 25.0)
+VIEWS = {
+    "negated": torch._neg_view(BASE),
+    "imaginary": torch.complex(BASE[:1], BASE[:1]).conj().imag,
+    "imaginary parts": torch.complex(BASE, BASE).conj().imag,
+    "negated and transposed": torch._neg_view(BASE.view(4, 6)).t(),
+    "negated scalar": torch._neg_view(BASE)[3],
+    "transposed": BASE.view(4, 6).t(),
+    "expanded": BASE[:3, None].expand(3, 5),
+    "overlapping": BASE.as_strided((4, 4), (1, 2), 3),
+    "every second": BASE[1::2],
+    "bytes": BASE.view(torch.uint8)[3:9],
+    "channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "empty": BASE[:0].expand(3, 0),
+    "a subclass": BASE.as_subclass(Plain),
+    "a parameter": nn.Parameter(BASE.clone()),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_view_is_written_as_what_it_shows(view: Tensor, tmp_path: Path) -> None:
+    """Its signs, too: torch keeps that of a negated view beside the bytes, as of the imaginary part of a conjugate."""
+    want = view.detach().as_subclass(Tensor).clone(memory_format=torch.contiguous_format)
+    assert_same(_there_and_back({"x": view}, tmp_path / "file")["x"], want)
+
+
+@pytest.mark.filterwarnings("ignore:(The PyTorch API of nested|Sparse CSR):UserWarning")
+def test_what_has_no_bytes_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Its address is none, or its bytes end before it does."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for tensor in (
+        Wrapper(BASE), FakeTensorMode().from_tensor(BASE), _freed(0), _freed(40), torch._efficientzerotensor((3,)),
+        torch.nested.nested_tensor([BASE[:2], BASE[:3]]), BASE.to_mkldnn(), torch.eye(3).to_sparse_csr(),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=r"\['x'\].*must be a plain tensor"):
+            save_safetensors({"x": tensor}, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_tensor_lies_where_its_dtype_may(tmp_path: Path) -> None:

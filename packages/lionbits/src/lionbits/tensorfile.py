@@ -134,11 +134,10 @@ class _Packer:
     def _placed(self, tensor: Tensor, where: tuple[Any, ...]) -> str:
         if id(tensor) in self._name_of:
             return self._name_of[id(tensor)]
-        if hasattr(tensor, "placements") or tensor.layout != torch.strided or tensor.is_meta:
+        if hasattr(tensor, "placements") or not _in_memory(tensor):
+            rule = "must be a plain tensor, whose elements are in memory"
             hint = "Save sharded state with torch.distributed.checkpoint."
-            raise checks.refusal(
-                TypeError, f"state_dict at {_shown(where)}", type(tensor), "must be a plain tensor", hint
-            )
+            raise checks.refusal(TypeError, f"state_dict at {_shown(where)}", type(tensor), rule, hint)
         checks.choice(f"dtype of state_dict at {_shown(where)}", tensor.dtype, tuple(_DTYPES))
         name = ".".join(map(str, where))
         while name in self.tensors or name == "__metadata__":  # {"a.b": ...} and {"a": {"b": ...}}
@@ -196,7 +195,24 @@ def _write(stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[st
         _write_bytes(stream, tensor)
 
 
+def _in_memory(tensor: Tensor) -> bool:
+    """Whether there are bytes of all elements, which a meta, fake or wrapper tensor and one of a freed storage lack."""
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    if tensor.device.type != "cpu" or not tensor.numel():
+        return True
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    try:
+        storage = tensor.untyped_storage()
+        there = storage.nbytes() if storage.device == tensor.device and storage.data_ptr() else 0
+    except RuntimeError:  # a subclass that holds other tensors in the place of bytes
+        return False
+    return there >= (tensor.storage_offset() + last + 1) * tensor.itemsize
+
+
 def _write_bytes(stream: BinaryIO, tensor: Tensor) -> None:
-    here = tensor.detach().cpu().contiguous()
+    here = tensor.detach().cpu().resolve_neg().contiguous()
+    if not _in_memory(here):
+        raise TypeError(f"a {type(tensor).__name__} on {tensor.device} has no bytes on the CPU that could be saved")
     if here.nbytes:
         stream.write((ctypes.c_char * here.nbytes).from_address(here.data_ptr()))

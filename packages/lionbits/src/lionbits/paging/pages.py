@@ -183,7 +183,7 @@ def _joined(copies: Sequence[_Copy], frame: Tensor) -> Iterator[tuple[Tensor, Te
     """Copies of neighbours as one copy: pairs of bytes in the frame and on the host."""
     runs: list[list[_Copy]] = []
     for copy in copies:
-        if not copy.far.is_contiguous():
+        if not copy.far.is_contiguous() or copy.far.is_neg():  # the sign of a negated view is not in its bytes
             yield copy.near, copy.far
         elif runs and copy.follows(runs[-1][-1]):
             runs[-1].append(copy)
