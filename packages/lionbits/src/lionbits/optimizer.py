@@ -319,8 +319,8 @@ class Lion(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         self._recount()
         backend = None if self._backend is None else cast(Any, self._backend).__name__
-        kept = ("_pager", "_overrides", "_skipped")
-        return super().__getstate__() | {key: self.__dict__[key] for key in kept} | {"_backend": backend}
+        kept = {key: self.__dict__[key] for key in ("_pager", "_overrides", "_skipped")}
+        return super().__getstate__() | kept | {"_backend": backend, "state": paging.apart(self.state)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -1,7 +1,8 @@
 """Memory for pages: pinned where a device reads it, plain elsewhere, or files that have lost their names.
 
 State of many small parameters shares a page, so that one copy brings them all; a large parameter's has memory of its
-own.
+own. To torch each tensor has a storage of its own, a part of the page: who pickles, copies or saves a tensor takes all
+of its storage along.
 
 Files are mapped shared, as memory is no place for state that is larger. So a forked process reaches those of its
 parent: :func:`check_process` keeps it from them.
@@ -14,10 +15,11 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lionbits_reference.spec import TensorSpec
@@ -27,9 +29,20 @@ ALIGNMENT = 64
 
 Specs = Mapping[str, TensorSpec]
 
-#: This process, unless it has been forked since; tensors in files, and the process that made each.
+#: This process, unless it has been forked since.
 _PROCESS = os.getpid()
-_makers = WeakTensorKeyDictionary()
+
+
+class Home(NamedTuple):
+    """Where a tensor lies: in which page, from which byte on, and which process made the file; 0: it is memory."""
+
+    page: Tensor
+    at: int
+    maker: int
+
+
+#: Of each tensor in a page, as long as it lives.
+_homes = WeakTensorKeyDictionary()
 
 #: Bytes that are written at a time to a file, where room in it cannot be reserved.
 _CHUNK = 1 << 20
@@ -40,8 +53,6 @@ def allocate(
 ) -> list[dict[str, Tensor]]:
     """Zeroed state tensors on the host for each of the specs.
 
-    Tensors that share memory are of one dtype: torch saves no others.
-
     Raises:
         OSError: the folder has no room for a file.
     """
@@ -50,15 +61,26 @@ def allocate(
         for dtype in dict.fromkeys(spec.dtype for j in run for spec in wanted[j].values()):
             specs = [(j, key, spec) for j in run for key, spec in wanted[j].items() if spec.dtype == dtype]
             page = _memory(sum(_padded(bytes_of(spec)) for _, _, spec in specs), folder, pinned=pinned)
-            at = 0
+            at, maker = 0, 0 if folder is None else os.getpid()
             for j, key, spec in specs:
-                made[j][key], at = carve(page, at, spec)
-    if folder is not None:
-        _makers.update({tensor: os.getpid() for tensors in made for tensor in tensors.values()})
+                home = Home(page, at, maker)
+                view, at = carve(page, at, spec)
+                made[j][key] = tensor = from_dlpack(
+                    view.__dlpack__()
+                )  # the capsule: DLPack's names for devices know no pinned memory
+                _homes[tensor] = home
     return made
 
 
-def check_process(states: Iterable[Mapping[str, Any]]) -> None:
+def place(tensor: Tensor) -> tuple[torch.UntypedStorage, int]:
+    """The memory in which a tensor has neighbours, and the byte of it at which the tensor begins."""
+    home: Home | None = _homes.get(tensor)
+    if home is None:
+        return tensor.untyped_storage(), int(tensor.storage_offset()) * tensor.itemsize
+    return home.page.untyped_storage(), home.at
+
+
+def check_process(states: Iterable[object]) -> None:
     """Refuse to use state in files that another process made, and from which this one was forked.
 
     Raises:
@@ -67,13 +89,14 @@ def check_process(states: Iterable[Mapping[str, Any]]) -> None:
     here = os.getpid()
     if here == _PROCESS:
         return
-    tensors = (value for state in states for value in state.values() if isinstance(value, Tensor))
-    for maker in (_makers.get(tensor, here) for tensor in tensors):
-        if maker != here:
+    held = (state.values() for state in states if isinstance(state, Mapping))  # others' notes may be anything
+    tensors = (value for values in held for value in values if isinstance(value, Tensor))
+    for home in filter(None, map(_homes.get, tensors)):
+        if home.maker not in (0, here):
             raise RuntimeError(
-                f"state is in files of page_dir that process {maker} uses, from which this process {here} was forked: "
-                f"each would see the other's changes. Here, call load_state_dict with a copy of a state dict that was "
-                f"taken before the fork, or make the optimizer after it."
+                f"state is in files of page_dir that process {home.maker} uses, from which this process {here} was "
+                f"forked: each would see the other's changes. Here, call load_state_dict with a copy of a state dict "
+                f"that was taken before the fork, or make the optimizer after it."
             )
 
 
