@@ -212,6 +212,22 @@ def test_what_the_format_cannot_hold_is_refused_by_place(value: Any, words: str,
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("kind", [dict, list, tuple])
+def test_what_is_nested_without_end_is_refused(kind: type, tmp_path: Path) -> None:
+    """A dict that holds itself, or a hundred thousand containers in each other."""
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = {"a": deep} if kind is dict else kind([deep])
+    itself: dict[str, Any] = {}
+    itself["a"] = itself if kind is dict else kind([itself])
+    for value in ({"a": deep}, itself):
+        with pytest.raises(ValueError, match="must not hold itself"):
+            save_safetensors(value, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+    while not isinstance(deep, int):  # one by one: Python takes nested tuples apart by recursion
+        deep = deep["a"] if kind is dict else deep[0]
+
+
 def test_damaged_and_foreign_files_are_told_by_name(tmp_path: Path) -> None:
     """Cut at any place, of another program, of another time."""
     import safetensors.torch as library
@@ -229,6 +245,13 @@ def test_damaged_and_foreign_files_are_told_by_name(tmp_path: Path) -> None:
         ({"lionbits": "{}"}, "None"),
         ({"lionbits": '{"a": {"$tensor": "gone"}}', "lionbits_version": "1"}, "damaged.*gone"),
         ({"lionbits": '{"a": ', "lionbits_version": "1"}, "damaged"),
+        ({"lionbits": '{"a":' * 100_000, "lionbits_version": "1"}, "damaged"),
+        ({"lionbits": "[" * 900 + "]" * 900, "lionbits_version": "1"}, "damaged"),
+        ({"lionbits": '{"a": ' * 50_000 + "1" + "}" * 50_000, "lionbits_version": "1"}, "damaged"),
+        ({"lionbits": "[]", "lionbits_version": "1"}, "damaged.*list"),
+        ({"lionbits": '{"$tensor": "a"}', "lionbits_version": "1"}, "damaged.*Tensor"),
+        ({"lionbits": '{"$items": 5}', "lionbits_version": "1"}, "damaged"),
+        ({"lionbits": '{"$items": [[{}, 1]]}', "lionbits_version": "1"}, "damaged"),
     ):
         library.save_file({"a": torch.ones(2)}, path, metadata)
         with pytest.raises(ValueError, match=rf"state\.safetensors.*{words}"):

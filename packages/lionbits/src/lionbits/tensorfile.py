@@ -54,13 +54,18 @@ def save_safetensors(state_dict: Mapping[str, Any], path: str | os.PathLike[str]
         path: of the file, ``*.safetensors`` by custom; what :func:`lionbits.save` says of it holds here.
 
     Raises:
-        TypeError: something in it is of another kind; the message says where. OSError: it cannot be written.
+        TypeError: something in it is of another kind; the message says where. ValueError: it is nested too deeply.
+        OSError: it cannot be written.
     """
     if not isinstance(state_dict, Mapping):
         rule = "must be a dict, such as optimizer.state_dict() returns"
         raise checks.refusal(TypeError, "state_dict", state_dict, rule)
     packer = _Packer(_parameter_names(state_dict))
-    entry = json.dumps(packer.pack(dict(state_dict), ()), allow_nan=False)
+    try:
+        entry = json.dumps(packer.pack(dict(state_dict), ()), allow_nan=False)
+    except RecursionError:
+        rule = "must not hold itself, nor hundreds of containers in each other"
+        raise checks.refusal(ValueError, "state_dict", type(state_dict), rule) from None
     metadata = {"format": "pt", VERSION_KEY: str(VERSION), ENTRY: entry}
     with saving.whole(path) as stream:
         _write(stream, packer.tensors, metadata)
@@ -92,9 +97,12 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"Load it with the lionbits that wrote it, or a newer one."
         )
     try:
-        state_dict: dict[str, Any] = _unpack(json.loads(metadata[ENTRY]), tensors)
-    except (KeyError, TypeError, ValueError) as error:
+        state_dict = _unpack(json.loads(metadata[ENTRY]), tensors)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: its metadata does not describe its tensors ({error!r}).") from error
+    if not isinstance(state_dict, dict):
+        found = type(state_dict).__name__
+        raise ValueError(f"{path} is damaged: its metadata describes a {found}, not a dict.")  # noqa: TRY004
     return state_dict
 
 
