@@ -75,9 +75,14 @@ class TrainConfig:
             raise CommandError(f"--width {self.width} is not a multiple of --heads {self.heads}")
         if self.dtype == "float32" and self.param_rounding != "nearest":
             raise CommandError(f"--param-rounding {self.param_rounding} is for --dtype bfloat16")
+
+    def check_memory(self) -> None:
+        """Refuse what this machine cannot hold, where it trains on the CPU: it would take minutes to find out."""
         if self.device == "cpu" and self.least_bytes > (there := _memory()):
-            what = f"a model and batch of this size take {human_bytes(self.least_bytes)} at least"
-            raise CommandError(f"{what}, this machine has {human_bytes(there)}; lower --layers, --width or --batch")
+            raise CommandError(
+                f"a model and batch of this size take {human_bytes(self.least_bytes)} at least, this machine has "
+                f"{human_bytes(there)}; lower --layers, --width or --batch"
+            )
 
     @property
     def least_bytes(self) -> int:

@@ -52,8 +52,8 @@ def single(args: argparse.Namespace) -> int:
     """One variant from its beginning."""
     folder = args.out or DEFAULT_OUT
     refuse_mixing(folder)
-    targets.prepare_folder(folder, FILES)
     state = Run(configs.fresh(args), corpus.load())
+    targets.prepare_folder(folder, FILES)
     return report_single(finish(state, folder, quiet=args.quiet), folder)
 
 
@@ -63,8 +63,8 @@ def resume_single(args: argparse.Namespace) -> int:
     if args.compare:
         raise CommandError("--compare resumes from the folder of the comparison, not from one checkpoint")
     folder = args.out or args.resume.parent
-    targets.prepare_folder(folder, FILES)
     state = revive(configs.resumed(checkpoint["config"], args), checkpoint, args.resume)
+    targets.prepare_folder(folder, FILES)
     return report_single(finish(state, folder, quiet=args.quiet), folder)
 
 
@@ -117,9 +117,9 @@ def compare(args: argparse.Namespace) -> int:
     shared = configs.fresh(args)
     folder = args.out or DEFAULT_OUT
     plan = [replace(shared, variant=name) for name in names]
-    prepare_comparison(folder, names)
     for config in plan:  # the last variant's mistake is told now, not after the others have trained
         variants.build(config, [torch.nn.Parameter(torch.zeros(1))])
+    prepare_comparison(folder, names)
     for name in names:  # a resumed comparison must not mistake an older one's checkpoints for its own
         (folder / name / CHECKPOINT).unlink(missing_ok=True)
     results.write_json(folder / COMPARISON, {"variants": names, "config": shared.as_dict()})
@@ -141,8 +141,8 @@ def resume_comparison(args: argparse.Namespace) -> int:
         raise CommandError(f"{folder / COMPARISON} is damaged: it does not name variants and their settings")
     if args.compare or args.out not in {None, folder}:
         raise CommandError("a comparison resumes with its own variants in its own folder")
-    prepare_comparison(folder, names)
     config = configs.resumed(shared, args)
+    prepare_comparison(folder, names)
     plan = [replace(config, variant=name) for name in dict.fromkeys(names)]
     return finish_comparison(plan, folder, quiet=args.quiet)
 

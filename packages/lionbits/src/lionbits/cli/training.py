@@ -66,6 +66,7 @@ class Run:
         longest = min(len(corpus.train), len(corpus.held_out)) - 1
         if config.context >= longest:
             raise CommandError(f"--context {config.context} is longer than the text ({longest} bytes)")
+        config.check_memory()
         self.config, self.corpus = config, corpus
         model = ByteTransformer(config.layers, config.width, config.heads, config.context, config.seed)
         self.model = model.to(device=config.device, dtype=DTYPES[config.dtype])
