@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lionbits_reference.spec import checks
 
+from .interrupts import uninterrupted
 from .steady import Steady
 from .uncompiled import uncompiled
 
@@ -163,6 +164,7 @@ class _Update:
 
     @torch.no_grad()
     @uncompiled
+    @uninterrupted
     def __call__(self, param: Tensor) -> None:
         """Update it and let its gradient go."""
         found = self._found(param)

@@ -18,6 +18,7 @@ from . import advice, checkpoint, counts, groups, options, paging, select, shard
 from .backward import InBackward
 from .hooks import hooked_if_watched
 from .inference import outside_inference_mode
+from .interrupts import uninterrupted
 from .paging import Movement, PagingStats
 from .spelling import known_arguments
 from .steady import Steady
@@ -55,10 +56,8 @@ class Lion(Optimizer):
         block_wise: one scale per block; False: one per tensor.
         is_paged: keep the state in host memory; it visits the device during the step.
         block_size: elements of a row that share a scale, a power of two, 32..4096. None: 256, 128, 64 at 8, 4, 2 bits.
-        state_format: ``"eXmY"``, X exponent and Y mantissa bits beside the sign. None: e3m4, e3m0 or e0m1 at
-            8, 4 or 2 bits.
-        rounding: of the momentum below 32 bits: ``"dithered"`` and ``"stochastic"`` are unbiased;
-            ``"nearest"`` sticks.
+        state_format: ``"eXmY"``: X exponent, Y mantissa bits beside the sign. None: e3m4, e3m0, e0m1 at 8, 4, 2 bits.
+        rounding: of the momentum below 32 bits: ``"dithered"`` and ``"stochastic"`` are unbiased; ``"nearest"`` sticks.
         cautious: None; ``"mask"``: elements whose c and g do not share a sign stay, the others make up for
             them by n/max(aligned, 1) (``"c-optim"``: n/(aligned+1), ``"timm"``: at most 1000);
             ``"gradient"``: where c and g have opposite signs the update takes the gradient's.
@@ -201,8 +200,7 @@ class Lion(Optimizer):
             closure: recomputes the loss, with gradients enabled; its value is returned.
 
         Raises:
-            FloatingPointError: with ``nonfinite="raise"``, if an element was skipped. All others were
-                updated.
+            FloatingPointError: with ``nonfinite="raise"``, if an element was skipped. All others were updated.
         """
         loss = None
         if closure is not None:
@@ -212,6 +210,7 @@ class Lion(Optimizer):
         return loss
 
     @uncompiled
+    @uninterrupted
     @outside_inference_mode
     def _update(self) -> None:
         if self._in_backward is not None:
@@ -287,6 +286,7 @@ class Lion(Optimizer):
         finally:
             handle.remove()
 
+    @uninterrupted
     @outside_inference_mode
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue bit for bit where ``state_dict`` was taken. Tensors are copied, never cast.
@@ -315,8 +315,8 @@ class Lion(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         self._recount()
         backend = None if self._backend is None else cast(Any, self._backend).__name__
-        kept = ("_pager", "_overrides", "_skipped")
-        return super().__getstate__() | {key: self.__dict__[key] for key in kept} | {"_backend": backend}
+        kept = {key: self.__dict__[key] for key in ("_pager", "_overrides", "_skipped")}
+        return super().__getstate__() | kept | {"_backend": backend, "state": paging.apart(self.state)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -342,6 +342,6 @@ class Lion(Optimizer):
         self._moves().formats.check_all(self.param_groups, self.state)
 
     def _moves(self) -> Movement:
-        if self._movement is None:
-            self._movement = Movement(self._pager)
+        paging.check_process(self.state.values())
+        self._movement = self._movement or Movement(self._pager)
         return self._movement
