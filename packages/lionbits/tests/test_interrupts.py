@@ -185,7 +185,7 @@ def test_handlers_of_the_user_run_after_the_step_once_and_stay(number: int) -> N
             assert ended
             assert len(saved) == 1
             assert_same(saved[0], whole(optimizer, params))
-            assert {state["step"] for state in optimizer.state.values()} == {2}
+            assert {int(state["step"]) for state in optimizer.state.values()} == {2}
             assert signal.getsignal(number) is save
     finally:
         signal.signal(number, before)
@@ -237,7 +237,24 @@ def test_in_other_threads_a_step_sets_no_handler() -> None:
     thread = threading.Thread(target=step)
     thread.start()
     thread.join()
-    assert {state["step"] for state in optimizer.state.values()} == {2}
+    assert {int(state["step"]) for state in optimizer.state.values()} == {2}
+
+
+def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step may hang, in a collective call for instance: who asks again wants out, whatever state is left behind."""
+    optimizer, _, step = problem(Lion8bit, 1)
+    ran = []
+
+    def hang(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        ran.append("after the first")
+        signal.raise_signal(signal.SIGINT)
+        ran.append("after the second")
+
+    monkeypatch.setattr("lionbits.work.run", hang)
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert ran == ["after the first"]
 
 
 def test_an_error_of_the_step_comes_with_the_interrupt() -> None:

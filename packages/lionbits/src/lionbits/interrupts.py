@@ -51,7 +51,10 @@ def uninterrupted(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class _Waiting:
-    """The handler of several signals that notes them until its end, and from then on calls those that it replaced."""
+    """The handler of several signals that notes them until its end, and from then on calls those that it replaced.
+
+    A second Ctrl-C does not wait, as the step may hang in a collective call.
+    """
 
     def __init__(self, handlers: dict[int, Handler]) -> None:
         self._handlers = handlers
@@ -59,10 +62,11 @@ class _Waiting:
         self.waits = True
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.waits:
+        if self.waits and not (number == signal.SIGINT and number in self._noted):
             self._noted[number] = None
-        else:
-            self._handlers[number](number, frame)
+            return
+        self._noted.pop(number, None)
+        self._handlers[number](number, frame)
 
     def end(self) -> None:
         """Put the handlers back, and call those whose signals came."""
