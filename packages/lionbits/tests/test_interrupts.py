@@ -242,7 +242,7 @@ def test_in_other_threads_a_step_sets_no_handler() -> None:
 
 def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step may hang, in a collective call for instance: who asks again wants out, whatever state is left behind."""
-    optimizer, _, step = problem(Lion8bit, 1)
+    _, _, step = problem(Lion8bit, 1)
     ran = []
 
     def hang(*_: object, **__: object) -> None:
