@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lionbits import Lion8bit, PagedLion8bit, load_safetensors, save_safetensors
+from lionbits.paging import host
 
 from .family import Variant, assert_same, train, weights
 
@@ -72,14 +73,14 @@ def test_plain_readers_find_tensors_by_number_or_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", [False, True], ids=["memory", "files"])
-def test_views_of_one_page_are_written_once_each(folder: bool, tmp_path: Path) -> None:
+def test_tensors_of_one_page_are_written_once_each(folder: bool, tmp_path: Path) -> None:
     """Paged state lies packed in shared pages: the file holds each tensor's own bytes, and nothing else of a page."""
     params = weights(shapes=[(64, 64)] * 5)
     optimizer = PagedLion8bit(params, page_dir=str(tmp_path) if folder else None)
     train(optimizer, params, [1])
     saved = optimizer.state_dict()
     tensors = [t for state in saved["state"].values() for t in state.values() if isinstance(t, torch.Tensor)]
-    assert len({t.untyped_storage().data_ptr() for t in tensors}) < len(tensors)
+    assert len({host.place(t)[0].data_ptr() for t in tensors}) < len(tensors)
     path = tmp_path / "state.safetensors"
     assert_same(_there_and_back(saved, path), saved)
     header = int.from_bytes(path.read_bytes()[:8], "little")
@@ -104,6 +105,70 @@ def test_any_nest_of_plain_things_comes_back(tmp_path: Path) -> None:
     assert loaded["rates"][0] is loaded["rates"][1]
     assert_same(loaded, given)
     assert math.isnan(_there_and_back({"x": math.nan}, tmp_path / "file")["x"])
+
+
+class Plain(Tensor):
+    """A subclass with bytes of its own."""
+
+
+class Wrapper(Tensor):
+    """A subclass that has no bytes, but a tensor."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapper:
+        made: Wrapper = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(torch.zeros(args[0].shape), *args[1:], **(kwargs or {}))
+
+
+def _freed(length: int) -> Tensor:
+    """A tensor of 100 elements in a storage of fewer bytes, as FSDP leaves them."""
+    tensor = torch.ones(100)
+    tensor.untyped_storage().resize_(length)
+    return tensor
+
+
+BASE = torch.arange(1.0, 25.0)
+VIEWS = {
+    "negated": torch._neg_view(BASE),
+    "imaginary": torch.complex(BASE[:1], BASE[:1]).conj().imag,
+    "imaginary parts": torch.complex(BASE, BASE).conj().imag,
+    "negated and transposed": torch._neg_view(BASE.view(4, 6)).t(),
+    "negated scalar": torch._neg_view(BASE)[3],
+    "transposed": BASE.view(4, 6).t(),
+    "expanded": BASE[:3, None].expand(3, 5),
+    "overlapping": BASE.as_strided((4, 4), (1, 2), 3),
+    "every second": BASE[1::2],
+    "bytes": BASE.view(torch.uint8)[3:9],
+    "channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "empty": BASE[:0].expand(3, 0),
+    "a subclass": BASE.as_subclass(Plain),
+    "a parameter": nn.Parameter(BASE.clone()),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_view_is_written_as_what_it_shows(view: Tensor, tmp_path: Path) -> None:
+    """Its signs, too: torch keeps that of a negated view beside the bytes, as of the imaginary part of a conjugate."""
+    want = view.detach().as_subclass(Tensor).clone(memory_format=torch.contiguous_format)
+    assert_same(_there_and_back({"x": view}, tmp_path / "file")["x"], want)
+
+
+@pytest.mark.filterwarnings("ignore:(The PyTorch API of nested|Sparse CSR):UserWarning")
+def test_what_has_no_bytes_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Its address is none, or its bytes end before it does."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for tensor in (
+        Wrapper(BASE), FakeTensorMode().from_tensor(BASE), _freed(0), _freed(40),
+        torch.nested.nested_tensor([BASE[:2], BASE[:3]]), BASE.to_mkldnn(), torch.eye(3).to_sparse_csr(),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=r"\['x'\].*must be a plain tensor"):
+            save_safetensors({"x": tensor}, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_tensor_lies_where_its_dtype_may(tmp_path: Path) -> None:
@@ -178,6 +243,22 @@ def test_what_a_tensor_shows_is_written(name: str, tmp_path: Path) -> None:
     assert_same(loaded, torch.zeros(shown.shape).copy_(shown).as_subclass(torch.Tensor))
 
 
+@pytest.mark.parametrize("kind", [dict, list, tuple])
+def test_what_is_nested_without_end_is_refused(kind: type, tmp_path: Path) -> None:
+    """A dict that holds itself, or a hundred thousand containers in each other."""
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = {"a": deep} if kind is dict else kind([deep])
+    itself: dict[str, Any] = {}
+    itself["a"] = itself if kind is dict else kind([itself])
+    for value in ({"a": deep}, itself):
+        with pytest.raises(ValueError, match="must not hold itself"):
+            save_safetensors(value, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+    while not isinstance(deep, int):  # one by one: Python takes nested tuples apart by recursion
+        deep = deep["a"] if kind is dict else deep[0]
+
+
 def test_damaged_and_foreign_files_are_told_by_name(tmp_path: Path) -> None:
     """Cut at any place, of another program, of another time."""
     import safetensors.torch as library
@@ -195,6 +276,13 @@ def test_damaged_and_foreign_files_are_told_by_name(tmp_path: Path) -> None:
         ({"lionbits": "{}"}, "None"),
         ({"lionbits": '{"a": {"$tensor": "gone"}}', "lionbits_version": "1"}, "damaged.*gone"),
         ({"lionbits": '{"a": ', "lionbits_version": "1"}, "damaged"),
+        ({"lionbits": '{"a":' * 100_000, "lionbits_version": "1"}, "damaged"),
+        ({"lionbits": "[" * 900 + "]" * 900, "lionbits_version": "1"}, "damaged"),
+        ({"lionbits": '{"a": ' * 50_000 + "1" + "}" * 50_000, "lionbits_version": "1"}, "damaged"),
+        ({"lionbits": "[]", "lionbits_version": "1"}, "damaged.*list"),
+        ({"lionbits": '{"$tensor": "a"}', "lionbits_version": "1"}, "damaged.*Tensor"),
+        ({"lionbits": '{"$items": 5}', "lionbits_version": "1"}, "damaged"),
+        ({"lionbits": '{"$items": [[{}, 1]]}', "lionbits_version": "1"}, "damaged"),
     ):
         library.save_file({"a": torch.ones(2)}, path, metadata)
         with pytest.raises(ValueError, match=rf"state\.safetensors.*{words}"):

@@ -3,6 +3,9 @@
 Any number of processes may read and write at once, and any may be killed while it does: a file is complete from the
 moment it has its name, and one that is not what was written is built anew. Nothing is locked: who builds the same
 key builds the same bytes, and the last one's stay.
+
+What is read becomes code. So only plain files that this user (or root) owns and nobody else can write are read; links
+are not followed, and a pipe is not waited for. Anything else is built anew, as if it were damaged.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import itertools
 import logging
 import os
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +24,9 @@ from pathlib import Path
 
 #: The folder, if it shall not be the user's.
 ENVIRONMENT = "LIONBITS_CACHE"
+
+#: How a file is opened: no link at its name is followed, and no writer of a pipe awaited. Windows has neither.
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 #: Seconds after which a file that is still being written has lost its writer.
 STALE = 3600
@@ -64,14 +71,43 @@ def _sealed(key: str, payload: bytes) -> bytes:
 
 
 def _content(path: Path) -> bytes | None:
+    """What a file of ours holds; None where there is none.
+
+    Raises:
+        PermissionError: there is something else, which is not to be trusted; says what.
+    """
     try:
-        return path.read_bytes()
+        handle = os.open(path, _READ)
     except OSError:  # mostly, there is none
+        if path.is_symlink():
+            raise PermissionError("it is a link") from None
         return None
+    try:
+        if reason := _distrust(os.fstat(handle)):
+            raise PermissionError(reason)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
+
+
+def _distrust(found: os.stat_result) -> str:
+    """Empty, or why a file must not be used: somebody else may have written it."""
+    if not stat.S_ISREG(found.st_mode):
+        return "it is no plain file"
+    if sys.platform == "win32":  # where the folder's own permissions decide
+        return ""
+    if found.st_uid not in (os.geteuid(), 0):
+        return f"it belongs to user {found.st_uid}"
+    return "other users can write it" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
 
 
 def _read(path: Path) -> bytes | None:
-    content = _content(path)
+    try:
+        content = _content(path)
+    except OSError as error:
+        _logger.warning("%s is not used, as %s; it is built anew", path, error)
+        return None
     if content is None:
         return None
     payload = content[hashlib.sha256().digest_size :]
@@ -85,10 +121,10 @@ def _write(path: Path, payload: bytes) -> None:
     content = _sealed(path.name, payload)
     temporary = path.with_name(f"lionbits-{secrets.token_hex(8)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _sweep(path.parent)
         try:
-            with temporary.open("xb") as file:
+            with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -96,15 +132,23 @@ def _write(path: Path, payload: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        if _content(path) != content:  # Windows replaces no file that somebody reads, but then it is there
+        if not _holds(path, content):  # Windows replaces no file that somebody reads, but then it is there
             _warn(f" in {path.parent} ({error})")
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return _content(path) == content
+    except OSError:
+        return False
 
 
 def _sweep(where: Path) -> None:
     """Remove what killed writers left."""
     for leftover in where.glob("lionbits-*.tmp"):
         with suppress(OSError):  # somebody else was quicker, or it is somebody else's
-            if time.time() - leftover.stat().st_mtime > STALE:
+            found = leftover.lstat()
+            if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > STALE:
                 leftover.unlink()
 
 

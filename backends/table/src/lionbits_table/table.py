@@ -88,7 +88,9 @@ def _upload(values: np.ndarray, to: Tensor) -> Tensor:
 
 def _walkable(plan: Plan, slot: Slot) -> bool:
     """Whether kernels can walk all tensors of the slot where they are."""
-    return walk(plan, slot) is not None and all(t.is_contiguous() for t in _state(plan, slot).values())
+    state = _state(plan, slot).values()
+    signed = any(t.is_neg() for t in (slot.param, slot.grad, *state))  # whose sign is not in their bytes
+    return walk(plan, slot) is not None and not signed and all(t.is_contiguous() for t in state)
 
 
 def _straight(plan: Plan, slot: Slot) -> Slot:

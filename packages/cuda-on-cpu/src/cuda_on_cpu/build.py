@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -9,9 +10,11 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -117,7 +120,9 @@ def _compile(text: str, flags: Sequence[str], kept: Path) -> None:
         source, built, digest = (Path(folder) / name for name in ("entry.cpp", "built.so", "digest"))
         source.write_text(text)
         _run([*flags, str(source), str(INCLUDE / "runtime.cpp"), "-o", str(built)])
+        built.chmod(0o600)  # whatever the umask: what others can write is not loaded
         digest.write_text(_digest(built))
+        digest.chmod(0o600)
         built.replace(kept)
         digest.replace(kept.with_suffix(".sha256"))
 
@@ -131,15 +136,40 @@ def _run(arguments: Sequence[str], text: str | None = None) -> str:
 
 
 def _is_whole(kept: Path) -> bool:
-    """Whether the file is what was built: a library that was cut off would bring the process down."""
+    """Whether the file is what this user built: a library that was cut off would bring the process down."""
     try:
-        return kept.with_suffix(".sha256").read_text() == _digest(kept)
-    except OSError:
+        return _content(kept.with_suffix(".sha256")).decode() == _digest(kept)
+    except (OSError, UnicodeDecodeError):
         return False
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(_content(file)).hexdigest()
+
+
+def _content(file: Path) -> bytes:
+    """What a file of this user holds. No link is followed, and no writer of a pipe awaited.
+
+    Raises:
+        OSError: there is none, or it is not to be trusted.
+    """
+    handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode) or _distrust(found):
+            raise PermissionError(f"{file} is no plain file of this user alone")
+        with os.fdopen(handle, "rb", closefd=False) as stream:
+            return stream.read()
+    finally:
+        os.close(handle)
+
+
+def _distrust(found: os.stat_result) -> str:
+    """Empty, or why somebody else may have written this file, or may put files into this folder."""
+    if found.st_uid not in (os.geteuid(), 0):
+        return f"it belongs to user {found.st_uid}"
+    sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX  # nobody replaces others' files there
+    return "other users can write it" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky else ""
 
 
 @functools.cache
@@ -167,12 +197,15 @@ def _architecture() -> tuple[str, ...]:
 
 @functools.cache
 def _folder() -> Path:
-    """Where libraries are kept; a temporary folder of this process where nothing can be written there."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get(CACHE) or Path(home) / "cuda-on-cpu")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    """Where libraries are kept; a temporary folder of this process where it cannot write there, or everybody can."""
+    with contextlib.suppress(OSError, RuntimeError):  # a folder that cannot be written; an account without a home
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(os.environ.get(CACHE) or Path(home) / "cuda-on-cpu").resolve()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        reason = _distrust(folder.stat())
         with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="cuda-on-cpu-"))
+            if not reason:
+                return folder
+        way = f"chmod go-w it, or set {CACHE} to a folder of your own"
+        warnings.warn(f"libraries are not kept in {folder}, as {reason}; {way}", stacklevel=4)
+    return Path(tempfile.mkdtemp(prefix="cuda-on-cpu-"))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lionbits_reference.spec import checks
 
 from . import torch_private
+from .interrupts import uninterrupted
 from .parameter_step import ParameterStep
 from .uncompiled import uncompiled
 
@@ -235,6 +236,7 @@ class _Update:
 
     @torch.no_grad()
     @uncompiled
+    @uninterrupted
     def __call__(self, param: Tensor) -> None:
         """Update it and let its gradient go."""
         found = self._step.found()

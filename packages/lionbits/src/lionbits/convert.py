@@ -35,8 +35,7 @@ def convert(state_dict: Mapping[str, Any], optimizer: Lion) -> dict[str, Any]:
             form has one scale for all parts of a sharded tensor.
     """
     checkpoint.check_mapping(state_dict)
-    if not isinstance(optimizer, Lion):
-        raise checks.refusal(TypeError, "optimizer", optimizer, "must be the lionbits optimizer that is to load it")
+    check_optimizer(optimizer)
     groups = optimizer.param_groups
     saved = checkpoint.complete_groups(groups, state_dict)
     formed = [_reformed(there, here) for there, here in zip(saved, groups, strict=True)]
@@ -46,6 +45,17 @@ def convert(state_dict: Mapping[str, Any], optimizer: Lion) -> dict[str, Any]:
         _, new_group = goal[key]
         states[key] = checkpoint.published(new_group, param, _converted(state, param, group, new_group))
     return {**state_dict, "state": states, "param_groups": formed}
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Refuse what is no optimizer of this family.
+
+    Raises:
+        TypeError.
+    """
+    if not isinstance(optimizer, Lion):
+        hint = "Make one over the parameters first."
+        raise checks.refusal(TypeError, "optimizer", optimizer, "must be an optimizer of lionbits", hint)
 
 
 def encoded(group: Mapping[str, Any], param: Tensor, momentum: Tensor) -> dict[str, Tensor]:

@@ -31,8 +31,8 @@ def kept(optimizer: Lion) -> dict[str, Any]:
     """What an optimizer has beside torch's parts, to be copied or pickled. A backend is kept by its module's name."""
     recount(optimizer)
     backend = None if optimizer._backend is None else cast(Any, optimizer._backend).__name__
-    held = vars(optimizer)
-    return {key: held[key] for key in ("_pager", "_overrides", "_skipped")} | {"_backend": backend}
+    held = {key: vars(optimizer)[key] for key in ("_pager", "_overrides", "_skipped")}
+    return held | {"_backend": backend, "state": paging.apart(optimizer.state)}
 
 
 def take_up(optimizer: Lion, state: Mapping[str, Any]) -> None:

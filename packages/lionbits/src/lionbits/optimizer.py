@@ -15,6 +15,7 @@ from . import advice, copies, groups, momenta, options, paging, select, shards, 
 from .backward import InBackward
 from .hooks import hooked_if_watched
 from .inference import outside_inference_mode
+from .interrupts import uninterrupted
 from .paging import Movement, PagingStats
 from .parameter_step import ParameterStep, step_parameter
 from .spelling import known_arguments
@@ -54,10 +55,8 @@ class Lion(Optimizer):
         block_wise: one scale per block; False: one per tensor.
         is_paged: keep the state in host memory; it visits the device during the step.
         block_size: elements of a row that share a scale, a power of two, 32..4096. None: 256, 128, 64 at 8, 4, 2 bits.
-        state_format: ``"eXmY"``, X exponent and Y mantissa bits beside the sign. None: e3m4, e3m0 or e0m1 at
-            8, 4 or 2 bits.
-        rounding: of the momentum below 32 bits: ``"dithered"`` and ``"stochastic"`` are unbiased;
-            ``"nearest"`` sticks.
+        state_format: ``"eXmY"``: X exponent, Y mantissa bits beside the sign. None: e3m4, e3m0, e0m1 at 8, 4, 2 bits.
+        rounding: of the momentum below 32 bits: ``"dithered"`` and ``"stochastic"`` are unbiased; ``"nearest"`` sticks.
         cautious: None; ``"mask"``: elements whose c and g do not share a sign stay, the others make up for
             them by n/max(aligned, 1) (``"c-optim"``: n/(aligned+1), ``"timm"``: at most 1000);
             ``"gradient"``: where c and g have opposite signs the update takes the gradient's.
@@ -203,8 +202,7 @@ class Lion(Optimizer):
             closure: recomputes the loss, with gradients enabled; its value is returned.
 
         Raises:
-            FloatingPointError: with ``nonfinite="raise"``, if an element was skipped. All others were
-                updated.
+            FloatingPointError: with ``nonfinite="raise"``, if an element was skipped. All others were updated.
         """
         loss = None
         if closure is not None:
@@ -214,6 +212,7 @@ class Lion(Optimizer):
         return loss
 
     @uncompiled
+    @uninterrupted
     @outside_inference_mode
     def _update(self) -> None:
         if self._in_backward is not None:
@@ -225,6 +224,7 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     @uncompiled
+    @uninterrupted
     @outside_inference_mode
     def step_parameter(self, p: Tensor, group: dict[str, Any], i: int | None = None) -> None:
         """Update ``p`` alone, now, as ``step`` would and with the same bits, if it has a gradient.
@@ -255,6 +255,7 @@ class Lion(Optimizer):
         return momenta.read(self, param)
 
     @torch.no_grad()
+    @uninterrupted
     @outside_inference_mode
     def set_momentum(self, param: Tensor, momentum: Tensor) -> None:
         """Let ``momentum`` be the momentum of ``param``, rounded to nearest into the format that its state has.
@@ -300,6 +301,7 @@ class Lion(Optimizer):
         """
         return state_dicts.taken(self, super().state_dict)
 
+    @uninterrupted
     @outside_inference_mode
     def load_state_dict(  # type: ignore[override]
         self, state_dict: Mapping[str, Any], strict: bool = True
@@ -331,6 +333,6 @@ class Lion(Optimizer):
         copies.take_up(self, state)
 
     def _moves(self) -> Movement:
-        if self._movement is None:
-            self._movement = Movement(self._pager)
+        paging.check_process(self.state.values())
+        self._movement = self._movement or Movement(self._pager)
         return self._movement

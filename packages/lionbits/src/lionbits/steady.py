@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lionbits_reference.spec import Backend
 
-from . import options, select, shards, work
+from . import options, paging, select, shards, work
 from .counts import Counts
+from .interrupts import uninterrupted
 from .paging import Movement
 from .watch import Groups, States, Tensors
 
@@ -133,7 +134,9 @@ class Steady:
 
         Raises:
             FloatingPointError: with ``nonfinite="raise"``, if an element was skipped.
+            RuntimeError: another process' files hold the state; nothing was changed.
         """
+        paging.check_process(self._counted)
         if any(map(capturing, self._devices)):
             self.captured = True
         elif self.captured:
@@ -166,6 +169,7 @@ class Steady:
                 f"left as they were, and all others updated. Lower lr, clip gradients, or use nonfinite='skip'."
             )
 
+    @uninterrupted
     def recount(self) -> None:
         """After a step was captured: read from the device how often it ran, unless a count was set by hand."""
         if self.captured:

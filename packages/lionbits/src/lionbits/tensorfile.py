@@ -51,16 +51,21 @@ def save_safetensors(state_dict: Mapping[str, Any], path: str | os.PathLike[str]
     Args:
         state_dict: dicts, lists and tuples of tensors, numbers, strings and None, such as ``optimizer.state_dict()``. A
             view is written as what it shows; a tensor that stands in two places is written once and loaded as one.
-        path: of the file, ``*.safetensors`` by custom.
+        path: of the file, ``*.safetensors`` by custom; what :func:`lionbits.save` says of it holds here.
 
     Raises:
-        TypeError: something in it is of another kind; the message says where. OSError: it cannot be written.
+        TypeError: something in it is of another kind; the message says where. ValueError: it is nested too deeply.
+        OSError: it cannot be written.
     """
     if not isinstance(state_dict, Mapping):
         rule = "must be a dict, such as optimizer.state_dict() returns"
         raise checks.refusal(TypeError, "state_dict", state_dict, rule)
     packer = _Packer(_parameter_names(state_dict))
-    entry = json.dumps(packer.pack(dict(state_dict), ()), allow_nan=False)
+    try:
+        entry = json.dumps(packer.pack(dict(state_dict), ()), allow_nan=False)
+    except RecursionError:
+        rule = "must not hold itself, nor hundreds of containers in each other"
+        raise checks.refusal(ValueError, "state_dict", type(state_dict), rule) from None
     metadata = {"format": "pt", VERSION_KEY: str(VERSION), ENTRY: entry}
     with saving.whole(path) as stream:
         _write(stream, packer.tensors, metadata)
@@ -92,9 +97,12 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"Load it with the lionbits that wrote it, or a newer one."
         )
     try:
-        state_dict: dict[str, Any] = _unpack(json.loads(metadata[ENTRY]), tensors)
-    except (KeyError, TypeError, ValueError) as error:
+        state_dict = _unpack(json.loads(metadata[ENTRY]), tensors)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: its metadata does not describe its tensors ({error!r}).") from error
+    if not isinstance(state_dict, dict):
+        found = type(state_dict).__name__
+        raise ValueError(f"{path} is damaged: its metadata describes a {found}, not a dict.")  # noqa: TRY004
     return state_dict
 
 
@@ -134,12 +142,10 @@ class _Packer:
     def _placed(self, tensor: Tensor, where: tuple[Any, ...]) -> str:
         if id(tensor) in self._name_of:
             return self._name_of[id(tensor)]
-        wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__  # as DTensor: no bytes of its own
-        if wraps or tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
+        if not _in_memory(tensor):
+            rule = "must be a plain tensor, whose elements are in memory"
             hint = "Save sharded state with torch.distributed.checkpoint."
-            raise checks.refusal(
-                TypeError, f"state_dict at {_shown(where)}", type(tensor), "must be a plain tensor", hint
-            )
+            raise checks.refusal(TypeError, f"state_dict at {_shown(where)}", type(tensor), rule, hint)
         checks.choice(f"dtype of state_dict at {_shown(where)}", tensor.dtype, tuple(_DTYPES))
         name = ".".join(map(str, where))
         while name in self.tensors or name == "__metadata__":  # {"a.b": ...} and {"a": {"b": ...}}
@@ -197,8 +203,26 @@ def _write(stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[st
         _write_bytes(stream, tensor)
 
 
+def _in_memory(tensor: Tensor) -> bool:
+    """Whether there are bytes of all elements, which a meta, fake or wrapper tensor and one of a freed storage lack."""
+    wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__  # as DTensor does
+    if wraps or tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    if tensor.device.type != "cpu" or not tensor.numel():
+        return True
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    try:
+        storage = tensor.untyped_storage()
+        there = storage.nbytes() if storage.device == tensor.device else 0
+    except RuntimeError:  # a subclass that holds other tensors in the place of bytes
+        return False
+    return there >= (tensor.storage_offset() + last + 1) * tensor.itemsize
+
+
 def _write_bytes(stream: BinaryIO, tensor: Tensor) -> None:
     here = tensor.detach().cpu().resolve_neg().contiguous()  # a view may negate what is in memory
+    if not _in_memory(here):
+        raise TypeError(f"a {type(tensor).__name__} on {tensor.device} has no bytes on the CPU that could be saved")
     if here.nbytes and not here.data_ptr():  # zeros that torch has not written anywhere
         here = torch.zeros(here.shape, dtype=here.dtype)
     if here.nbytes:

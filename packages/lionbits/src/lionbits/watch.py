@@ -116,7 +116,15 @@ def _alike(tensors: Sequence[Tensor]) -> Callable[..., bool]:
 def _traits(tensor: Tensor | None) -> object:
     if tensor is None or tensor.layout != torch.strided:
         return None
-    return type(tensor), tensor.dtype, tensor.device, tensor.requires_grad, tensor.shape, tensor.stride()
+    return (
+        type(tensor),
+        tensor.dtype,
+        tensor.device,
+        tensor.requires_grad,
+        tensor.shape,
+        tensor.stride(),
+        tensor.is_neg(),
+    )
 
 
 def _flat(get: Callable[[Group], Iterable[Any]], groups: Iterable[Group]) -> list[Any]:

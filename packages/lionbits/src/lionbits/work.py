@@ -13,6 +13,7 @@ from lionbits_reference import clipping, formats
 from lionbits_reference.spec import Backend, Batch, Hyper, Plan, TensorSpec
 
 from . import counts, factors, groups, options, residual, shards, states
+from .interrupts import uninterrupted
 from .paging import Movement, Pager
 from .paging.pages import moving
 from .scalars import Numbers
@@ -123,6 +124,7 @@ def learning(param_groups: Sequence[Group]) -> list[tuple[Plan, Member]]:
     ]
 
 
+@uninterrupted
 def allocate(members: Sequence[tuple[Plan, Member]], held: MutableMapping[Tensor, State], movement: Movement) -> None:
     """Create state that is not there yet. Where memory fails nothing has changed.
 

@@ -7,11 +7,15 @@ Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+import torch
 
 from . import convert, doctor, memory, report, train
-from .console import CommandError
+from .console import CommandError, sentence
 
 COMMANDS = {
     "train": (
@@ -23,7 +27,9 @@ COMMANDS = {
     "doctor": (doctor, "what each backend can do on this machine, and why not"),
     "memory": (memory, "bytes per variant for a number of parameters, beside AdamW"),
 }
-USAGE = 2  # the exit code argparse uses for arguments it cannot accept
+USAGE = 2  # the exit code argparse uses for arguments it cannot accept, and ours for all that cannot be done
+INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
+UNHEARD = 141  # what a shell reports for a process that wrote to a pipe which nobody reads any more
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,14 +45,47 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the result is the exit code of the process."""
+    """Run one command; the result is the exit code of the process.
+
+    0: done. 1: a check failed (``report``), or the backend asked for cannot serve (``doctor``). 2: it cannot be done,
+    for a reason that one sentence on stderr tells. 130: interrupted. 141: nobody reads the output any more.
+    """
+    _open_streams()
     args = parser().parse_args(argv)
     try:
         code: int = args.run(args)
+        sys.stdout.flush()
     except CommandError as error:
-        print(f"lionbits {args.command}: {error}", file=sys.stderr)
-        return USAGE
+        return _failed(args.command, error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes the stream when it ends
+        return UNHEARD
+    except OSError as error:
+        return _failed(args.command, error)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        return _failed(args.command, "there is not enough memory for this; take a smaller model, batch or context")
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return code
+
+
+def _failed(command: str, reason: object) -> int:
+    print(f"lionbits {command}: {sentence(str(reason))}", file=sys.stderr)
+    return USAGE
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def _open_streams() -> None:
+    """Streams that were closed (``>&-``) go nowhere; what a stream's encoding lacks is replaced."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")

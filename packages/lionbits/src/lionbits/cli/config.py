@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,11 +12,22 @@ from typing import Any
 import torch
 
 from . import variants
-from .console import CommandError
+from .console import CommandError, human_bytes
+from .doctor import accelerators
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CAUTIOUS = ("mask", "gradient", "c-optim", "timm")
+MOST = 10**9  # of any count; sizes have their limit in the memory that they take
+KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str}
 PARAM_ROUNDING = ("nearest", "dithered", "stochastic", "compensated")
+
+CHOICES: dict[str, tuple[object, ...]] = {
+    "variant": tuple(variants.VARIANTS),
+    "cautious": (None, *CAUTIOUS),
+    "dtype": tuple(DTYPES),
+    "param_rounding": PARAM_ROUNDING,
+    "master_bits": (32, 24),
+}
 
 # State is the same for every backend and device, so these may change midway; more steps stretch the schedule.
 FREE_ON_RESUME = frozenset({"backend", "device", "page_budget", "paged_compute", "eval_every", "steps"})
@@ -48,9 +60,14 @@ class TrainConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name in ("steps", "batch", "context", "layers", "width", "heads", "eval_every"):
-            if getattr(self, name) < 1:
-                raise CommandError(f"{option(name)} must be at least 1, not {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise CommandError(f"{option(name)} must be in 1..{MOST:,}, not {getattr(self, name)}")
+        check_seed(self.seed)
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise CommandError(f"{option(name)} {getattr(self, name)} is not one of {', '.join(map(str, known))}")
         for name in ("lr", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise CommandError(f"{option(name)} must be finite and not negative, not {getattr(self, name)}")
@@ -58,6 +75,20 @@ class TrainConfig:
             raise CommandError(f"--width {self.width} is not a multiple of --heads {self.heads}")
         if self.dtype == "float32" and self.param_rounding != "nearest":
             raise CommandError(f"--param-rounding {self.param_rounding} is for --dtype bfloat16")
+
+    def check_memory(self) -> None:
+        """Refuse what this machine cannot hold, where it trains on the CPU: it would take minutes to find out."""
+        if self.device == "cpu" and self.least_bytes > (there := _memory()):
+            raise CommandError(
+                f"a model and batch of this size take {human_bytes(self.least_bytes)} at least, this machine has "
+                f"{human_bytes(there)}; lower --layers, --width or --batch"
+            )
+
+    @property
+    def least_bytes(self) -> int:
+        """Of parameters, gradients and the logits of a batch in float32; activations come on top."""
+        parameters = 12 * self.layers * self.width**2 + (2 * 256 + self.context) * self.width
+        return 8 * parameters + 4 * 256 * self.batch * self.context
 
     def learning_rate(self, step: int) -> float:
         """Short linear warm-up, then a cosine down to a tenth; the first step is 1."""
@@ -69,6 +100,30 @@ class TrainConfig:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _check_types(config: TrainConfig) -> None:
+    """Refuse what no command line gives; a checkpoint may claim anything."""
+    for field in fields(config):
+        kind, _, optional = str(field.type).partition(" | ")
+        value = getattr(config, field.name)
+        fits = isinstance(value, KINDS[kind]) and not isinstance(value, bool)
+        if not (fits or (optional and value is None)):
+            raise CommandError(f"{option(field.name)} must be of type {kind}, not {value!r}")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that torch does not take."""
+    if not 0 <= seed < 2**64:
+        raise CommandError(f"--seed must be in 0..2^64-1, not {seed}")
+
+
+def _memory() -> int:
+    """Bytes of this machine, where the system tells."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows, for one
+        return 1 << 62
 
 
 def option(name: str) -> str:
@@ -99,6 +154,8 @@ def resumed(saved: Mapping[str, Any], args: Namespace) -> TrainConfig:
         if name not in FREE_ON_RESUME and saved.get(name) != value:
             raise CommandError(f"{option(name)} {value}: the checkpoint was made with {saved.get(name)}; leave it out")
     known = {field.name for field in fields(TrainConfig)}
+    if not isinstance(saved.get("device", "cpu"), str):
+        raise CommandError(f"--device must be of type str, not {saved['device']!r}")
     config = TrainConfig(**{name: value for name, value in saved.items() if name in known} | changes)
     return replace(config, device=_device(config.device))
 
@@ -108,4 +165,11 @@ def _device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise CommandError(f"--device {name}: torch sees no CUDA device here (see lionbits doctor)")
+    there = ["cpu", *accelerators()]
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise CommandError(f"--device {name!r} is no device; there are {', '.join(there)}") from error
+    if name not in there and not (device.index is None and f"{device.type}:0" in there):
+        raise CommandError(f"--device {name}: there are {', '.join(there)} (see lionbits doctor)")
     return name

@@ -14,11 +14,23 @@ from typing import Literal, TextIO
 
 from lionbits import install
 
+LONGEST = 600  # characters of a sentence about what is wrong
 PLAIN_WIDTH = 120  # of a pipe or a log file, where asking for the terminal's width answers 80 and tables would wrap
 
 
 class CommandError(Exception):
     """The command cannot do what was asked; the message is for the user and needs no traceback."""
+
+
+def printable(text: str) -> str:
+    """Text that does nothing to a terminal: control characters, which may move its cursor, are replaced."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.expandtabs())
+
+
+def sentence(text: str) -> str:
+    """The text on one line, cut where it is long: of torch's messages the beginning says what is wrong."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 def require(*packages: str) -> None:
@@ -41,7 +53,7 @@ class Table:
     def add(self, *cells: str) -> None:
         if len(cells) != len(self.columns):
             raise ValueError(f"{len(cells)} cells for {len(self.columns)} columns")
-        self.rows.append(cells)
+        self.rows.append(tuple(printable(cell) for cell in cells))
 
     def is_left(self, index: int) -> bool:
         return index == 0 or self.columns[index] in self.left
@@ -85,7 +97,10 @@ def _show_rich(table: Table, stream: TextIO) -> None:
         drawn.add_column(Text(header), justify=justify, no_wrap=index == 0)
     for row in table.rows:
         drawn.add_row(*(Text(cell) for cell in row))
-    Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH).print(drawn)
+    console = Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH)
+    with console.capture() as shown:
+        console.print(drawn)
+    stream.write(shown.get())  # rich itself would end the process where nobody reads a pipe
 
 
 def count(text: str) -> int:

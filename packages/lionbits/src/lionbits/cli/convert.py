@@ -22,6 +22,7 @@ from lionbits.interop.reading import Reading
 from lionbits_reference.spec import DEFAULTS
 
 from .console import CommandError, Table, show
+from .targets import check_new, check_source, path
 
 OURS = "lionbits"
 FILES = tuple(peer for peer in PEERS if peer != "optax")  # whose state dicts lie in files that torch reads
@@ -32,9 +33,9 @@ SHOWN = 40  # rows of the table; a large model has thousands of parameters
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Name the files and the forms."""
     parser.add_argument(
-        "source", type=Path, metavar="IN", help="a checkpoint of torch.save, or *.safetensors of lionbits"
+        "source", type=path, metavar="IN", help="a checkpoint of torch.save, or *.safetensors of lionbits"
     )
-    parser.add_argument("target", type=Path, metavar="OUT", help="the file to write; it must not be there yet")
+    parser.add_argument("target", type=path, metavar="OUT", help="the file to write; it must not be there yet")
     parser.add_argument("--from", dest="peer", choices=(OURS, *FILES), help="default: as it looks")
     parser.add_argument("--to", choices=(OURS, *interop.WRITERS), default=OURS, help=f"default {OURS}")
     parser.add_argument(
@@ -51,8 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, convert, write, and show what it cost."""
-    if args.target.exists():
-        raise CommandError(f"{args.target} exists already")
+    check_new(args.target)
     content = load(args.source)
     state_dict = find(content, args.key)
     try:
@@ -64,23 +64,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(file: Path) -> dict[str, Any]:
+    check_source(file)
     try:
-        if path.suffix == TENSORFILE:
-            return lionbits.load_safetensors(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if file.suffix == TENSORFILE:
+            return lionbits.load_safetensors(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a missing file, a truncated one, or something else entirely
-        raise CommandError(f"cannot read {path}: {error}") from error
+        raise CommandError(f"cannot read {file}: {error}") from error
     if not isinstance(content, dict):
-        raise CommandError(f"{path} holds a {type(content).__name__}; a checkpoint is a dict")
+        raise CommandError(f"{file} holds a {type(content).__name__}; a checkpoint is a dict")
     return content
 
 
-def save(content: dict[str, Any], path: Path) -> None:
+def save(content: dict[str, Any], file: Path) -> None:
     try:
-        (lionbits.save_safetensors if path.suffix == TENSORFILE else lionbits.save)(content, path)
-    except (OSError, RuntimeError, TypeError) as error:
-        raise CommandError(f"cannot write {path}: {error}") from error
+        (lionbits.save_safetensors if file.suffix == TENSORFILE else lionbits.save)(content, file)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise CommandError(f"cannot write {file}: {error}") from error
 
 
 def find(content: Mapping[str, Any], key: str | None) -> Mapping[str, Any]:

@@ -91,6 +91,8 @@ class ByteTransformer(nn.Module):
         for _ in range(length):
             recent = torch.tensor([list(text[-self.context :])], device=device)
             logits = self(recent)[0, -1].float().cpu()
+            if not logits.isfinite().all():  # training diverged: there is nothing to draw from
+                break
             chances = torch.softmax(logits / temperature, dim=0)
             text.append(int(torch.multinomial(chances, 1, generator=generator)))
         return bytes(text)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from .config import CAUTIOUS, DTYPES, PARAM_ROUNDING, TrainConfig, option
 from .console import count
+from .targets import path
 from .variants import VARIANTS
 
 
@@ -61,9 +61,9 @@ def _files(group: argparse._ArgumentGroup) -> None:
         "--compare", nargs="+", metavar="VARIANT",
         help="train each from the same weights on the same data and overlay them",
     )  # fmt: skip
-    group.add_argument("--out", type=Path, metavar="DIR", help="folder for results (default lionbits-out)")
+    group.add_argument("--out", type=path, metavar="DIR", help="folder for results (default lionbits-out)")
     group.add_argument(
-        "--resume", type=Path, metavar="CHECKPOINT",
+        "--resume", type=path, metavar="CHECKPOINT",
         help="continue a checkpoint.pt, or the folder of a comparison, bit for bit",
     )  # fmt: skip
     group.add_argument("--quiet", action="store_true", help="no progress, no sample; the table only")

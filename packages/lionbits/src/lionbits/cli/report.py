@@ -12,7 +12,8 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import charts, results
+from . import charts, results, targets
+from .config import check_seed
 from .console import CommandError, Table, require, show
 from .experiment import COVERAGE_WANTED, EXPLODING, EXPLOSION_STEP, Record, measure
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Length, seed and place; the rest of the test is fixed, or it would not be that test."""
     parser.add_argument("--steps", type=int, default=1000, help="training steps (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of model, data and explosion (default 0)")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help=f"default {DEFAULT_OUT}")
+    parser.add_argument("--out", type=targets.path, default=DEFAULT_OUT, metavar="DIR", help=f"default {DEFAULT_OUT}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     require("matplotlib", "rich")
     if args.steps < 2 * EXPLOSION_STEP:
         raise CommandError(f"--steps must be at least {2 * EXPLOSION_STEP}: the explosion is at {EXPLOSION_STEP}")
+    check_seed(args.seed)
+    targets.prepare_folder(args.out, ("report.png", "report.json"))
     record = measure(args.steps, args.seed)
     checks = judge(record)
     charts.report_chart(record, args.out / "report.png")

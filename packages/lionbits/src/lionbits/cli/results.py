@@ -58,12 +58,12 @@ class Result:
 
     @property
     def step_share(self) -> float:
-        return self.history.step_seconds / self.history.seconds
+        return self.history.step_seconds / max(self.history.seconds, 1e-9)
 
     @property
     def tokens_per_second(self) -> float:
         tokens = len(self.history.train) * self.config["batch"] * self.config["context"]
-        return float(tokens / self.history.seconds)
+        return float(tokens / max(self.history.seconds, 1e-9))
 
     def against(self, baseline: Result) -> float:
         """Validation loss relative to another run's, in percent; negative is better."""

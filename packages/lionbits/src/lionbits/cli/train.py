@@ -6,16 +6,17 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import charts, corpus, options, results, variants
+from . import charts, corpus, options, results, targets, variants
 from . import config as configs
 from .config import TrainConfig
-from .console import CommandError, require, show
+from .console import CommandError, printable, require, show
 from .progress import progress
 from .results import Result
 from .training import CHECKPOINT, Interrupted, Run, environment, load_checkpoint, train
@@ -24,6 +25,7 @@ DEFAULT_OUT = Path("lionbits-out")
 COMPARISON = "comparison.json"  # what a comparison runs, so that it can be resumed as a whole
 PROMPT = b"\ndef "
 SAMPLE_LENGTH = 400
+FILES = (CHECKPOINT, "metrics.json", "loss.png", "sample.txt")  # of a run
 SAMPLE_SHOWN, SAMPLE_WIDTH = 8, 100  # lines and columns on the screen; the file has it all
 TEMPERATURE = 0.7
 INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
@@ -51,6 +53,7 @@ def single(args: argparse.Namespace) -> int:
     folder = args.out or DEFAULT_OUT
     refuse_mixing(folder)
     state = Run(configs.fresh(args), corpus.load())
+    targets.prepare_folder(folder, FILES)
     return report_single(finish(state, folder, quiet=args.quiet), folder)
 
 
@@ -59,8 +62,9 @@ def resume_single(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.resume)
     if args.compare:
         raise CommandError("--compare resumes from the folder of the comparison, not from one checkpoint")
-    state = revive(configs.resumed(checkpoint["config"], args), checkpoint, args.resume)
     folder = args.out or args.resume.parent
+    state = revive(configs.resumed(checkpoint["config"], args), checkpoint, args.resume)
+    targets.prepare_folder(folder, FILES)
     return report_single(finish(state, folder, quiet=args.quiet), folder)
 
 
@@ -83,6 +87,8 @@ def finish(state: Run, folder: Path, *, quiet: bool) -> Result:
     label = state.config.variant
     with progress(label, state, quiet=quiet) as after_step:
         train(state, folder, after_step)
+    if not state.history.validation:  # it was interrupted before the first evaluation, and nothing is left to train
+        state.evaluate()
     result = Result.of(state)
     results.write_json(folder / "metrics.json", result.as_json())
     charts.training_chart([result], folder / "loss.png")
@@ -90,7 +96,7 @@ def finish(state: Run, folder: Path, *, quiet: bool) -> Result:
     text = sample.decode("utf-8", errors="replace").lstrip()
     (folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
     if not quiet:
-        shown = "\n".join(f"  | {line[:SAMPLE_WIDTH]}" for line in text.splitlines()[:SAMPLE_SHOWN])
+        shown = "\n".join(f"  | {printable(line)[:SAMPLE_WIDTH]}" for line in text.splitlines()[:SAMPLE_SHOWN])
         print(f"{label} writes:\n{shown}\n")
     return result
 
@@ -113,6 +119,7 @@ def compare(args: argparse.Namespace) -> int:
     plan = [replace(shared, variant=name) for name in names]
     for config in plan:  # the last variant's mistake is told now, not after the others have trained
         variants.build(config, [torch.nn.Parameter(torch.zeros(1))])
+    prepare_comparison(folder, names)
     for name in names:  # a resumed comparison must not mistake an older one's checkpoints for its own
         (folder / name / CHECKPOINT).unlink(missing_ok=True)
     results.write_json(folder / COMPARISON, {"variants": names, "config": shared.as_dict()})
@@ -124,12 +131,19 @@ def resume_comparison(args: argparse.Namespace) -> int:
     folder = args.resume
     try:
         saved = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        names, shared = saved["variants"], saved["config"]
+        sound = isinstance(shared, dict) and isinstance(names, list) and names and set(names) <= {*variants.VARIANTS}
+    except (OSError, ValueError, RecursionError) as error:
         raise CommandError(f"{folder} holds no comparison to resume: {error}") from error
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise CommandError(f"{folder / COMPARISON} is damaged: it does not name variants and their settings")
     if args.compare or args.out not in {None, folder}:
         raise CommandError("a comparison resumes with its own variants in its own folder")
-    shared = configs.resumed(saved["config"], args)
-    plan = [replace(shared, variant=name) for name in saved["variants"]]
+    config = configs.resumed(shared, args)
+    prepare_comparison(folder, names)
+    plan = [replace(config, variant=name) for name in dict.fromkeys(names)]
     return finish_comparison(plan, folder, quiet=args.quiet)
 
 
@@ -151,6 +165,13 @@ def finish_comparison(plan: list[TrainConfig], folder: Path, *, quiet: bool) -> 
     show(results.table(finished))
     print(f"{folder / 'loss.png'} and metrics.json; a sub-folder per variant")
     return 0
+
+
+def prepare_comparison(folder: Path, names: Iterable[str]) -> None:
+    """Make the folders of a comparison, and see that its files can be written."""
+    targets.prepare_folder(folder, (COMPARISON, "metrics.json", "loss.png"))
+    for name in names:
+        targets.prepare_folder(folder / name, FILES)
 
 
 def refuse_mixing(folder: Path) -> None:

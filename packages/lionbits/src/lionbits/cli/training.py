@@ -14,7 +14,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 from lionbits import saving
 
 from . import corpus as corpora
-from . import variants
+from . import targets, variants
 from .config import DTYPES, TrainConfig
 from .console import CommandError
 from .corpus import Corpus
@@ -66,6 +66,7 @@ class Run:
         longest = min(len(corpus.train), len(corpus.held_out)) - 1
         if config.context >= longest:
             raise CommandError(f"--context {config.context} is longer than the text ({longest} bytes)")
+        config.check_memory()
         self.config, self.corpus = config, corpus
         model = ByteTransformer(config.layers, config.width, config.heads, config.context, config.seed)
         self.model = model.to(device=config.device, dtype=DTYPES[config.dtype])
@@ -152,6 +153,7 @@ class Run:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
+    targets.check_source(path)
     try:
         _check_sums(path)
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -162,7 +164,36 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     missing = CHECKPOINT_KEYS - checkpoint.keys()
     if missing:
         raise CommandError(f"the checkpoint {path} lacks {', '.join(sorted(missing))}")
+    for key, fits in CLAIMS.items():
+        if not fits(checkpoint[key]):
+            raise CommandError(f"the checkpoint {path} is damaged: its {key} is not what lionbits train writes")
+    if len(checkpoint["history"]["train"]) != checkpoint["step"]:
+        raise CommandError(f"the checkpoint {path} is damaged: its history has not one loss for each step")
     return checkpoint
+
+
+def _is_history(value: object) -> bool:
+    if not isinstance(value, dict) or value.keys() != {field.name for field in fields(History)}:
+        return False
+    curve, points = value["train"], value["validation"]
+    lists = isinstance(curve, list) and isinstance(points, list)
+    return (
+        lists
+        and all(isinstance(loss, float) for loss in (*curve, value["seconds"], value["step_seconds"]))
+        and all(isinstance(point, list) and list(map(type, point)) == [int, float] for point in points)
+    )
+
+
+#: What of a checkpoint is looked at before it is believed, beside its configuration, model and optimizer.
+CLAIMS: dict[str, Callable[[Any], bool]] = {
+    "config": lambda value: isinstance(value, dict),
+    "corpus": lambda value: isinstance(value, str),
+    "environment": lambda value: isinstance(value, dict),
+    "step": lambda value: type(value) is int and value >= 0,
+    "history": _is_history,
+    "model": lambda value: isinstance(value, dict),
+    "optimizer": lambda value: isinstance(value, dict),
+}
 
 
 def _check_sums(path: Path) -> None:

@@ -26,6 +26,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from lionbits.convert import check_optimizer
 from lionbits.recognition import reader, recognise
 
 from . import bitsandbytes, comparison, exp_avg, flashlion, optax, qlion
@@ -103,6 +104,7 @@ def from_qlion(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -
     same rule; but for a :class:`lionbits.QLion` with ``momentum_first=False``, which asks for Lion's order with QLion's
     betas. ``grad_clip`` and ``cautious`` are carried over.
     """
+    check_optimizer(optimizer)
     lions_order = any(group.get("momentum_first") is False for group in optimizer.param_groups)
     return into(_read("qlion", partial(qlion.read, lions_order=lions_order), state_dict), optimizer, names)
 
@@ -240,6 +242,7 @@ def _read(peer: str, read: Callable[[StateDict], Reading], state_dict: StateDict
 
 
 def _sizes(optimizer: Lion) -> list[int]:
+    check_optimizer(optimizer)
     return [len(group["params"]) for group in optimizer.param_groups]
 
 

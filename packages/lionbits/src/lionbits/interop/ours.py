@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lionbits import advice, counts, matching, options, shards
-from lionbits.convert import FORM, encoded
+from lionbits.convert import FORM, check_optimizer, encoded
 from lionbits_reference.spec import checks
 
 from .reading import Held, Reading
@@ -36,6 +36,7 @@ def into(reading: Reading, optimizer: Lion, names: Sequence[str] | None = None) 
     Raises:
         TypeError, ValueError: groups, parameters or shapes do not fit.
     """
+    check_optimizer(optimizer)
     saved = optimizer.state_dict()
     groups, states = [], {}
     matches = matched(reading, optimizer, names)
@@ -52,6 +53,7 @@ def into(reading: Reading, optimizer: Lion, names: Sequence[str] | None = None) 
 
 def out_of(optimizer: Lion) -> Reading:
     """What the optimizer holds; all settings of its groups."""
+    check_optimizer(optimizer)
     saved = optimizer.state_dict()
     held = {}
     for group, packed in zip(optimizer.param_groups, saved["param_groups"], strict=True):

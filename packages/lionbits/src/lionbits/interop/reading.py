@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lionbits import checkpoint
+from lionbits_reference.spec import checks
 
 #: What schedulers leave in a group, for themselves.
 SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
@@ -87,10 +90,32 @@ def groups_of(state_dict: Any) -> list[dict[str, Any]]:
     """The groups of a state dict, after a look at its form.
 
     Raises:
-        TypeError, ValueError: it has not the form of one.
+        TypeError, ValueError: it has not the form of one, or a setting is no single number.
     """
     checkpoint.check_mapping(state_dict)
-    return [dict(group) for group in checkpoint.checked_form(state_dict)]
+    groups = [dict(group) for group in checkpoint.checked_form(state_dict)]
+    for i, group in enumerate(groups):
+        for name, value in group.items():
+            _check_single(f"param_groups[{i}][{name!r}] of the state dict", value)
+    return groups
+
+
+def _check_single(name: str, value: object) -> None:
+    """Refuse tensors of several elements, which are neither true nor false, and ints that no float holds."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise checks.refusal(TypeError, name, value, "must be a single value")
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise checks.refusal(ValueError, name, value, "must be a number that a float holds")
+
+
+def _checked_betas(betas: object) -> tuple[float, float]:
+    rule = "must be two numbers in 0..1"
+    pair = betas if isinstance(betas, (tuple, list)) else (None,)
+    if any(isinstance(b, bool) or not isinstance(b, numbers.Real) for b in pair):
+        raise checks.refusal(TypeError, "betas in a group of the state dict", betas, rule)
+    if len(pair) != 2 or not all(0 <= b <= 1 for b in pair):
+        raise checks.refusal(ValueError, "betas in a group of the state dict", betas, rule)
+    return pair[0], pair[1]
 
 
 def states_of(state_dict: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -128,7 +153,7 @@ def settings(group: Mapping[str, Any], *more: str) -> dict[str, Any]:
     """What a group says about ``lr``, ``betas``, ``weight_decay`` and ``more``, its parameters, and its schedule.
 
     Raises:
-        ValueError: one of them is missing.
+        TypeError, ValueError: one of them is missing, or betas are not two numbers.
     """
     wanted = ("lr", "betas", "weight_decay", *more)
     missing = [name for name in wanted if name not in group]
@@ -136,7 +161,7 @@ def settings(group: Mapping[str, Any], *more: str) -> dict[str, Any]:
         raise ValueError(f"a group of the state dict lacks {', '.join(missing)}: it has {sorted(map(str, group))}.")
     beside = [name for name in (*SCHEDULED, "param_names") if name in group]
     found = {name: group[name] for name in (*wanted, *beside, "params")}
-    return found | {"betas": tuple(found["betas"])}
+    return found | {"betas": _checked_betas(found["betas"])}
 
 
 def common(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,8 @@
 
 from .account import PagingStats
 from .arrangement import Paged, Pager, Resident, adopt, arrangement
+from .beside import apart
+from .host import check_process
 from .movement import Movement
 
-__all__ = ["Movement", "Paged", "Pager", "PagingStats", "Resident", "adopt", "arrangement"]
+__all__ = ["Movement", "Paged", "Pager", "PagingStats", "Resident", "adopt", "apart", "arrangement", "check_process"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,20 @@ def zeros(wanted: Sequence[Mapping[str, TensorSpec]], device: torch.device) -> l
             for j, tensor in zip(some, memory.unbind(), strict=True):
                 made[j]["exp_avg"] = tensor
     return made
+
+
+def apart(states: Mapping[Any, Any]) -> defaultdict[Any, Any]:
+    """States in which no tensor is a row of a larger one: to be pickled, as that takes all rows along with each."""
+    copies: defaultdict[Any, Any] = defaultdict(dict, states)
+    for key, held in states.items():
+        if isinstance(key, Tensor):  # others' notes are theirs
+            copies[key] = {name: _apart(value) for name, value in held.items()}
+    return copies
+
+
+def _apart(value: Any) -> Any:
+    is_row = type(value) is Tensor and value.device.type == "cpu" and value.numel() <= SMALL
+    return value.clone() if is_row and value.untyped_storage().nbytes() > value.nbytes else value
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,18 +1,26 @@
 """Memory for pages: pinned where a device reads it, plain elsewhere, or files that have lost their names.
 
 State of many small parameters shares a page, so that one copy brings them all; a large parameter's has memory of its
-own.
+own. To torch each tensor has a storage of its own, a part of the page: who pickles, copies or saves a tensor takes all
+of its storage along.
+
+Files are mapped shared, as memory is no place for state that is larger. So a forked process reaches those of its
+parent: :func:`check_process` keeps it from them.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lionbits_reference.spec import TensorSpec
 
@@ -21,23 +29,75 @@ ALIGNMENT = 64
 
 Specs = Mapping[str, TensorSpec]
 
+#: This process, unless it has been forked since.
+_PROCESS = os.getpid()
+
+
+class Home(NamedTuple):
+    """Where a tensor lies: in which page, from which byte on, and which process made the file; 0: it is memory."""
+
+    page: Tensor
+    at: int
+    maker: int
+
+
+#: Of each tensor in a page, as long as it lives.
+_homes = WeakTensorKeyDictionary()
+
+#: Bytes that are written at a time to a file, where room in it cannot be reserved.
+_CHUNK = 1 << 20
+
 
 def allocate(
     wanted: Sequence[Specs], page_size: int, folder: str | Path | None, *, pinned: bool
 ) -> list[dict[str, Tensor]]:
     """Zeroed state tensors on the host for each of the specs.
 
-    Tensors that share memory are of one dtype: torch saves no others.
+    Raises:
+        OSError: the folder has no room for a file.
     """
     made: list[dict[str, Tensor]] = [{} for _ in wanted]
     for run in _runs([size(specs) for specs in wanted], page_size):
         for dtype in dict.fromkeys(spec.dtype for j in run for spec in wanted[j].values()):
             specs = [(j, key, spec) for j in run for key, spec in wanted[j].items() if spec.dtype == dtype]
             page = _memory(sum(_padded(bytes_of(spec)) for _, _, spec in specs), folder, pinned=pinned)
-            at = 0
+            at, maker = 0, 0 if folder is None else os.getpid()
             for j, key, spec in specs:
-                made[j][key], at = carve(page, at, spec)
+                home = Home(page, at, maker)
+                view, at = carve(page, at, spec)
+                made[j][key] = tensor = from_dlpack(
+                    view.__dlpack__()
+                )  # the capsule: DLPack's names for devices know no pinned memory
+                _homes[tensor] = home
     return made
+
+
+def place(tensor: Tensor) -> tuple[torch.UntypedStorage, int]:
+    """The memory in which a tensor has neighbours, and the byte of it at which the tensor begins."""
+    home: Home | None = _homes.get(tensor)
+    if home is None:
+        return tensor.untyped_storage(), int(tensor.storage_offset()) * tensor.itemsize
+    return home.page.untyped_storage(), home.at
+
+
+def check_process(states: Iterable[object]) -> None:
+    """Refuse to use state in files that another process made, and from which this one was forked.
+
+    Raises:
+        RuntimeError: naming both processes.
+    """
+    here = os.getpid()
+    if here == _PROCESS:
+        return
+    held = (state.values() for state in states if isinstance(state, Mapping))  # others' notes may be anything
+    tensors = (value for values in held for value in values if isinstance(value, Tensor))
+    for home in filter(None, map(_homes.get, tensors)):
+        if home.maker not in (0, here):
+            raise RuntimeError(
+                f"state is in files of page_dir that process {home.maker} uses, from which this process {here} was "
+                f"forked: each would see the other's changes. Here, call load_state_dict with a copy of a state dict "
+                f"that was taken before the fork, or make the optimizer after it."
+            )
 
 
 def size(specs: Specs) -> int:
@@ -74,11 +134,37 @@ def _memory(count: int, folder: str | Path | None, *, pinned: bool) -> Tensor:
         return torch.zeros(count, dtype=torch.uint8, device="cpu", pin_memory=pinned)
     handle, name = tempfile.mkstemp(prefix="lionbits-", suffix=".page", dir=folder)
     try:
-        os.truncate(handle, count)
+        reserve(handle, count)
         return torch.from_file(name, shared=True, size=count, dtype=torch.uint8, device="cpu")
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{error.strerror}: page_dir has to hold {count:,} bytes more", str(folder)
+        ) from error
     finally:
         os.close(handle)
         Path(name).unlink()  # the file lives as long as its memory is mapped
+
+
+def reserve(handle: int, count: int) -> None:
+    """Give an empty file so many zero bytes that are on the disk: those of a sparse file are sought when written to.
+
+    Where there is no room then, the process gets a signal that ends it, rather than an error.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(handle, 0, count)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that reserves nothing
+                raise
+        else:
+            return
+    for begin in range(0, count, _CHUNK):
+        left = memoryview(bytes(min(_CHUNK, count - begin)))
+        while left:
+            left = left[os.write(handle, left) :]
 
 
 def _padded(count: int) -> int:

@@ -118,7 +118,7 @@ def visit(plan: Plan, slots: Sequence[Slot], page: Page, frame: Tensor, compute:
             far = part.state[key] if compute == "device" else getattr(part, key)
             begin = at
             found[key], at = host.carve(frame, at, TensorSpec(tuple(far.shape), far.dtype))
-            copies.append(_Copy(key, found[key], far, begin))
+            copies.append(_Copy(key, found[key], far, begin, *host.place(far)))
     if compute == "host":
         there = [
             replace(part, param=found["param"], grad=found["grad"], pitch=part.row_pitch)
@@ -172,18 +172,21 @@ class _Copy(NamedTuple):
     near: Tensor
     far: Tensor
     begin: int  # in the frame, in bytes
+    memory: torch.UntypedStorage  # in which it lies at home,
+    at: int  # from this byte on
 
     def follows(self, before: _Copy) -> bool:
         """Whether the two lie on the host as they do in the frame."""
-        together = self.far.untyped_storage().data_ptr() == before.far.untyped_storage().data_ptr()
-        return together and self.far.data_ptr() - before.far.data_ptr() == self.begin - before.begin
+        mine, other = self.memory, before.memory  # the first tensor of a page begins where the page does
+        together = mine.data_ptr() == other.data_ptr() and mine.nbytes() == other.nbytes()
+        return together and self.at - before.at == self.begin - before.begin
 
 
 def _joined(copies: Sequence[_Copy], frame: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Copies of neighbours as one copy: pairs of bytes in the frame and on the host."""
     runs: list[list[_Copy]] = []
     for copy in copies:
-        if not copy.far.is_contiguous():
+        if not copy.far.is_contiguous() or copy.far.is_neg():  # the sign of a negated view is not in its bytes
             yield copy.near, copy.far
         elif runs and copy.follows(runs[-1][-1]):
             runs[-1].append(copy)
@@ -192,6 +195,5 @@ def _joined(copies: Sequence[_Copy], frame: Tensor) -> Iterator[tuple[Tensor, Te
     for first, *_, last in ([*run, run[-1]] for run in runs):
         end = last.begin + last.far.nbytes
         memory = torch.empty(0, dtype=torch.uint8, device=first.far.device)
-        begin = first.far.storage_offset() * first.far.itemsize
-        memory.set_(first.far.untyped_storage(), begin, (end - first.begin,), (1,))
+        memory.set_(first.memory, first.at, (end - first.begin,), (1,))
         yield frame[first.begin : end], memory
