@@ -148,6 +148,28 @@ def test_a_part_of_the_parameters_is_shared() -> None:
     assert older._in_backward is None
 
 
+def test_a_step_of_the_newer_one_that_gets_no_gradient() -> None:
+    """It is not fused, and the older one uses every gradient: a warning says so, once, and what to do."""
+    model = network()
+    older = Lion(model.parameters(), lr=0.25)
+    fused = fuse_into_backward(model, older)
+    newer = Lion8bit(model.parameters())
+    backward(model)
+    with pytest.warns(UserWarning, match=r"4 parameter\(s\) of this Lion8bit .* \(Lion\) .* replace=True") as told:
+        newer.step()
+    assert told[0].filename == __file__
+    older.step()
+    backward(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        newer.step()  # as before
+        fused.remove()
+        backward(model)
+        newer.step()
+        older.step()
+    assert len(newer.state) == 4
+
+
 def test_two_optimizers_over_different_parameters() -> None:
     """They are no matter to each other."""
     model = network()

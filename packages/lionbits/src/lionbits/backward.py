@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lionbits_reference.spec import checks
 
-from . import torch_private
+from . import advice, torch_private
 from .interrupts import uninterrupted
 from .parameter_step import ParameterStep
 from .uncompiled import uncompiled
@@ -100,6 +100,24 @@ def _others(param: Tensor, optimizer: Lion) -> list[_Other]:
         names = ", ".join(type(one).__name__ for one in torchs)
         found.append(_Other(param, f"{names} (torch's optimizer-in-backward)", torch_private.in_backward_end(param)))
     return found
+
+
+def tell_of_others(optimizer: Lion) -> None:
+    """Warn of parameters that have no gradient for a step as another optimizer used it in backward.
+
+    An optimizer that is fused itself was asked about the others then.
+    """
+    if optimizer._in_backward is not None:
+        return
+    params = (param for group in optimizer.param_groups for param in group["params"] if param.grad is None)
+    hooks = [hook for param in params for hook in torch_private.gradient_hooks(param) if isinstance(hook, _Update)]
+    others = [hook.owner for hook in hooks if not hook.is_of(optimizer)]
+    if others:
+        advice.warn(
+            f"{len(others)} parameter(s) of this {type(optimizer).__name__} have no gradient, as another optimizer "
+            f"({', '.join(dict.fromkeys(others))}) updates them in backward. Call remove() on what its "
+            f"fuse_into_backward returned, or lionbits.fuse_into_backward(model, optimizer, replace=True)."
+        )
 
 
 def _check_others(model: nn.Module, others: Sequence[_Other], *, replace: bool) -> None:

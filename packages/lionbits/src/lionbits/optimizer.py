@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import advice, copies, groups, momenta, options, paging, select, shards, state_dicts, summary, work
-from .backward import InBackward
+from .backward import InBackward, tell_of_others
 from .hooks import hooked_if_watched
 from .inference import outside_inference_mode
 from .interrupts import uninterrupted
@@ -220,7 +220,10 @@ class Lion(Optimizer):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
             return
+        before = self._steady
         update(self)
+        if self._steady is not before:
+            tell_of_others(self)
 
     @torch.no_grad()
     @uncompiled
