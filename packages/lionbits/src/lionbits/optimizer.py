@@ -289,7 +289,7 @@ class Lion(Optimizer):
 
     @outside_inference_mode
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue bit for bit where ``state_dict`` was taken. Tensors are copied, never cast.
+        """Continue bit for bit where ``state_dict`` was taken, with its settings. Tensors are copied, never cast.
 
         Raises:
             TypeError, ValueError: the state dict does not fit this optimizer; nothing was changed.
