@@ -303,8 +303,8 @@ class Lion(Optimizer):
             handle.remove()
         sealing.complete_weights()
         self._moves().formats.note_all(self.param_groups, self.state)
-        if self._steady is not None and not self._steady.captured:
-            self._steady = None  # the state that it knew is free to go
+        if self._steady is not None:
+            self._steady = self._steady.recorded()  # the state that others knew is free to go
         if self._in_backward is not None:
             self._in_backward.forget()
 
