@@ -54,9 +54,8 @@ print("the same bits")
 """
 
 
-@pytest.mark.parametrize(
-    "backend", ["reference", "compiled", "cupy"]
-)  # Triton's interpreter changes modules as it runs
+# Not triton: its interpreter changes modules while it runs, which threads share.
+@pytest.mark.parametrize("backend", ["reference", "compiled", "cupy"])
 def test_first_steps_at_once(backend: str) -> None:
     """Four threads, two forms of state, each form in two threads."""
     if importlib.util.find_spec(f"lionbits_{backend}") is None:

@@ -31,7 +31,7 @@ class Steady:
         groups, states: of the optimizer.
         requested: the backend that was asked for, or None.
         movement: of state that does not live beside its parameter.
-        before: the one that this replaces. What captured graphs go on reading, of that and of others before it, is kept.
+        before: the one that this replaces. What captured graphs go on reading, of it and of others before, is kept.
         first: position of the first parameter, where these groups are a part of the optimizer's.
 
     Raises:
