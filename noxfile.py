@@ -133,9 +133,9 @@ def run_tests(session: nox.Session, *arguments: str) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Load 3,360 state dicts that were changed at random, in every class; `-- --seed 7 --cases 480` tries ten times others.
+    """Load 3,360 state dicts that were changed at random, in every class; `-- --seed 7 --cases 480` tries others, and more.
 
-    After a refusal everything is as it was, the next step too; what loads is good for more steps. A case is 70 state dicts.
+    After a refusal everything is as it was, the next step too; what loads is good for more steps. A case is 70 of them.
     """
     parser = argparse.ArgumentParser(prog="nox -s fuzz --")
     parser.add_argument("--seed", type=int, default=0)
