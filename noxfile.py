@@ -5,6 +5,7 @@ hands the rest of the line to pytest. Each session has its own virtual environme
 `nox -R` also skips looking whether its packages are up to date.
 """
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -58,6 +59,9 @@ WORKERS = ("--numprocesses=auto", "--maxprocesses=4")
 # What the session `ecosystem` runs, and `tests` does not.
 TRAINERS = "packages/lionbits/tests/ecosystem"
 
+
+# What the session `fuzz` runs; `tests` runs it with its own numbers, `ci` some of its cases.
+FUZZ = "packages/lionbits/tests/test_load_fuzz.py"
 
 # All versions, torch's above all: an environment downloads it once and keeps it.
 PINNED = ("--constraint", "constraints.txt")
@@ -125,6 +129,21 @@ def tests(session: nox.Session) -> None:
 def run_tests(session: nox.Session, *arguments: str) -> None:
     """Run all tests but those under trainers; with `--glance`, of hunts some cases only."""
     session.run("pytest", *WORKERS, f"--ignore={TRAINERS}", *arguments, env=ON_THE_CPU)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Load 3,360 state dicts that were changed at random, in every class; `-- --seed 7 --cases 480` tries others, and more.
+
+    After a refusal everything is as it was, the next step too; what loads is good for more steps. A case is 70 of them.
+    """
+    parser = argparse.ArgumentParser(prog="nox -s fuzz --")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, default=48)
+    chosen, arguments = parser.parse_known_args(session.posargs)
+    install(session, "test", packages=FRONT_END)
+    environment = {"LIONBITS_FUZZ_SEED": str(chosen.seed), "LIONBITS_FUZZ_CASES": str(chosen.cases)}
+    session.run("pytest", FUZZ, *WORKERS, *arguments, env={**ON_THE_CPU, **environment})
 
 
 @nox.session

@@ -24,7 +24,7 @@ from lionbits_reference.spec import Format
 
 from . import bits, serving, strategies, values
 from .cases import TensorCase
-from .runs import CPU, Player, Run
+from .runs import CPU, Player, Run, load
 
 BETAS = st.sampled_from([(0.9, 0.99), (0.5, 0.9), (0.0, 0.999)])
 
@@ -154,7 +154,7 @@ class Life(RuleBasedStateMachine):
         successor = copy.copy(player)
         groups = [{"params": group["params"]} for group in player.optimizer.param_groups]
         successor.optimizer = lionbits.Lion(groups, **self.options, backend=backend, **paging)
-        successor.optimizer.load_state_dict(state_dict)
+        load(successor.optimizer, state_dict)
         return successor
 
 

@@ -12,6 +12,7 @@ import functools
 import io
 import pickle
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -180,10 +181,17 @@ def saving_changes_nothing(lion: Optimizer, backend: str, run: Run, device: torc
         file.seek(0)
         second = Player(lion, other, device, backend=backend, is_paged=is_paged)
         _copy_params(second, first)
-        second.optimizer.load_state_dict(torch.load(file, weights_only=True))
+        load(second.optimizer, torch.load(file, weights_only=True))
         second.play(run, grads[half:], first=half)
         _forget_skips(second, want)
         bits.require_equal(second.results(), want.results(), told("saving_changes_nothing", backend, run))
+
+
+def load(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Load into an optimizer that was given other settings, and not be warned that these go."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "load_state_dict takes settings", UserWarning)
+        optimizer.load_state_dict(state_dict)
 
 
 def copies_continue(lion: Optimizer, backend: str, run: Run, device: torch.device = CPU) -> None:

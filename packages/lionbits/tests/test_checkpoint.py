@@ -185,8 +185,9 @@ def test_parameter_rest_must_be_there_and_not_be_there(saved: str) -> None:
     """Settings travel with the state: a group that turns compensation on or off by loading keeps its state whole."""
     given = trained(Lion8bit, torch.bfloat16, param_rounding=saved)
     params = weights(torch.bfloat16)
-    target = Lion8bit(params, param_rounding="nearest" if saved == "compensated" else "compensated")
-    target.load_state_dict(given)
+    target = Lion8bit(params, param_rounding="dithered" if saved == "compensated" else "compensated")
+    with pytest.warns(UserWarning, match="was given param_rounding="):
+        target.load_state_dict(given)
     assert target.param_groups[0]["param_rounding"] == saved
     assert ("param_rest" in target.state[params[0]]) == (saved == "compensated")
     broken = copy.deepcopy(given)
@@ -214,7 +215,8 @@ def test_the_seed_comes_from_the_checkpoint() -> None:
     resumed_params, stranger_params = copy.deepcopy((params, params))
     resumed, stranger = Lion4bit(resumed_params, seed=1), Lion4bit(stranger_params, seed=1)
     given = copy.deepcopy(optimizer.state_dict())
-    resumed.load_state_dict(given)
+    with pytest.warns(UserWarning, match=r"was given seed=1 \(9\)"):
+        resumed.load_state_dict(given)
     stranger.load_state_dict({**given, "param_groups": [{**given["param_groups"][0], "seed": 1}]})
     for one, some in ((optimizer, params), (resumed, resumed_params), (stranger, stranger_params)):
         train(one, some, [3, 4])

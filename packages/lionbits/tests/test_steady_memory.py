@@ -160,3 +160,39 @@ def test_an_address_that_is_used_again_is_not_taken_for_what_was_there() -> None
     state["exp_avg"] = born[-1]
     train(optimizer, params, (3,))
     assert optimizer._steady is not kept
+
+
+def _recorded(optimizer: Lion, params: list[nn.Parameter], step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a step as a graph records one."""
+    with monkeypatch.context() as patch:
+        patch.setattr(steady, "capturing", lambda device: True)
+        train(optimizer, params, (step,))
+
+
+def _rebuilt(optimizer: Lion, params: list[nn.Parameter], step: int) -> weakref.ref[Any]:
+    """Take a step for which all is made anew, and return what it leaves for the next."""
+    optimizer.param_groups[0]["betas"] = (0.5, 0.5 + step / 100)
+    train(optimizer, params, (step,))
+    return weakref.ref(optimizer._steady)
+
+
+def test_what_no_graph_reads_is_let_go_of(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a recording, and after another, only what was recorded stays, and what the next step uses."""
+    params = weights()
+    optimizer = variant(params)
+    gc.disable()
+    try:
+        made = [_rebuilt(optimizer, params, 1)]
+        _recorded(optimizer, params, 2, monkeypatch)
+        made += [_rebuilt(optimizer, params, step) for step in range(3, 9)]
+        assert [number for number, ref in enumerate(made) if ref() is not None] == [0, 6]
+        _recorded(optimizer, params, 9, monkeypatch)
+        made += [_rebuilt(optimizer, params, step) for step in range(10, 13)]
+        assert [number for number, ref in enumerate(made) if ref() is not None] == [0, 6, 9]
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        assert [number for number, ref in enumerate(made) if ref() is not None] == [0, 6]
+    finally:
+        gc.enable()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {12}
+    train(optimizer, params, (13,))
+    assert {int(state["step"]) for state in optimizer.state.values()} == {13}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .spec import binary64
+
 #: ``cautious=`` of the optimizer -> ``Plan.caution`` of the kernels.
 PLAN_CAUTION = {None: "none", "mask": "mask", "c-optim": "mask", "timm": "mask", "gradient": "gradient"}
 
@@ -18,11 +20,11 @@ def rate_factor(cautious: str, aligned: Tensor, numel: Tensor) -> Tensor:
         aligned: int64[k], counted over whole tensors.
         numel: int64[k], elements of whole tensors.
     """
-    n, k = numel.to(torch.float64), aligned.to(torch.float64)
+    n, k = binary64(numel), binary64(aligned)
     if cautious == "mask":
         moving = k.clamp(min=1)
     elif cautious == "c-optim":
         moving = k + 1
     else:
         moving = torch.maximum(k, n * 1e-3)
-    return (n / moving).to(torch.float32)
+    return (n / moving).to(torch.float32).to(aligned.device)

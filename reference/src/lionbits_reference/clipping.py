@@ -1,14 +1,17 @@
 """Gradient clipping per tensor: norms up, factors down, all on the device.
 
 The norm sums squares in binary64, in a fixed order that no thread count, device or slice size changes, and is
-rounded to float32 once. Percentile clipping is that of bitsandbytes before 0.50, with its off-by-one mended: the
-limit is the q-th smallest of the last 100 norms, the present one included.
+rounded to float32 once. A device without binary64 hands gradients to the CPU for that. Percentile clipping is that
+of bitsandbytes before 0.50, with its off-by-one mended: the limit is the q-th smallest of the last 100 norms, the
+present one included.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from .spec import binary64
 
 #: How many norms percentile clipping remembers.
 HISTORY = 100
@@ -22,11 +25,14 @@ def gradient_norm(grad: Tensor, nonfinite: str) -> Tensor:
     The order of the sum is part of the meaning: logical row-major elements in runs of 65,536, each filled up with
     zeros to a power of two and halved (x[:n/2] + x[n/2:]) down to one number; then the runs' sums likewise.
     """
-    return norm(sum_of_squares(grad, nonfinite))
+    return norm(sum_of_squares(grad, nonfinite)).to(grad.device)
 
 
 def sum_of_squares(grad: Tensor, nonfinite: str) -> Tensor:
-    """What :func:`gradient_norm` is the root of, float64, 0-d: ranks with parts of a tensor add these up."""
+    """What :func:`gradient_norm` is the root of, float64, 0-d: ranks with parts of a tensor add these up.
+
+    It is on the device of ``grad``, or on the CPU where :func:`~lionbits_reference.spec.binary64` is.
+    """
     flat = grad.detach().reshape(-1)
     return _halve(torch.stack([_leaf(run, nonfinite) for run in flat.split(_LEAF)]))
 
@@ -60,7 +66,7 @@ def clip_factor(norm: Tensor, limit: Tensor) -> Tensor:
 
 
 def _leaf(run: Tensor, nonfinite: str) -> Tensor:
-    x = run.to(torch.float64)
+    x = binary64(run)
     if nonfinite == "skip":
         x = torch.where(torch.isfinite(x), x, 0.0)
     return _halve(x * x)

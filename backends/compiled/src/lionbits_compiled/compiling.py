@@ -9,6 +9,7 @@ import shutil
 import struct
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from torch import Tensor
 from . import flags, private
 
 log = logging.getLogger("lionbits_compiled")
+
+#: Held by the thread that compiles: torch keeps what it traces in variables that all threads share.
+_COMPILING = threading.Lock()
 
 #: What torch runs its C++ with where the environment names none.
 _DEFAULT = {"darwin": "clang++", "win32": "cl"}
@@ -68,10 +72,16 @@ class Compiled:
     def __call__(self, *arguments: Any) -> None:
         """Compute, having compiled first if that is still to be done for so many threads."""
         if self._threads != torch.get_num_threads():
+            with _COMPILING:
+                self._compile(arguments)
+        self._run(*_leaves(arguments))
+
+    def _compile(self, arguments: Sequence[Any]) -> None:
+        """Have it compiled, unless another thread has done that in the meantime."""
+        if self._threads != torch.get_num_threads():
             with _told(self._title):
                 self._run = self._compiled(arguments)
             self._threads = torch.get_num_threads()
-        self._run(*_leaves(arguments))
 
     def _compiled(self, arguments: Sequence[Any]) -> Callable[..., Any]:
         """The function of all tensors in arguments like these, in order.

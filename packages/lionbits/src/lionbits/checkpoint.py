@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,9 +18,12 @@ from torch.optim import Optimizer
 
 from lionbits_reference.spec import Backend, checks
 
-from . import examination, matching, options, paging, residual, shards, states, wire
+from . import examination, keeping, matching, options, paging, residual, shards, states, wire
 from . import groups as grouping
 from .recognition import reader, recognise, second_moments
+
+if TYPE_CHECKING:
+    from .optimizer import Lion
 
 VERSION = 1
 VERSION_KEY = "lionbits_version"
@@ -105,6 +108,8 @@ class Sealing:
     def __call__(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         """What :func:`examine` returns, with copies of all state where the optimizer keeps it.
 
+        Warns of settings that the optimizer was given and that the checkpoint replaces.
+
         Raises:
             TypeError, ValueError: as :func:`examine`; or no step could be taken with the settings of the checkpoint.
         """
@@ -115,6 +120,7 @@ class Sealing:
             grouping.check({**settings, "params": group["params"]}, self._backend, self._pager)
         known = [(held[key], param, group) for key, (param, group) in owners(groups, completed) if key in held]
         weights = [_without_rest(sealed.state, param, group) for sealed, param, group in known]
+        keeping.tell_of_replaced(cast("Lion", optimizer), completed)
         self._whole = [(shards.here(param), whole) for (_, param, _), whole in zip(known, weights, strict=True)]
         copies = paging.adopt(self._pager, [(param.device, sealed.state) for sealed, param, _ in known])
         for (sealed, _, _), copied in zip(known, copies, strict=True):

@@ -1,50 +1,58 @@
-"""State in another form: momentum of 32, 8, 4 or 2 bits, decoded and encoded again. Lossy, so only on request."""
+"""State for other settings than those it was saved with: in other bits, compensated or not. Only on request."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lionbits_reference import backend as reference
 from lionbits_reference.spec import checks
 
-from . import checkpoint, options, qlion, shards
+from . import checkpoint, factors, keeping, options, qlion, residual, shards, states
 from .optimizer import Lion
 
 #: Settings of a group that decide in which form a parameter's momentum is held.
 FORM = (*checkpoint.FORMAT_KEYS, "min_8bit_size", *qlion.FORM)
 
 
-def convert(state_dict: Mapping[str, Any], optimizer: Lion) -> dict[str, Any]:
+def convert(state_dict: Mapping[str, Any], optimizer: Lion, keep: Iterable[str] = ()) -> dict[str, Any]:
     """The state dict with its momentum in the form that ``optimizer`` holds: then this one loads it.
 
     Momentum is decoded and rounded to nearest. Bits, format, block size and ``min_8bit_size`` are the optimizer's,
-    group by group; steps, seed, what compensated parameters keep, and all other settings stay the checkpoint's. State
-    that is in the right form already is not touched, so that converting there a second time changes nothing. Of a
-    sharded optimizer each rank converts its part.
+    group by group, and what ``keep`` names; steps and all other settings stay the checkpoint's. State that is in the
+    right form already is not touched, so that converting there a second time changes nothing. Of a sharded optimizer
+    each rank converts its part.
 
     Args:
         state_dict: of lionbits, of any form. It is not changed; the new one shares tensors that need no conversion.
         optimizer: over parameters of the same shapes in the same groups. It is not changed. The parameters' shapes come
             from it, as packed codes do not tell them.
+        keep: names of more settings that are to be the optimizer's, such as ``["param_rounding", "lr"]``;
+            ``optimizer.defaults`` names all. With ``param_rounding="compensated"`` compensation begins with what the
+            parameters are; with another what it kept of bfloat16 parameters is left out. ``master_bits`` 24 becomes 32
+            exactly, 32 becomes 24 rounded to nearest. A new ``percentile_clipping`` goes on with the history that is
+            there, or begins one. With ``"lr"`` goes what a schedule noted as ``initial_lr``.
 
     Raises:
-        TypeError, ValueError: the state dict does not fit the optimizer, for another reason than its form; or that
-            form has one scale for all parts of a sharded tensor.
+        TypeError, ValueError: the state dict does not fit the optimizer, for another reason than its form; that
+            form has one scale for all parts of a sharded tensor; or ``keep`` names what is no setting of a group.
     """
     checkpoint.check_mapping(state_dict)
     check_optimizer(optimizer)
+    names = [*FORM, *keeping.checked(keep, optimizer)]
     groups = optimizer.param_groups
     saved = checkpoint.complete_groups(groups, state_dict)
-    formed = [_reformed(there, here) for there, here in zip(saved, groups, strict=True)]
+    formed = [_reformed(there, here, names) for there, here in zip(saved, groups, strict=True)]
     goal = dict(checkpoint.owners(groups, formed))
-    states = dict(state_dict["state"])
+    held = dict(state_dict["state"])
     for key, param, group, state in checkpoint.read_states(groups, saved, state_dict):
         _, new_group = goal[key]
-        states[key] = checkpoint.published(new_group, param, _converted(state, param, group, new_group))
-    return {**state_dict, "state": states, "param_groups": formed}
+        converted = _compensated(_converted(state, param, group, new_group), param, new_group)
+        held[key] = checkpoint.published(new_group, param, converted)
+    return {**state_dict, "state": held, "param_groups": formed}
 
 
 def check_optimizer(optimizer: object) -> None:
@@ -70,11 +78,9 @@ def encoded(group: Mapping[str, Any], param: Tensor, momentum: Tensor) -> dict[s
     return reference.encode(options.plan(group, param, param.dtype).format, momentum)
 
 
-def _reformed(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved group with settings of form as ours has them."""
-    kept = {key: value for key, value in saved.items() if key not in FORM}
-    form = {key: ours[key] for key in FORM if key in ours}
-    return {**kept, **form, checkpoint.VERSION_KEY: checkpoint.VERSION}
+def _reformed(saved: Mapping[str, Any], ours: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """A saved group with these settings as ours has them."""
+    return {**keeping.with_ours(saved, ours, names), checkpoint.VERSION_KEY: checkpoint.VERSION}
 
 
 def _converted(
@@ -89,3 +95,19 @@ def _converted(
     shape = shards.here(param).shape
     beside = {key: value for key, value in state.items() if key not in here.momentum_spec(shape)}
     return {**beside, **encoded(new_group, param, reference.decode(here, state, shape))}
+
+
+def _compensated(state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    """The state with what the group's settings have a use for beside momentum; what a float32 parameter gets stays."""
+    plan = options.plan(group, param, param.dtype)
+    found = dict(state)
+    if not factors.keeps_norms(group):
+        found.pop(states.NORMS, None)
+    if plan.param_dtype != torch.bfloat16 or states.fresh(found):
+        return found
+    rest = found.pop(states.REST, None)
+    if plan.param_rounding == "compensated":
+        if rest is None:
+            rest = torch.zeros(shards.here(param).shape, dtype=torch.int16, device=param.device)
+        found[states.REST] = residual.resized(rest, plan.master_bits)
+    return found

@@ -5,8 +5,9 @@ Where tensors are sharded, each kind of number is added up over ranks in one cal
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def clips(group: Group) -> bool:
     return keeps_norms(group) or bool(group["grad_clip"] > 0)
 
 
-def keeps_norms(group: Group) -> bool:
+def keeps_norms(group: Mapping[str, Any]) -> bool:
     """Whether its parameters remember the norms of their gradients."""
     return bool(group["percentile_clipping"] < 100)
 

@@ -309,7 +309,7 @@ class Lion(Optimizer):
     def load_state_dict(  # type: ignore[override]
         self, state_dict: Mapping[str, Any], strict: bool = True
     ) -> LoadedKeys | None:
-        """Continue bit for bit where ``state_dict`` was taken. Tensors are copied, never cast.
+        """Continue bit for bit where ``state_dict`` was taken, with its settings. Tensors are copied, never cast.
 
         Args:
             state_dict: as :meth:`state_dict` returns it.

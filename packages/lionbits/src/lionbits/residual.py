@@ -56,3 +56,22 @@ def weights(plan: Plan, param: Tensor, state: MutableMapping[str, Any]) -> Tenso
     if plan.param_dtype != torch.float32 or REST not in state:
         return None
     return joined(param.detach(), state[REST])
+
+
+def resized(rest: Tensor, master_bits: int) -> Tensor:
+    """What is kept with so many ``master_bits``: 24 bits become 32 exactly, 32 become the nearest 24 that fit.
+
+    The bfloat16 parameter stays as it is, so that the largest rests round down: one more and they were its next value.
+
+    Args:
+        rest: int16, of 32 bits, or int8, of 24.
+        master_bits: 32 or 24.
+
+    Returns:
+        int16 or int8; ``rest`` itself where it is that already.
+    """
+    if (rest.dtype == torch.int8) == (master_bits == 24):
+        return rest
+    if master_bits == 32:
+        return rest.to(torch.int16) << 8
+    return ((rest.to(torch.int32) + 0x80) >> 8).clamp(max=127).to(torch.int8)

@@ -73,8 +73,8 @@ def load(
             handle.remove()
     sealing.complete_weights()
     optimizer._moves().formats.note_all(optimizer.param_groups, optimizer.state)
-    if optimizer._steady is not None and not optimizer._steady.captured:
-        optimizer._steady = None  # the state that it knew is free to go
+    if optimizer._steady is not None:
+        optimizer._steady = optimizer._steady.recorded()  # the state that others knew is free to go
     optimizer._parameter_steps = None
     if optimizer._in_backward is not None:
         optimizer._in_backward.forget()

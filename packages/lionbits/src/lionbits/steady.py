@@ -35,7 +35,7 @@ class Steady:
         groups, states: of the optimizer.
         requested: the backend that was asked for, or None.
         movement: of state that does not live beside its parameter.
-        before: the one that this replaces. A captured graph goes on reading what that holds.
+        before: the one that this replaces. What captured graphs go on reading, of it and of others before, is kept.
         first: position of the first parameter, where these groups are a part of the optimizer's.
 
     Raises:
@@ -64,7 +64,7 @@ class Steady:
             before.recount()
         work.prepare(works, states, movement)
         self.captured = False
-        self._before: Steady | None = before if before is not None and (before.captured or before._before) else None
+        self._before = None if before is None else before.recorded()
         self._works = list(zip(works, backends, strict=True))
         self._devices = devices
         self._counts = list(dict.fromkeys((w.launch.device, w.launch.spread) for w in works))
@@ -168,6 +168,10 @@ class Steady:
                 f"nonfinite='raise': {count} element(s) had a gradient or momentum that is not finite. They were "
                 f"left as they were, and all others updated. Lower lr, clip gradients, or use nonfinite='skip'."
             )
+
+    def recorded(self) -> Steady | None:
+        """The last one that a graph has captured and may read: this, or one before it. It keeps those before itself."""
+        return self if self.captured else self._before
 
     @uninterrupted
     def recount(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lionbits_reference import clipping, formats
-from lionbits_reference.spec import Backend, Batch, Hyper, Plan, TensorSpec
+from lionbits_reference.spec import Backend, Batch, Hyper, Plan, TensorSpec, binary64
 
 from . import counts, factors, groups, options, residual, shards, states
 from .interrupts import uninterrupted
@@ -219,7 +219,9 @@ def run(work: Work, backend: Backend, movement: Movement, loss_scale: Tensor | N
         skipped: int64[1] where the call runs; the elements that are skipped are added to it.
     """
     plan, hyper, device, *_ = work.launch
-    unscale = None if loss_scale is None else loss_scale.to(device).double().reciprocal().float().reshape(())
+    unscale = None
+    if loss_scale is not None:
+        unscale = binary64(loss_scale.to(device)).reciprocal().float().reshape(()).to(device)
     scalars = work.numbers.scalars(skipped, unscale)
     for part in work.widened:
         part.bring()

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from lionbits import Lion, convert
+from lionbits import Lion, Lion8bit, convert, float32_parameters
 
-from .problem import SETTINGS, Bag, assert_equal, sharded, train
+from ..family import assert_same
+from .problem import SETTINGS, Bag, assert_equal, sharded, train, whole
 from .world import World, meshes, takes_part
 
 DTYPES: dict[torch.dtype, dict[str, Any]] = {torch.float32: {}, torch.bfloat16: {"param_rounding": "compensated"}}
@@ -39,6 +40,38 @@ def converts(dtype: torch.dtype, there: int, here: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_parts_are_converted_as_the_whole_is(world: World, dtype: torch.dtype, there: int, here: int) -> None:
     world(converts, dtype, there, here)
+
+
+def keeps(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Parts go on with settings of their own as the whole does: the rest begins, goes, or changes its width."""
+    if not takes_part(3):
+        return
+    modules = Bag(torch.bfloat16), sharded(Bag(torch.bfloat16), meshes()[3])
+    made = []
+    for module in modules:
+        first = Lion8bit(module.parameters(), **SETTINGS, **old)
+        train(module, first, [1, 2])
+        made.append(Lion8bit(module.parameters(), **SETTINGS, **new))
+        made[-1].load_state_dict(convert(first.state_dict(), made[-1], keep=made[-1].defaults))
+        train(module, made[-1], [3])
+    (plain, parts), (wanted, got) = modules, made
+    assert_equal(parts, got, plain, wanted, f"{old} to {new}")
+    assert_same(float32_parameters(plain, wanted), {k: whole(v) for k, v in float32_parameters(parts, got).items()})
+
+
+COMPENSATED = {"param_rounding": "compensated"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({}, COMPENSATED),
+        (COMPENSATED, {"param_rounding": "dithered"}),
+        (COMPENSATED, {**COMPENSATED, "master_bits": 24}),
+    ],
+)
+def test_parts_keep_settings_as_the_whole_does(world: World, old: dict[str, Any], new: dict[str, Any]) -> None:
+    world(keeps, old, new)
 
 
 def refuses() -> None:

@@ -15,6 +15,7 @@ from .plan import (
     decay_factor,
     float32,
 )
+from .wide import binary64
 
 __all__ = [
     "CAUTIONS",
@@ -35,6 +36,7 @@ __all__ = [
     "Scalars",
     "Slot",
     "TensorSpec",
+    "binary64",
     "check_rate",
     "decay_factor",
     "float32",

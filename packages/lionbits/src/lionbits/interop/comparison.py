@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from lionbits_reference.spec import binary64
+
 from .reading import Held, Reading
 
 
@@ -61,8 +63,8 @@ def differences(before: Reading, after: Reading, pairs: Iterable[tuple[Any, Any]
 def _difference(name: str, before: Held, after: Held) -> Difference:
     if before.shape != after.shape:
         raise ValueError(f"{name} has shape {tuple(before.shape)} before and {tuple(after.shape)} after.")
-    old = before.exp_avg().double()
-    new = after.exp_avg().to(old.device).double()
+    old = binary64(before.exp_avg())
+    new = binary64(after.exp_avg().to(old.device))
     gap = (new - old).abs()
     exact = int((gap == 0).sum())
     largest = rms = 0.0
