@@ -133,7 +133,7 @@ def run_tests(session: nox.Session, *arguments: str) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Load 3,360 state dicts that were changed at random, in every class; `-- --seed 7 --cases 480` tries others, and more.
+    """Load 3,360 state dicts that were changed at random, in every class; `-- --seed 7 --cases 480` tries others.
 
     After a refusal everything is as it was, the next step too; what loads is good for more steps. A case is 70 of them.
     """

@@ -184,3 +184,87 @@ def test_reloading_at_every_step_changes_nothing(variant: Variant) -> None:
                     else:
                         tracker.add(param)
         assert tracker.all_popped()
+
+
+def test_param_groups_with_schedulers(variant: Variant) -> None:
+    """Groups with rates of their own, under each scheduler, all go down; torch's test of groups with a scheduler."""
+    for make in info(variant).scheduler_inputs:
+        first, second = nn.Parameter(torch.full((10,), 2.0)), nn.Parameter(torch.full((10,), 2.0))
+        optimizer = variant([{"params": [first]}, {"params": [second], "lr": 0.002}], lr=0.001)
+        clocks = [one(optimizer) for one in make]
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = first.square().sum() + second.square().sum()
+            loss.backward()
+            optimizer.step()
+            for clock in clocks:
+                clock.step(*((loss.detach(),) if isinstance(clock, ReduceLROnPlateau) else ()))
+        assert (second < first).all()
+        assert (first < 2).all()
+
+
+def test_a_step_without_gradients_or_with_zeros_moves_nothing(variant: Variant) -> None:
+    """With None no state appears; with zeros, and no decay, weights and momentum stay, and the step counts."""
+    for given in inputs_of(variant):
+        params = weights()
+        optimizer = variant.cls(params, **{**given.kwargs, "weight_decay": 0.0})
+        before = [param.detach().clone() for param in params]
+        optimizer.step()
+        assert not any(optimizer.state.get(param) for param in params)
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+        assert all(map(torch.equal, params, before))
+        assert all(optimizer.state[param]["step"] == 1 for param in params)
+        assert not any(optimizer.momentum(param).any() for param in params)
+
+
+def test_state_is_there_after_a_step(variant: Variant) -> None:
+    """Torch's test that no optimizer hides its state elsewhere."""
+    for given in inputs_of(variant):
+        params = weights()
+        optimizer = variant.cls(params, **given.kwargs)
+        train(optimizer, params, [1])
+        saved = optimizer.state_dict()["state"]
+        assert all(len(saved[position]) > 1 for position in range(len(params)))
+
+
+@pytest.mark.parametrize(("here", "there"), list(itertools.product((False, True), repeat=2)))
+def test_a_state_dict_goes_on_alike_with_names_and_without(variant: Variant, here: bool, there: bool) -> None:
+    """From parameters with names or without to such or such, for every input: the same steps afterwards."""
+
+    def listed(params: list[nn.Parameter], named: bool) -> list[Any]:
+        return list(zip("abcd", params, strict=True)) if named else params
+
+    for given in inputs_of(variant):
+        params, twins = weights(), weights()
+        optimizer = variant.cls(listed(params, here), **copy.deepcopy(given.kwargs))
+        train(optimizer, params, [1, 2])
+        for twin, param in zip(twins, params, strict=True):
+            twin.data.copy_(param.data)
+        twin = variant.cls(listed(twins, there), **copy.deepcopy(given.kwargs))
+        twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        train(optimizer, params, [3, 4])
+        train(twin, twins, [3, 4])
+        assert all(map(torch.equal, params, twins))
+        assert ("param_names" in twin.param_groups[0]) == (here or there)
+
+
+def test_parameters_of_several_dtypes_in_one_group(variant: Variant) -> None:
+    """Each is updated as in an optimizer over parameters of its dtype alone; nearest rounding, as lanes go by place."""
+    settings = {"lr": 0.01, "rounding": "nearest"}
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    mixed = [weights(dtype, [(64, 64)])[0] for dtype in dtypes]
+    alone = copy.deepcopy(mixed)
+    train(variant(mixed, **settings), mixed, [1])
+    for position, param in enumerate(alone):
+        optimizer = variant([param], **settings)
+        param.grad = mixed[position].grad
+        optimizer.step()
+        assert torch.equal(param, mixed[position])
+
+
+def test_complex_parameters_are_refused_by_name(variant: Variant) -> None:
+    """Torch's optimizers take them as pairs of reals; Lion's sign has no such meaning."""
+    with pytest.raises(ValueError, match=r"shape \(3,\).*complex64"):
+        variant([nn.Parameter(torch.zeros(3, dtype=torch.complex64))])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lionbits import Lion, groups
+from lionbits import Lion, groups, states
 
 from .family import FAMILY, Variant, assert_same, snapshot, train, weights
 
@@ -58,7 +58,7 @@ JUNK: list[Callable[[], Any]] = [
     lambda: 8,
 ]
 
-#: What may become of a tensor.
+#: What may become of a tensor, if its values can be read.
 TENSORS: list[Callable[[Tensor], Any]] = [
     lambda t: t.to(torch.float64),
     lambda t: t.to(torch.bfloat16),
@@ -102,7 +102,7 @@ def change(chance: random.Random, given: Any) -> None:
         place[key], place[other] = place[other], place[key]
     elif kind == 4 and isinstance(place, list):
         place.append(copy.copy(place[key]))
-    elif kind <= 6 and isinstance(place[key], Tensor) and place[key].layout == torch.strided:
+    elif kind <= 6 and isinstance(place[key], Tensor) and states.readable(place[key]):
         place[key] = chance.choice(TENSORS)(place[key])
     else:
         place[key] = chance.choice(JUNK)()
