@@ -99,6 +99,15 @@ def test_any_value_is_carried_and_none_is_cast(variant: Variant) -> None:
     assert_same({key: held[key] for key in notes}, notes)
 
 
+def test_a_pickle_carries_what_has_no_storage(variant: Variant) -> None:
+    optimizer = variant(params := weights())
+    train(optimizer, params, [1])
+    optimizer.state[params[0]]["sparse"] = torch.eye(3).to_sparse()
+    copied = pickle.loads(pickle.dumps(optimizer))
+    held = copied.state[copied.param_groups[0]["params"][0]]
+    assert torch.equal(held["sparse"].to_dense(), torch.eye(3))
+
+
 def test_conversion_carries_them() -> None:
     params = weights()
     optimizer = Lion(params)

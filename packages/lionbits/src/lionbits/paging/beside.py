@@ -50,7 +50,8 @@ def apart(states: Mapping[Any, Any]) -> defaultdict[Any, Any]:
 
 
 def _apart(value: Any) -> Any:
-    is_row = type(value) is Tensor and value.device.type == "cpu" and value.numel() <= SMALL
+    may_be_row = type(value) is Tensor and value.layout == torch.strided and value.device.type == "cpu"
+    is_row = may_be_row and value.numel() <= SMALL
     return value.clone() if is_row and value.untyped_storage().nbytes() > value.nbytes else value
 
 
