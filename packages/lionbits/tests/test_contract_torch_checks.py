@@ -81,7 +81,7 @@ def test_errors(variant: Variant) -> None:
     for error in inputs:
         given = error.optimizer_error_input
         params = weights() if given.params is None else given.params
-        kind = ValueError if issubclass(error.error_type, Warning) else error.error_type
+        kind = (TypeError, ValueError) if issubclass(error.error_type, Warning) else error.error_type
         with pytest.raises(kind, match=error.error_regex):
             variant(params, **given.kwargs)
 

@@ -133,7 +133,7 @@ PARAMETERS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]
     "a text": (lambda: Lion("weight"), TypeError, ("'weight'", "iterable of Tensors")),
     "a generator that was used": (lambda: Lion(used(weights())), ValueError, ("empty parameter list", "call it anew")),
     "a name behind": (lambda: Lion([(weights()[0], "w")]), TypeError, ("params[0]=<tuple>", "(name, tensor)")),
-    "an unordered set": (lambda: Lion(set(weights())), TypeError, ("<set>", "pass a list")),
+    "an unordered set": (lambda: Lion(set(weights())), TypeError, ("<set>", "use a list instead")),
     "a set": (lambda: Lion([{"params": set(weights())}]), TypeError, ("ordered",)),
     "not a leaf": (lambda: Lion([weights()[0] * 2]), ValueError, ("params[0]", "non-leaf", "the parameter itself")),
     "half named": (lambda: Lion([("a", weights()[0]), weights()[1]]), ValueError, ("names",)),

@@ -37,7 +37,10 @@ def checked_params(params: object) -> list[Any]:
     elif isinstance(params, Mapping):
         way_out = "Pass its values(), or with names its items()."
     elif isinstance(params, (set, frozenset)):
-        way_out = "Sets are not ordered alike in every run; pass a list."
+        raise TypeError(  # in torch's words
+            f"params={checks.shown(params)} is not accepted: optimizer parameters need to be organized in ordered "
+            f"collections, but the ordering of tensors in sets will change between runs. Please use a list instead."
+        )
     elif callable(params):
         way_out = "Call it."
     elif isinstance(params, Iterable) and not isinstance(params, str):

@@ -255,7 +255,8 @@ def test_streams_that_do_not_take_what_is_written(shell: str, codes: set[int]) -
 
 def test_ctrl_c_while_it_starts(tmp_path: Path) -> None:
     """As soon as there is a command to stop: while it reads the text and makes the model."""
-    code = "import sys; from lionbits.cli import corpus, main; load = corpus.load\n"
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job has none
+    code += "from lionbits.cli import corpus, main\n"
     code += "def slow(): print('starts', flush=True); import time; time.sleep(60)\n"
     code += "corpus.load = slow; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(

@@ -58,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as error:
         return _failed(args.command, error)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes the stream when it ends
+        _flush_or_discard()
         return UNHEARD
     except OSError as error:
+        _flush_or_discard()
         return _failed(args.command, error)
     except (MemoryError, RuntimeError) as error:
         if not _is_of_memory(error):
@@ -70,6 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
     return code
+
+
+def _flush_or_discard() -> None:
+    """Write what is left of the output, or let it go where nothing takes it: Python flushes once more when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _failed(command: str, reason: object) -> int:

@@ -103,6 +103,7 @@ def build(config: TrainConfig, parameters: Iterable[Parameter]) -> Lion:
 
 
 def state_bytes(optimizer: Lion) -> int:
-    """Bytes of all state tensors, scales and compensation included, wherever they live."""
-    tensors = (t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
+    """Bytes of all state tensors, scales and compensation included, wherever they live; counts of steps left out."""
+    named = (pair for state in optimizer.state.values() for pair in state.items())
+    tensors = (t for name, t in named if isinstance(t, Tensor) and name != "step")
     return sum(t.numel() * t.element_size() for t in tensors)
