@@ -59,7 +59,7 @@ def check_optimizer(optimizer: object) -> None:
     """Refuse what is no optimizer of this family.
 
     Raises:
-        TypeError.
+        TypeError: naming what was given.
     """
     if not isinstance(optimizer, Lion):
         hint = "Make one over the parameters first."
