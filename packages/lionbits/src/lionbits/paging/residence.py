@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lionbits_reference.spec import TensorSpec
 
 from . import beside, host
 from .account import PagingStats, shrunk
 from .arrangement import Paged, Pager
-from .living import Living
 from .pages import FRAMES
 
 #: Of the memory that a CUDA device has free at the first step, the part that state may take without a budget.
@@ -39,7 +39,7 @@ class Residence:
 
     def __init__(self, pager: Pager, stats: PagingStats) -> None:
         self._pager, self._stats = pager, stats
-        self._staying, self._passing = Living(), Living()
+        self._staying, self._passing = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
 
     def allocate(self, wanted: Sequence[tuple[torch.device, Mapping[str, TensorSpec]]]) -> list[dict[str, Tensor]]:
         """Zeroed state for parameters on these devices: there as far as there is room, else on the host."""
@@ -56,7 +56,7 @@ class Residence:
         for device in dict.fromkeys(device for device, _, _ in held if self._pager.moves(device)):
             far = [(state, keys) for d, state, keys in held if d == device and self._new(device, state, keys)]
             for state, keys in far:
-                self._passing.update(state[key] for key in keys)
+                self._passing.update(dict.fromkeys(state[key] for key in keys))
             for j in self._chosen(device, [sum(state[key].nbytes for key in keys) for state, keys in far]):
                 state, keys = far[j]
                 try:
@@ -95,7 +95,7 @@ class Residence:
         rest = [j for j in range(len(wanted)) if j not in made]
         pages = host.allocate([wanted[j] for j in rest], pager.page_size, pager.page_dir, pinned=device.type == "cuda")
         made |= dict(zip(rest, pages, strict=True))
-        self._passing.update(tensor for page in pages for tensor in page.values())
+        self._passing.update(dict.fromkeys(tensor for page in pages for tensor in page.values()))
         return [made[j] for j in range(len(wanted))]
 
     def _chosen(self, device: torch.device, sizes: Sequence[int]) -> list[int]:
@@ -110,7 +110,7 @@ class Residence:
         return sorted(choose(sizes, left))
 
     def _now_stays(self, tensors: Mapping[str, Tensor]) -> None:
-        self._staying.update(tensors.values())
+        self._staying.update(dict.fromkeys(tensors.values()))
 
 
 def choose(sizes: Sequence[int], room: int) -> set[int]:
