@@ -163,13 +163,14 @@ def test_help_does_not_wait_for_torch() -> None:
         assert f"\n    {command} " in done.stdout
 
 
-def test_compiling_begins_with_nothing_and_never_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(run.CACHE, "before")
+def test_compiling_begins_with_nothing_and_never_gives_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = str(tmp_path)  # absolute, as torch makes it
+    monkeypatch.setenv(run.CACHE, before)
     limit = torch._dynamo.config.recompile_limit
     with run.compiling_anew():
         assert list(Path(os.environ[run.CACHE]).iterdir()) == []
         assert torch._dynamo.config.recompile_limit > 1000
-    assert (os.environ[run.CACHE], torch._dynamo.config.recompile_limit) == ("before", limit)
+    assert (os.environ[run.CACHE], torch._dynamo.config.recompile_limit) == (before, limit)
 
 
 def row(variant: str, seconds: list[float], name: str = "compiled") -> Row:
