@@ -100,17 +100,23 @@ def test_without_compensation_weights_are_what_they_show(variant: Variant) -> No
             run(model, optimizer, [1])
 
 
+def in_float32(variant: Variant, model: nn.Module, optimizer: Lion) -> tuple[nn.Module, Lion]:
+    """Save both, and load them over float32 parameters: weights first."""
+    saved = through_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    target = Net(torch.float32)
+    target.load_state_dict(saved["model"])
+    resumed = variant(target.parameters())
+    resumed.load_state_dict(saved["optimizer"])
+    return target, resumed
+
+
 @pytest.mark.parametrize("master_bits", [32, 24])
 def test_a_compensated_checkpoint_loads_into_float32(variant: Variant, master_bits: int) -> None:
     """Weights first, then the optimizer: the rest makes them exact, and a float32 run goes on."""
     model, optimizer = trained(
         variant, torch.bfloat16, [1, 2, 3], param_rounding="compensated", master_bits=master_bits
     )
-    saved = through_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-    target = Net(torch.float32)
-    target.load_state_dict(saved["model"])
-    resumed = variant(target.parameters())
-    resumed.load_state_dict(saved["optimizer"])
+    target, resumed = in_float32(variant, model, optimizer)
     assert_same(values(target), float32_parameters(model, optimizer))
     assert_same(float32_parameters(target, resumed), float32_parameters(model, optimizer))
     if master_bits == 32:
@@ -156,11 +162,7 @@ def test_its_own_checkpoint_after_float_loads(variant: Variant) -> None:
     assert_same(float32_parameters(model, optimizer), exact)
     for steps in ([], [3]):
         run(model, optimizer, steps)
-        saved = through_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-        target = Net(torch.float32)
-        target.load_state_dict(saved["model"])
-        resumed = variant(target.parameters())
-        resumed.load_state_dict(saved["optimizer"])
+        target, _ = in_float32(variant, model, optimizer)
         assert_same(values(target), float32_parameters(model, optimizer))
 
 
