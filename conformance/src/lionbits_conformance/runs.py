@@ -232,7 +232,7 @@ def moving_changes_nothing(lion: Optimizer, backend: str, run: Run, device: torc
     grads = record(run)
     want = Player(lion, run, device, backend=backend).play(run, grads)
     for held in (backend, believing):
-        for move in (_move_params, _move_state, _move_dicts):
+        for move in (_move_params, _move_state, _move_counts, _move_dicts):
             got = Player(lion, run, device, backend=held)
             for i, step in enumerate(grads):
                 got.play(run, [step], first=i)
@@ -246,13 +246,23 @@ def _move_params(player: Player) -> None:
 
 
 def _move_state(player: Player) -> None:
+    """Give every state other tensors; its count stays, which would be noticed by itself."""
     for state in player.optimizer.state.values():
-        state.update({key: value.clone() for key, value in state.items() if isinstance(value, Tensor)})
+        state.update(_cloned(state) | {"step": state["step"]})
+
+
+def _move_counts(player: Player) -> None:
+    for state in player.optimizer.state.values():
+        state["step"] = state["step"].clone()
 
 
 def _move_dicts(player: Player) -> None:
     for param, state in list(player.optimizer.state.items()):
-        player.optimizer.state[param] = dict(state)
+        player.optimizer.state[param] = _cloned(state)
+
+
+def _cloned(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
 def _copy_params(to: Player, source: Player) -> None:

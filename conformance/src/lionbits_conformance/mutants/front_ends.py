@@ -80,7 +80,7 @@ FRONT_ENDS = (
         "    norms.copy_(norm) if step == 1 else None\n",
     ),
     front_end(
-        "norm in binary32", "lionbits_reference/clipping.py", "x = run.to(torch.float64)", "x = run.to(torch.float32)"
+        "norm in binary32", "lionbits_reference/clipping.py", "x = binary64(run)", "x = run.to(torch.float32)"
     ),
     front_end(
         "one NaN stops the clipping of its tensor",
@@ -202,9 +202,9 @@ FRONT_ENDS = (
     ),
     front_end(
         "copies lose their state",
-        "lionbits/optimizer.py",
-        "            self.state.update(zip(params, copies, strict=True))\n",
-        "            self.state.update((param, {}) for param in params)\n",
+        "lionbits/copies.py",
+        "        optimizer.state.update(zip(params, copies, strict=True))\n",
+        "        optimizer.state.update((param, {}) for param in params)\n",
     ),
     front_end(
         "page not written back",
@@ -267,6 +267,12 @@ FRONT_ENDS = (
         "a replaced state tensor is not noticed",
         "lionbits/watch.py",
         "            and [list(map(id, map(get, held))) for get, held in self._tensors] == self._ids\n            and not self._dead\n",
+        "",
+    ),
+    front_end(
+        "a replaced count is not noticed",
+        "lionbits/watch.py",
+        "            and _same(list(map(_step, self._counted)), self.steps)\n",
         "",
     ),
     front_end(
