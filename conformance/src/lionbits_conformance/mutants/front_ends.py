@@ -79,9 +79,7 @@ FRONT_ENDS = (
         "    norms.copy_(torch.where(norms.amax() == 0, norm, norms))\n",
         "    norms.copy_(norm) if step == 1 else None\n",
     ),
-    front_end(
-        "norm in binary32", "lionbits_reference/clipping.py", "x = binary64(run)", "x = run.to(torch.float32)"
-    ),
+    front_end("norm in binary32", "lionbits_reference/clipping.py", "x = binary64(run)", "x = run.to(torch.float32)"),
     front_end(
         "one NaN stops the clipping of its tensor",
         "lionbits_reference/clipping.py",
