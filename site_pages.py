@@ -27,6 +27,7 @@ PAGES = (
     "examples/*.py",
     "packages/cuda-on-cpu/README.md",
     "packages/lionbits-bench/README.md",
+    "packages/lionbits-cli/README.md",
     *(f"reference/src/lionbits_reference/{law}.py" for law in ("update", "formats", "rounding", "caution", "clipping")),
 )
 

@@ -24,7 +24,7 @@ from wheels import ROOT, build, faults, lowest, ours, projects, run
 SMOKE = Path(__file__).with_name("smoke.py")
 PINS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
 ALL = ("cli", "compiled", "cupy", "safetensors", "triton")
-IMPORTS = {"cli": "matplotlib, rich", "safetensors": "safetensors"}
+IMPORTS = {"safetensors": "safetensors"}
 EVERY = ("lionbits[all]", "lionbits-cupy[emulate]", "lionbits-conformance", "lionbits-bench")
 
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 import lionbits
-from lionbits.cli import corpus as corpora
-from lionbits.cli.corpus import Corpus
-from lionbits.cli.training import Run
 from lionbits_bench import quality
+from lionbits_cli import corpus as corpora
+from lionbits_cli.corpus import Corpus
+from lionbits_cli.training import Run
 from lionbits_reference import formats
 from lionbits_reference.spec import Format
 

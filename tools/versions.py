@@ -30,7 +30,7 @@ BACKENDS = {
     "triton": {"TRITON_INTERPRET": "1"},
     "cupy": {"LIONBITS_CUPY_EMULATE": "1"},
 }
-EXTRAS = {"lionbits": "[cli,safetensors]", "lionbits-cupy": "[emulate]"}
+EXTRAS = {"lionbits": "[safetensors]", "lionbits-cupy": "[emulate]"}
 WORKERS = ("--numprocesses=auto", "--maxprocesses=4", "-p", "no:cacheprovider")
 SUITE = ("-m", "pytest", "--pyargs", "lionbits_conformance.suite", "--profile", "glance", *WORKERS)
 

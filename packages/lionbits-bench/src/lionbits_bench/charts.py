@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lionbits.cli.charts import INK, drawing, style
+from lionbits_cli.charts import INK, drawing, style
 
 from . import tables
 from .peers import EAGER

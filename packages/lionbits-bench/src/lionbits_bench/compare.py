@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lionbits.cli.console import Table, show
+from lionbits_cli.console import Table, show
 
 from .results import MEASURED, spread
 from .tables import NOTHING, milliseconds

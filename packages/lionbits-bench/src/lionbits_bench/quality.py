@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 import lionbits
-from lionbits.cli import corpus as corpora
-from lionbits.cli import variants
-from lionbits.cli.config import TrainConfig
-from lionbits.cli.console import CommandError, require, show
-from lionbits.cli.corpus import Corpus
-from lionbits.cli.progress import progress
-from lionbits.cli.results import write_json
-from lionbits.cli.training import Run, environment, postponed_interrupt
+from lionbits_cli import corpus as corpora
+from lionbits_cli import variants
+from lionbits_cli.config import TrainConfig
+from lionbits_cli.console import CommandError, require, show
+from lionbits_cli.corpus import Corpus
+from lionbits_cli.progress import progress
+from lionbits_cli.results import write_json
+from lionbits_cli.training import Run, environment, postponed_interrupt
 
 from . import quality_chart, quality_table
 from .quality_table import BASELINE, Outcome

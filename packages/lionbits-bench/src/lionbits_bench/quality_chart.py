@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lionbits.cli.charts import INK, PALETTE, drawing
+from lionbits_cli.charts import INK, PALETTE, drawing
 
 from .quality_table import BASELINE, Row, difference
 

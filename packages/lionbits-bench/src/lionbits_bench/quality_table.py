@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from lionbits.cli.console import Table
+from lionbits_cli.console import Table
 
 BASELINE = "32 bits"
 NOTHING = "-"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from lionbits.cli import console
-from lionbits.cli.console import Table
+from lionbits_cli import console
+from lionbits_cli.console import Table
 
 from . import paged_table, tables
 from .results import Check, Replay, Results, Row, Verdict

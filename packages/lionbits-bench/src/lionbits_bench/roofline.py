@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from lionbits.cli.charts import INK, drawing, style
+from lionbits_cli.charts import INK, drawing, style
 from lionbits_reference.spec import FLOAT32, Format, Plan
 
 from . import sass, traffic

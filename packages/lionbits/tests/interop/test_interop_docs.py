@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lionbits import Lion8bit, interop
-from lionbits.cli import main
+from lionbits_cli import main
 
 from ..pages import Model, blocks, due, run, text
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lionbits import install, select
-from lionbits.cli import doctor, main
+from lionbits_cli import doctor, main
 
 
 def test_every_backend_is_available_or_has_a_reason(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lionbits.cli.results import paged
+from lionbits_cli.results import paged
 
 
 def test_what_moved_is_told() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lionbits.cli import main, memory
-from lionbits.cli.console import count
+from lionbits_cli import main, memory
+from lionbits_cli.console import count
 
 # 7e9 parameters in bfloat16 with bfloat16 gradients: 14 GB + 14 GB, and the state:
 STATE_GB = {

@@ -12,11 +12,11 @@ from torch import nn
 
 import lionbits
 from lionbits import Lion8bit, Lion32bit, interop
-from lionbits.cli import main
 from lionbits.recognition import WRAPPED
+from lionbits_cli import main
 
 SHAPES = ((64, 64), (70, 61), (33,), ())
-FIXTURE = Path(__file__).parents[1] / "interop" / "bitsandbytes-0.43.3.pt"
+FIXTURE = Path(__file__).parents[2] / "lionbits" / "tests" / "interop" / "bitsandbytes-0.43.3.pt"
 
 
 def params() -> list[nn.Parameter]:

@@ -1,4 +1,4 @@
-"""The command line: ``lionbits train``, ``report``, ``convert``, ``doctor`` and ``memory``.
+"""The commands, and how each ends.
 
 Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``; a new one is a line in
 ``COMMANDS``.
@@ -28,7 +28,6 @@ COMMANDS = {
     "memory": (memory, "bytes per variant for a number of parameters, beside AdamW"),
 }
 USAGE = 2  # the exit code argparse uses for arguments it cannot accept, and ours for all that cannot be done
-INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 UNHEARD = 141  # what a shell reports for a process that wrote to a pipe which nobody reads any more
 
 
@@ -44,12 +43,8 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the result is the exit code of the process.
-
-    0: done. 1: a check failed (``report``), or the backend asked for cannot serve (``doctor``). 2: it cannot be done,
-    for a reason that one sentence on stderr tells. 130: interrupted. 141: nobody reads the output any more.
-    """
+def run(argv: Sequence[str] | None) -> int:
+    """Run one command; returns the exit code of :func:`lionbits_cli.main`."""
     _open_streams()
     args = parser().parse_args(argv)
     try:
@@ -67,9 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _is_of_memory(error):
             raise
         return _failed(args.command, "there is not enough memory for this; take a smaller model, batch or context")
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return INTERRUPTED
     return code
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lionbits.cli import main
-from lionbits.cli.training import CHECKPOINT
+from lionbits_cli import main
+from lionbits_cli.training import CHECKPOINT
 
 Train = Callable[..., int]
 Interrupt = Callable[..., None]

@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib.image
 import pytest
 
-from lionbits.cli import main
+from lionbits_cli import main
 
 Train = Callable[..., int]
 Read = Callable[[Path], dict[str, Any]]

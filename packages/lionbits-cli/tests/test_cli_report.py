@@ -8,8 +8,8 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from lionbits.cli import main, report
-from lionbits.cli.experiment import Record, measure
+from lionbits_cli import main, report
+from lionbits_cli.experiment import Record, measure
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lionbits.cli import main
-from lionbits.cli.training import Run
+from lionbits_cli import main
+from lionbits_cli.training import Run
 
 SMALL = [
     "--steps",

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from lionbits.cli import main
-from lionbits.cli.training import Run
+from lionbits_cli import main
+from lionbits_cli.training import Run
 
 from .conftest import SMALL
 
@@ -51,7 +51,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(*arguments: object) -> str:
         monkeypatch.setattr(Run, "advance", trained)
-        monkeypatch.setattr("lionbits.cli.report.measure", trained)
+        monkeypatch.setattr("lionbits_cli.report.measure", trained)
         capsys.readouterr()
         try:
             code = main([str(argument) for argument in arguments])
@@ -215,7 +215,7 @@ def test_control_characters_do_not_reach_the_terminal(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither those that the model writes, nor those in names of files and parameters."""
-    monkeypatch.setattr("lionbits.cli.model.ByteTransformer.generate", lambda *given: b"\x1b[2Jx\x07\ty\x9b\nz")
+    monkeypatch.setattr("lionbits_cli.model.ByteTransformer.generate", lambda *given: b"\x1b[2Jx\x07\ty\x9b\nz")
     loud = [argument for argument in SMALL if argument != "--quiet"]
     assert main(["train", *loud, "--steps", "2", "--out", str(place / "loud")]) == 0
     assert main(["convert", str(place / "\x1b[2J"), str(place / "new.pt")]) == 2
@@ -229,7 +229,7 @@ def test_a_model_that_diverged_writes_what_there_is(place: Path) -> None:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "lionbits.cli", *arguments]
+    return [sys.executable, "-m", "lionbits_cli", *arguments]
 
 
 @pytest.mark.parametrize(
@@ -253,10 +253,35 @@ def test_streams_that_do_not_take_what_is_written(shell: str, codes: set[int]) -
     assert "Exception" not in done.stderr
 
 
+@pytest.mark.parametrize("after", [0.0, 0.2, 0.5, 1.0])
+def test_ctrl_c_while_torch_is_imported(after: float, tmp_path: Path) -> None:
+    """Before there is a command, `after` seconds into the import."""
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from lionbits_cli import main\n"
+    code += "assert 'torch' not in sys.modules and 'lionbits' not in sys.modules\n"
+    code += "class Starts:\n"
+    code += "    def find_spec(self, name, *rest):\n"
+    code += "        if name == 'torch': print('starts', flush=True)\n"
+    code += "sys.meta_path.insert(0, Starts())\n"
+    code += "sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "train", *SMALL, "--steps", "10000", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "starts\n"
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert said.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in said
+
+
 def test_ctrl_c_while_it_starts(tmp_path: Path) -> None:
     """As soon as there is a command to stop: while it reads the text and makes the model."""
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job has none
-    code += "from lionbits.cli import corpus, main\n"
+    code += "from lionbits_cli import corpus, main\n"
     code += "def slow(): print('starts', flush=True); import time; time.sleep(60)\n"
     code += "corpus.load = slow; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(

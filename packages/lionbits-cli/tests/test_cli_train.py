@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from lionbits import install
-from lionbits.cli import main, variants
-from lionbits.cli.config import TrainConfig
-from lionbits.cli.console import CommandError
-from lionbits.cli.model import ByteTransformer
+from lionbits_cli import main, variants
+from lionbits_cli.config import TrainConfig
+from lionbits_cli.console import CommandError
+from lionbits_cli.model import ByteTransformer
 
 Train = Callable[..., int]
 

@@ -75,7 +75,7 @@ def machine() -> Table:
             drawn.add(variable, f"1: {meaning}, for tests; slow")
     charts = all(importlib.util.find_spec(name) for name in ("matplotlib", "rich"))
     missing = f"not installed; for train and report: {install.command('cli')}"
-    drawn.add("lionbits[cli]", "installed" if charts else missing)
+    drawn.add("matplotlib and rich", "installed" if charts else missing)
     return drawn
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lionbits.cli import corpus
-from lionbits.cli.console import CommandError
+from lionbits_cli import corpus
+from lionbits_cli.console import CommandError
 
 
 def write(root: Path, names: list[str]) -> None:

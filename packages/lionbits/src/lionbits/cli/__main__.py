@@ -1,8 +1,0 @@
-"""``python -m lionbits.cli``: the command line from a checkout, without installing."""
-
-import sys
-
-from . import main
-
-if __name__ == "__main__":
-    sys.exit(main())
