@@ -14,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +34,19 @@ EXTRAS = {"lionbits": "[safetensors]", "lionbits-cupy": "[emulate]"}
 WORKERS = ("--numprocesses=auto", "--maxprocesses=4", "-p", "no:cacheprovider")
 SUITE = ("-m", "pytest", "--pyargs", "lionbits_conformance.suite", "--profile", "glance", *WORKERS)
 
+#: Prints the version of CUDA that torch was built for, or None.
+CUDA = "import torch; print(torch.version.cuda)"
+#: Compiles the CUDA kernels of three plans for sm_90, anew, and prints by which NVRTC.
+KERNELS = """
+import torch
+from lionbits_cupy import build, source
+from lionbits_reference.spec import Format, Plan
+for bits in (32, 8, 4):
+    build.build(source.source(Plan(torch.bfloat16, torch.bfloat16, Format.of(bits))), 90)
+print("NVRTC {}.{}".format(*build.version()))
+"""
+#: Seconds that those may take. NVRTC takes about one for each.
+PATIENCE = 120
 #: Prints torch's version, and where lionbits was imported from.
 IMPORTED = "import lionbits, torch; print(torch.__version__, lionbits.__file__)"
 #: Prints why a backend cannot run on the CPU, or nothing.
@@ -56,12 +69,16 @@ class Environment(NamedTuple):
         """Size of all files."""
         return sum(file.lstat().st_size for file in self.folder.rglob("*") if not file.is_dir()) / 1e9
 
-    def run(self, *arguments: object, where: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: object, where: Path, timeout: float | None = None, variables: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run the interpreter in a folder, without the settings of this shell that concern lionbits."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE)}
         words = [str(word) for word in (self.python, *arguments)]
-        environment = kept | {"OMP_NUM_THREADS": "1"} | variables
-        return subprocess.run(words, capture_output=True, text=True, check=False, env=environment, cwd=where)
+        environment = kept | {"OMP_NUM_THREADS": "1"} | dict(variables or {})
+        return subprocess.run(
+            words, capture_output=True, text=True, check=False, env=environment, cwd=where, timeout=timeout
+        )
 
 
 def wheels(out: Path) -> tuple[list[str], list[Path]]:
@@ -85,10 +102,13 @@ def installed(folder: Path, python: Path, torch: str, wanted: Sequence[str], fou
     start = time.monotonic()
     groups = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "test", "peers")
     links = [argument for place in found_in for argument in ("--find-links", place)]
-    pip = ("-m", "pip", "install", "--quiet", *links, f"torch=={torch}" if torch else "torch")
-    done = Environment(folder, 0).run(*pip, *wanted, *groups, where=folder)
+    pip = ("-m", "pip", "install", "--quiet", *links)
+    made = Environment(folder, 0)
+    done = made.run(*pip, f"torch=={torch}" if torch else "torch", *wanted, *groups, where=folder)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
+    extra = "cuda12" if made.run("-c", CUDA, where=folder).stdout.startswith("12.") else "cuda13"
+    made.run(*pip, f"lionbits-cupy[{extra}]", where=folder)  # where CuPy has no wheels, :func:`kernels` says so
     return Environment(folder, time.monotonic() - start)
 
 
@@ -104,10 +124,21 @@ def example(environment: Environment, empty: Path) -> str:
 def suite(environment: Environment, backend: str, empty: Path) -> str:
     """Run the smallest profile of the conformance suite on a backend, if it can run here."""
     variables = BACKENDS[backend]
-    reason = environment.run("-c", REASON, backend, where=empty, **variables).stdout.strip()
+    reason = environment.run("-c", REASON, backend, where=empty, variables=variables).stdout.strip()
     if reason:
         return f"cannot run: {reason}"
-    return summary(environment.run(*SUITE, "--backend", backend, where=empty, **variables), empty / f"{backend}.log")
+    return summary(
+        environment.run(*SUITE, "--backend", backend, where=empty, variables=variables), empty / f"{backend}.log"
+    )
+
+
+def kernels(environment: Environment, empty: Path) -> str:
+    """Compile CUDA kernels, as a GPU's first step does, by the NVRTC that torch requires or else the newest."""
+    try:
+        done = environment.run("-c", KERNELS, where=empty, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return f"fails: not compiled after {PATIENCE} s"
+    return done.stdout.strip() if not done.returncode else f"fails: {done.stderr.strip().splitlines()[-1]}"
 
 
 def front_end(environment: Environment, empty: Path) -> str:
@@ -115,7 +146,7 @@ def front_end(environment: Environment, empty: Path) -> str:
     tests = ("packages/lionbits/tests", "--ignore=packages/lionbits/tests/ecosystem", "--glance")
     variables = {name: value for backend in BACKENDS.values() for name, value in backend.items()}
     script = environment.python.with_name("pytest")  # unlike -m pytest it does not put this folder on the path
-    return summary(environment.run(script, *tests, *WORKERS, where=ROOT, **variables), empty / "tests.log")
+    return summary(environment.run(script, *tests, *WORKERS, where=ROOT, variables=variables), empty / "tests.log")
 
 
 def summary(done: subprocess.CompletedProcess[str], log: Path) -> str:
@@ -151,6 +182,7 @@ def main() -> None:
     for backend in BACKENDS:
         row[backend] = suite(environment, backend, empty)
         print(f"{backend}: {row[backend]}", flush=True)
+    row["CUDA kernels, compiled"] = kernels(environment, empty)
     row["tests of lionbits"] = front_end(environment, empty)
     if not args.keep:
         shutil.rmtree(work / "environment")

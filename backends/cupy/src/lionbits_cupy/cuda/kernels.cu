@@ -158,7 +158,8 @@ extern "C" __global__ void count_kernel(
 
 // --- the codec ------------------------------------------------------------------------------------------
 
-// Codes and scales, to nearest, of a float32 momentum that stands where gradients do.
+// Codes and scales, to nearest, of a contiguous float32 momentum that stands where gradients do. Reading it through
+// strides, here, keeps NVRTC 13.0 busy for ever.
 extern "C" __global__ void encode_kernel(
     const Slot* table, const Call* calls, const Item* items, int64 count, const float* absmax) {
     const Crews here = crews();
@@ -168,7 +169,7 @@ extern "C" __global__ void encode_kernel(
         for (int first = int(item.first); first < item.last; first += tile_blocks()) {
             const Tile tile = tile_at<false>(slot, first, int(item.last));
             float m[SPAN];
-            load_grad<false>(m, slot, calls[item.slot].grad, tile);
+            load_numbers<false>(m, calls[item.slot].grad, FLOAT32, state_places(slot, tile), tile.count);
             uint32 largest = 0, lane[SPAN];
             for (int j = 0; j < SPAN; ++j) largest = max(largest, magnitude(m[j])), lane[j] = 0x8000u << state_up();
             const float scaled_for = PLAN.tensor_wise ? *absmax : float_of(block_max(largest));
@@ -179,7 +180,7 @@ extern "C" __global__ void encode_kernel(
     }
 }
 
-// float32 momentum, into where parameters stand.
+// float32 momentum, into where parameters stand, contiguous.
 extern "C" __global__ void decode_kernel(const Slot* table, const Call* calls, const Item* items, int64 count) {
     const Crews here = crews();
     for (int64 i = here.mine; i < count; i += here.all) {
@@ -191,8 +192,7 @@ extern "C" __global__ void decode_kernel(const Slot* table, const Call* calls, c
             uint32 stored[SPAN];
             load_momentum<false>(m, slot, tile);
             for (int j = 0; j < SPAN; ++j) stored[j] = bits_of(m[j]);
-            const Places where = places<false>(slot, tile, param_strides(slot));
-            store_numbers<false>(stored, slot.param, FLOAT32, where, tile.count);
+            store_numbers<false>(stored, slot.param, FLOAT32, state_places(slot, tile), tile.count);
         }
     }
 }
