@@ -4,25 +4,25 @@ from collections import Counter
 
 import pytest
 
-#: Of the cases of a test that is a hunt, ``--glance`` runs every so many, the first among them.
+#: Of the cases of a test that is a hunt, ``--smoke`` runs every so many, the first among them.
 STRIDE = 12
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Whoever names no option hunts."""
-    parser.addoption("--glance", action="store_true", help=f"of tests marked `hunt`, run every {STRIDE}th case only")
+    parser.addoption("--smoke", action="store_true", help=f"of tests marked `slow`, run every {STRIDE}th case only")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what a glance leaves out."""
-    if not config.getoption("--glance"):
+    if not config.getoption("--smoke"):
         return
     seen: Counter[str] = Counter()
     kept: list[pytest.Item] = []
     left: list[pytest.Item] = []
     for item in items:
         test = item.nodeid.partition("[")[0]
-        hunted = item.get_closest_marker("hunt") is not None
+        hunted = item.get_closest_marker("slow") is not None
         (left if hunted and seen[test] % STRIDE else kept).append(item)
         seen[test] += 1
     config.hook.pytest_deselected(items=left)

@@ -103,8 +103,8 @@ def ci(session: nox.Session) -> None:
         "lint": partial(run_lint, session),
         "constraints": partial(run_constraints, session),
         "docs": partial(run_docs, session, "build"),
-        "tests": partial(run_tests, session, "--glance", "--durations=20"),
-        **{f"conformance({backend})": partial(run_court, session, backend, "glance") for backend in BACKENDS},
+        "tests": partial(run_tests, session, "--smoke", "--durations=20"),
+        **{f"conformance({backend})": partial(run_suite, session, backend, "smoke") for backend in BACKENDS},
         "ecosystem": partial(run_ecosystem, session),  # the last, as the others have to do without its packages
     }
     failed = []
@@ -127,7 +127,7 @@ def tests(session: nox.Session) -> None:
 
 
 def run_tests(session: nox.Session, *arguments: str) -> None:
-    """Run all tests but those under trainers; with `--glance`, of hunts some cases only."""
+    """Run all tests but those under trainers; with `--smoke`, of hunts some cases only."""
     session.run("pytest", *WORKERS, f"--ignore={TRAINERS}", *arguments, env=ON_THE_CPU)
 
 
@@ -162,24 +162,24 @@ def run_ecosystem(session: nox.Session, *arguments: str) -> None:
 @nox.session
 @nox.parametrize("backend", [nox.param(name, id=name) for name in BACKENDS])
 def conformance(session: nox.Session, backend: str) -> None:
-    """Put a backend before the court: every law, the oracle, lives (profile ci; minutes)."""
-    judge(session, backend, "ci")
+    """Put a backend before the conformance suite: every property, the oracle, lives (profile ci; minutes)."""
+    run_conformance(session, backend, "ci")
 
 
 @nox.session
 @nox.parametrize("backend", [nox.param(name, id=name) for name in BACKENDS])
-def night(session: nox.Session, backend: str) -> None:
-    """Hunt for hours: 5,000 examples of each law, and what was found is kept in `.hypothesis`."""
-    judge(session, backend, "night")
+def nightly(session: nox.Session, backend: str) -> None:
+    """Hunt for hours: 5,000 examples of each property, and what was found is kept in `.hypothesis`."""
+    run_conformance(session, backend, "nightly")
 
 
-def judge(session: nox.Session, backend: str, profile: str) -> None:
+def run_conformance(session: nox.Session, backend: str, profile: str) -> None:
     """Run the suite as any other backend's authors would; what follows `--` goes to pytest."""
     install(session, "test", packages=(*SUITE, *BACKENDS[backend]))
-    run_court(session, backend, profile, *session.posargs)
+    run_suite(session, backend, profile, *session.posargs)
 
 
-def run_court(session: nox.Session, backend: str, profile: str, *arguments: str, **environment: str) -> None:
+def run_suite(session: nox.Session, backend: str, profile: str, *arguments: str, **environment: str) -> None:
     """Run the suite in an environment that has all it needs.
 
     What `compiled` makes for several threads is other code, so it gets two.
@@ -195,10 +195,10 @@ def run_court(session: nox.Session, backend: str, profile: str, *arguments: str,
 
 @nox.session
 def sanitized(session: nox.Session) -> None:
-    """Put the CUDA C++ kernels before the court under AddressSanitizer and UBSan (g++; minutes)."""
+    """Put the CUDA C++ kernels before the conformance suite under AddressSanitizer and UBSan (g++; minutes)."""
     install(session, "test", packages=(*SUITE, *BACKENDS["cupy"]))
     library = session.run("g++", "-print-file-name=libasan.so", silent=True, external=True)
-    run_court(
+    run_suite(
         session,
         "cupy",
         "dev",
@@ -219,9 +219,11 @@ def kernels(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Print which law rejects each wrong Lion, and after how many examples."""
+    """Print which property rejects each wrong Lion, and after how many examples."""
     install(session, "test", packages=SUITE)
-    session.run(*("python", "-m", "lionbits_conformance.trials", *session.posargs), env={"OMP_NUM_THREADS": "1"})
+    session.run(
+        *("python", "-m", "lionbits_conformance.mutation_testing", *session.posargs), env={"OMP_NUM_THREADS": "1"}
+    )
 
 
 @nox.session

@@ -28,7 +28,10 @@ PAGES = (
     "packages/cuda-on-cpu/README.md",
     "packages/lionbits-bench/README.md",
     "packages/lionbits-cli/README.md",
-    *(f"reference/src/lionbits_reference/{law}.py" for law in ("update", "formats", "rounding", "caution", "clipping")),
+    *(
+        f"reference/src/lionbits_reference/{check}.py"
+        for check in ("update", "formats", "rounding", "caution", "clipping")
+    ),
 )
 
 #: What stands on the site for something that is no page of it.

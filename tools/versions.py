@@ -32,7 +32,7 @@ BACKENDS = {
 }
 EXTRAS = {"lionbits": "[safetensors]", "lionbits-cupy": "[emulate]"}
 WORKERS = ("--numprocesses=auto", "--maxprocesses=4", "-p", "no:cacheprovider")
-SUITE = ("-m", "pytest", "--pyargs", "lionbits_conformance.suite", "--profile", "glance", *WORKERS)
+SUITE = ("-m", "pytest", "--pyargs", "lionbits_conformance.suite", "--profile", "smoke", *WORKERS)
 
 #: Prints the version of CUDA that torch was built for, or None.
 CUDA = "import torch; print(torch.version.cuda)"
@@ -143,7 +143,7 @@ def kernels(environment: Environment, empty: Path) -> str:
 
 def front_end(environment: Environment, empty: Path) -> str:
     """Run the tests of ``lionbits`` from the checkout, on what was installed."""
-    tests = ("packages/lionbits/tests", "--ignore=packages/lionbits/tests/ecosystem", "--glance")
+    tests = ("packages/lionbits/tests", "--ignore=packages/lionbits/tests/ecosystem", "--smoke")
     variables = {name: value for backend in BACKENDS.values() for name, value in backend.items()}
     script = environment.python.with_name("pytest")  # unlike -m pytest it does not put this folder on the path
     return summary(environment.run(script, *tests, *WORKERS, where=ROOT, variables=variables), empty / "tests.log")

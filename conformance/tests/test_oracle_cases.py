@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lionbits
-from lionbits_conformance.oracle.judge import Turn, replay
+from lionbits_conformance.oracle.differential import StepInput, replay
 from lionbits_reference import slices
 
 BACKEND = {"backend": "reference"}
@@ -20,8 +20,8 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def plain(shape: tuple[int, ...], steps: int) -> list[Turn]:
-    return [Turn([normal(step, *shape)]) for step in range(steps)]
+def plain(shape: tuple[int, ...], steps: int) -> list[StepInput]:
+    return [StepInput([normal(step, *shape)]) for step in range(steps)]
 
 
 @pytest.mark.parametrize("variant", ["Lion32bit", "Lion8bit", "Lion4bit", "PagedLion8bit", "PagedLion4bit"])
@@ -55,14 +55,14 @@ def test_groups_with_their_own_bits_do_not_inherit_a_format() -> None:
     kwargs = {"lr": 0.01, "optim_bits": 8, "state_format": "e0m7", "block_size": 32, "min_8bit_size": 1, **BACKEND}
     groups = [{}, {"optim_bits": 4}, {"optim_bits": 4, "block_size": 64}]
     params = [normal(j, 2, 65) for j in range(3)]
-    turns = [Turn([normal(step + j, 2, 65) for j in range(3)]) for step in range(3)]
+    turns = [StepInput([normal(step + j, 2, 65) for j in range(3)]) for step in range(3)]
     assert replay(lionbits.Lion, kwargs, params, turns, groups) is None
 
 
 @pytest.mark.parametrize("q", [1, 5, 95])
 def test_a_history_turns_over(q: int) -> None:
     """230 norms, the first of them zeros, through a window of 100."""
-    turns = [Turn([normal(step, 3) * (step > 1) * 2.0 ** (step % 7)]) for step in range(230)]
+    turns = [StepInput([normal(step, 3) * (step > 1) * 2.0 ** (step % 7)]) for step in range(230)]
     kwargs = {"lr": 0.01, "percentile_clipping": q, "grad_clip": 40.0, **BACKEND}
     assert replay(lionbits.Lion, kwargs, [normal(9, 3)], turns) is None
 
@@ -70,7 +70,7 @@ def test_a_history_turns_over(q: int) -> None:
 def test_norms_of_long_tensors_add_up_in_their_order() -> None:
     """More than one run of 65,536, the last short."""
     kwargs = {"lr": 0.01, "grad_clip": 1.0, **BACKEND}
-    assert replay(lionbits.Lion, kwargs, [normal(9, 1, 70001)], [Turn([normal(1, 1, 70001)])]) is None
+    assert replay(lionbits.Lion, kwargs, [normal(9, 1, 70001)], [StepInput([normal(1, 1, 70001)])]) is None
 
 
 @pytest.mark.parametrize("shape", [(3, 37), (7, 300), (1, 1100), (4, 4, 64)])
@@ -88,7 +88,7 @@ def test_no_bit_depends_on_where_tensors_are_cut(
 
 
 def test_what_differs_is_named() -> None:
-    """A judge that finds nothing may be asleep: an optimizer with another seed differs in its codes."""
+    """A check that finds nothing may be asleep: an optimizer with another seed differs in its codes."""
 
     class Other(lionbits.Lion):
         def __init__(self, params: Any, **kwargs: Any) -> None:

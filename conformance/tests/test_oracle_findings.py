@@ -1,4 +1,4 @@
-"""Faults that the oracle found in the optimizer, or in the meaning, when it first judged them; each has been mended."""
+"""Faults that the oracle found in the optimizer or the reference when it first checked them; each is mended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lionbits
-from lionbits_conformance.oracle.judge import Turn, replay
+from lionbits_conformance.oracle.differential import StepInput, replay
 
 BACKEND = {"backend": "reference"}
 
@@ -32,13 +32,13 @@ def test_a_norm_that_is_not_a_number_does_not_switch_off_grad_clip() -> None:
     """Of several limits the smaller counts. A percentile that is NaN is no limit; grad_clip still is one."""
     kwargs = {"lr": 0.1, "percentile_clipping": 50, "grad_clip": 1.0, "nonfinite": "propagate", **BACKEND}
     bad, large = torch.tensor([torch.nan, 1.0, 2.0, 3.0]), torch.full((4,), 100.0)
-    assert replay(lionbits.Lion, kwargs, [torch.ones(4)], [Turn([bad]), Turn([large])]) is None
+    assert replay(lionbits.Lion, kwargs, [torch.ones(4)], [StepInput([bad]), StepInput([large])]) is None
 
 
 def test_a_clip_limit_beyond_binary32_limits_nothing() -> None:
     """grad_clip is a finite number, so accepted; rounded to binary32 once it is infinite, which no norm exceeds."""
     kwargs = {"lr": 0.1, "grad_clip": 1e39, **BACKEND}
-    assert replay(lionbits.Lion, kwargs, [torch.ones(4)], [Turn([torch.ones(4)])]) is None
+    assert replay(lionbits.Lion, kwargs, [torch.ones(4)], [StepInput([torch.ones(4)])]) is None
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_a_clip_limit_beyond_binary32_limits_nothing() -> None:
 @pytest.mark.usefixtures("default_dtype")
 def test_results_do_not_depend_on_the_default_dtype(own: dict[str, Any]) -> None:
     """Results depend on nothing but values; state has the types it has."""
-    turns = [Turn([normal(step, 2, 64)]) for step in range(3)]
+    turns = [StepInput([normal(step, 2, 64)]) for step in range(3)]
     assert replay(lionbits.Lion, {"lr": 0.0123, **own, **BACKEND}, [normal(9, 2, 64)], turns) is None
 
 
 @pytest.mark.usefixtures("default_dtype")
 def test_learning_rates_beside_a_tensor_one_do_not_depend_on_the_default_dtype() -> None:
     groups: list[dict[str, Any]] = [{"lr": torch.tensor(0.02, dtype=torch.float32)}, {"lr": 0.0123}]
-    turns = [Turn([normal(step, 5), normal(step + 9, 5)]) for step in range(2)]
+    turns = [StepInput([normal(step, 5), normal(step + 9, 5)]) for step in range(2)]
     assert replay(lionbits.Lion, {"lr": 0.1, **BACKEND}, [normal(8, 5), normal(9, 5)], turns, groups) is None
 
 
@@ -94,5 +94,5 @@ def test_the_largest_momentum_harms_no_neighbour(state_format: str) -> None:
         optimizer.step()
     assert optimizer.momentum(param).isfinite().all()
     assert optimizer.skipped_elements() == 0
-    turns = [Turn([gradient]) for gradient in grads]
+    turns = [StepInput([gradient]) for gradient in grads]
     assert replay(lionbits.Lion, {"lr": 0.1, **own, **BACKEND}, [torch.ones(1, 64)], turns) is None

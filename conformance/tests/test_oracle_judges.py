@@ -13,8 +13,8 @@ from torch import Tensor
 
 import lionbits
 from lionbits_conformance.oracle import formats
+from lionbits_conformance.oracle.differential import Gradient, StepInput, replay
 from lionbits_conformance.oracle.floats import exact
-from lionbits_conformance.oracle.judge import Gradient, Turn, replay
 
 WIDE = [(3, 37), (2, 64), (4, 32), (1, 33), (70,), (2, 3, 16), (2, 1, 131), (2, 3, 4, 4), (300,)]  # worth quantising
 SHAPES = [*WIDE, *WIDE, (5,), (), (0, 4), (4, 5), (0,)]
@@ -181,6 +181,6 @@ def test_the_optimizer_is_what_the_oracle_says(life: Any) -> None:
         for at, g in enumerate(step.grads):
             own = step.settings.get("betas", groups[at].get("betas", betas))
             grads.append(None if g is None else numbers(g, drawn[at][0], own))
-        turns.append(Turn(grads, step.settings, step.loss_scale, step.found_inf))
+        turns.append(StepInput(grads, step.settings, step.loss_scale, step.found_inf))
     found = replay(lionbits.Lion, {**kwargs, "backend": "reference"}, params, turns, groups)
     assert found is None, str(found)

@@ -15,10 +15,10 @@ import torch
 
 import lionbits
 from lionbits_conformance import oracle, vectors
-from lionbits_conformance.oracle.judge import patterns
+from lionbits_conformance.oracle.differential import patterns
 from lionbits_conformance.oracle.records import Settings
 from lionbits_conformance.vectors import __main__ as command
-from lionbits_conformance.vectors import lives, replays
+from lionbits_conformance.vectors import replays, whole_steps
 from lionbits_conformance.vectors.texts import unwords
 from lionbits_reference import caution, clipping, decode, formats, rounding, update
 from lionbits_reference.spec import FORMATS, Format, Hyper, decay_factor
@@ -84,14 +84,14 @@ def test_a_changed_file_is_found(
     for path in vectors.HERE.glob("*.json"):
         shutil.copy(path, tmp_path)
     monkeypatch.setattr(vectors, "HERE", tmp_path)
-    lanes = tmp_path / "lanes.json"
-    lanes.write_text(lanes.read_text().replace('"step": 3', '"step": 2', 1))
+    noise = tmp_path / "noise.json"
+    noise.write_text(noise.read_text().replace('"step": 3', '"step": 2', 1))
     (tmp_path / "numbers.json").unlink()
     assert command.main(["check"]) == 1
     said = capsys.readouterr().err
     assert [name for name in (f"{kind}.json" for kind in vectors.KINDS) if name in said] == [
         "numbers.json",
-        "lanes.json",
+        "noise.json",
     ]
 
 
@@ -107,7 +107,7 @@ def test_files_are_what_the_schema_says(kind: str) -> None:
 
 
 def test_the_oracle_needs_nothing_but_python() -> None:
-    """Neither torch nor numpy, nor any code that it judges."""
+    """Neither torch nor numpy, nor any code that it checks."""
     program = "import sys; from lionbits_conformance import oracle, vectors; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     strangers = {"torch", "numpy", "lionbits", "lionbits_reference"}
@@ -147,7 +147,7 @@ def test_lives_touch_every_option() -> None:
     assert all(len(values) > 1 for values in seen.values()), seen
     for name, schema in SCHEMA["$defs"]["settings"]["properties"].items():
         assert set(schema.get("enum", [])) <= seen[name]
-    assert len(lives.LIVES) >= 25
+    assert len(whole_steps.WHOLE_STEPS) >= 25
 
 
 def f32(text: str) -> torch.Tensor:
@@ -177,7 +177,7 @@ def test_elements_are_true_of_the_reference() -> None:
 
 
 def test_the_oracle_knows_every_format() -> None:
-    """It has a list of its own: a format that only one side has would be judged by nobody."""
+    """It has a list of its own: a format that only one side has would be checked by nobody."""
     assert sorted(oracle.formats.NAMES) == sorted(name for names in FORMATS.values() for name in names)
 
 
@@ -200,7 +200,7 @@ def test_encodings_are_true_of_the_reference(case: dict[str, Any]) -> None:
         absmax, m = f32(given["absmax"])[0], f32(given["m"])
         scale = formats.block_scale(absmax, form)
         assert same(scale, given["scale"]), given
-        codes = formats.encode(m[None], absmax, torch.tensor([[given["lane"]]], dtype=torch.int32), form)
+        codes = formats.encode(m[None], absmax, torch.tensor([[given["noise"]]], dtype=torch.int32), form)
         assert codes.item() == given["code"], given
         assert same(formats.decode(codes, scale, 1, form), given["decoded"]), given
     for given in case["packings"]:
@@ -245,22 +245,24 @@ def same_history(case: dict[str, Any]) -> None:
 
 
 def test_lanes_are_true_of_the_reference() -> None:
-    for case in vectors.cases("lanes"):
+    for case in vectors.cases("noise"):
         i = int(case["i"], 16)
         salt = rounding.salt(int(case["seed"], 16), case["parameter"], case["purpose"])
-        lane = rounding.lanes(case["mode"], salt, torch.tensor(case["step"]), i - i % 2, 2, (1, 2))
-        assert isinstance(lane, torch.Tensor)
-        assert lane[0, i % 2] == case["lane"], case
+        noise = rounding.noise(case["mode"], salt, torch.tensor(case["step"]), i - i % 2, 2, (1, 2))
+        assert isinstance(noise, torch.Tensor)
+        assert noise[0, i % 2] == case["noise"], case
 
 
 def test_stored_parameters_are_true_of_torch_and_the_reference() -> None:
     for case in vectors.cases("parameters"):
-        p, lane, rest = f32(case["p"]), torch.tensor([case["lane"]], dtype=torch.int32), None
+        p, noise, residual = f32(case["p"]), torch.tensor([case["noise"]], dtype=torch.int32), None
         if case["mode"] == "nearest":
             stored = p.to(getattr(torch, case["dtype"]))
         elif case["mode"] == "unbiased":
-            stored = rounding.round_unbiased(p, lane)
+            stored = rounding.round_unbiased(p, noise)
         else:
-            stored, rest = rounding.split_master(p, torch.int8 if case["mode"].endswith("24") else torch.int16, lane)
+            stored, residual = rounding.split_master(
+                p, torch.int8 if case["mode"].endswith("24") else torch.int16, noise
+            )
         assert patterns(stored) == unwords(case["stored"]) or (stored.isnan().all() and p.isnan().all()), case
-        assert case["rest"] == (None if rest is None else rest.item())
+        assert case["rest"] == (None if residual is None else residual.item())

@@ -1,13 +1,48 @@
-"""Calling the backend: the numbers of a call from plain Python ones, and a step of one tensor."""
+"""Calling the backend: slots with gradients, the numbers of a call from plain Python ones, a step of one tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from lionbits_reference import backend
 from lionbits_reference.spec import Hyper, Plan, Scalars, Slot
+
+
+@dataclass
+class GradSlot:
+    """A slot's arguments, and its gradient."""
+
+    param: torch.Tensor
+    grad: torch.Tensor
+    state: Mapping[str, Any]
+    index: int
+    start: int = 0
+    pitch: int | None = None
+
+    @property
+    def slot(self) -> Slot:
+        return Slot(self.param, self.state, self.index, self.start, self.pitch)
+
+
+def step(plan: Plan, slots: Sequence[GradSlot], hyper: Hyper, numbers: Scalars) -> None:
+    backend.step(*_prepared(plan, slots), hyper, numbers)
+
+
+def aligned(plan: Plan, slots: Sequence[GradSlot], hyper: Hyper, numbers: Scalars) -> torch.Tensor:
+    return backend.aligned(*_prepared(plan, slots), hyper, numbers)
+
+
+def absmax(plan: Plan, slots: Sequence[GradSlot], hyper: Hyper, numbers: Scalars) -> torch.Tensor:
+    return backend.absmax(*_prepared(plan, slots), hyper, numbers)
+
+
+def _prepared(plan: Plan, slots: Sequence[GradSlot]) -> tuple[backend.Prepared, list[torch.Tensor]]:
+    grads = [each.grad for each in slots]
+    return backend.prepare(plan, [each.slot for each in slots], grads), grads
 
 
 def scalars(
@@ -34,14 +69,14 @@ def new_state(plan: Plan, shape: Sequence[int]) -> dict[str, torch.Tensor]:
     return {key: torch.zeros(spec.shape, dtype=spec.dtype) for key, spec in plan.state_spec(shape).items()}
 
 
-def step_one(plan: Plan, slot: Slot, hyper: Hyper, numbers: Scalars) -> int:
+def step_one(plan: Plan, slot: GradSlot, hyper: Hyper, numbers: Scalars) -> int:
     """A step of one slot; how many elements were skipped comes back. A tensor-wise scale is stored after it."""
     if plan.format.tensor_wise:
-        largest = backend.absmax(plan, [slot], hyper, numbers)
+        largest = absmax(plan, [slot], hyper, numbers)
         numbers = Scalars(numbers.lr, numbers.keep, numbers.grad_scale, numbers.step, numbers.skipped, largest)
-        backend.step(plan, [slot], hyper, numbers)
+        step(plan, [slot], hyper, numbers)
         usable = largest > 2.0**-100
         slot.state["exp_avg_scale"].copy_(torch.where(usable, largest / torch.full_like(largest, plan.format.top), 0.0))
     else:
-        backend.step(plan, [slot], hyper, numbers)
+        step(plan, [slot], hyper, numbers)
     return int(numbers.skipped.item())

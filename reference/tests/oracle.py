@@ -54,8 +54,8 @@ def round32(x: Fraction) -> float:
 
 def shift_to_even(n: Ints, places: Ints) -> Ints:
     """n / 2^places rounded to nearest even, of integers n >= 0 and 1 <= places <= 62."""
-    floor, rest, half = n >> places, n & ((1 << places) - 1), 1 << (places - 1)
-    rounded: Ints = floor + ((rest > half) | ((rest == half) & (floor & 1 == 1)))
+    floor, residual, half = n >> places, n & ((1 << places) - 1), 1 << (places - 1)
+    rounded: Ints = floor + ((residual > half) | ((residual == half) & (floor & 1 == 1)))
     return rounded
 
 
@@ -84,10 +84,10 @@ def exact_t(y_bits: Ints) -> Ints:
     return np.where(exponent >= 128, y_bits - (127 << 23), small)
 
 
-def encode_magnitudes(x: int, y: int, t: Ints, lane: Ints | int) -> Ints:
+def encode_magnitudes(x: int, y: int, t: Ints, noise: Ints | int) -> Ints:
     """k = min((t + dither) >> w, largest k)."""
     w = 23 - y
-    k: Ints = np.minimum((t + (np.asarray(lane, dtype=np.int64) << (w - 16))) >> w, 2 ** (x + y) - 1)
+    k: Ints = np.minimum((t + (np.asarray(noise, dtype=np.int64) << (w - 16))) >> w, 2 ** (x + y) - 1)
     return k
 
 
@@ -97,7 +97,7 @@ def pack(codes: list[int], bits: int) -> list[int]:
     return list(whole.to_bytes(-(-len(codes) * bits // 8), "little"))
 
 
-# ---- rounding lanes ----------------------------------------------------------------------------------
+# ---- rounding noise ----------------------------------------------------------------------------------
 
 M32 = 2**32
 
@@ -111,8 +111,8 @@ def fmix32(h: int) -> int:
     return h ^ (h >> 16)
 
 
-def lane(mode: str, seed: int, parameter: int, purpose: int, step: int, i: int) -> int:
-    """The 16-bit lane of element ``i`` (counted over rows of even(cols)) of a parameter, at a step."""
+def one_noise(mode: str, seed: int, parameter: int, purpose: int, step: int, i: int) -> int:
+    """The 16-bit noise of element ``i`` (counted over rows of even(cols)) of a parameter, at a step."""
     salt = fmix32(fmix32(fmix32(fmix32(seed % M32) ^ (seed // M32)) ^ parameter) ^ purpose)
     if mode == "nearest":
         return 0x8000

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lionbits_reference import backend, caution
-from lionbits_reference.spec import FLOAT32, Format, Hyper, Plan, Slot
+from lionbits_reference.spec import FLOAT32, Format, Hyper, Plan
 
-from .calls import new_state, scalars, step_one
+from . import calls
+from .calls import GradSlot, new_state, scalars, step_one
 from .oracle import lion, round32, same_bits, tensor
 
 BETAS = (0.5, 0.75)  # exact in binary32, so signs of c can be worked out by hand
@@ -97,8 +98,8 @@ def test_what_each_mode_does_with_signs(mode: str) -> None:
             moves.append(sign)
     param = torch.full(m.shape, 4.0)
     plan = Plan(torch.float32, torch.float32, FLOAT32, caution=mode)
-    slot = Slot(param, g, {"exp_avg": m.clone()}, 0)
-    counts = backend.aligned(plan, [slot], HYPER, scalars([0.5], [0.75]))
+    slot = GradSlot(param, g, {"exp_avg": m.clone()}, 0)
+    counts = calls.aligned(plan, [slot], HYPER, scalars([0.5], [0.75]))
     assert counts.tolist() == [sum(s is not None and s * ((v > 0) - (v < 0)) > 0 for _, v, s in CASES)]
     assert counts.dtype == torch.int64
     assert step_one(plan, slot, HYPER, scalars([0.5], [0.75])) == 3
@@ -111,8 +112,8 @@ def test_signs_not_products_decide() -> None:
     grad = torch.full((5,), -(2.0**-100))
     param = torch.zeros(5)
     plan = Plan(torch.float32, torch.float32, FLOAT32, caution="mask")
-    slot = Slot(param, grad, {"exp_avg": torch.zeros(5)}, 0)
-    assert backend.aligned(plan, [slot], HYPER, scalars([1.0])).tolist() == [5]
+    slot = GradSlot(param, grad, {"exp_avg": torch.zeros(5)}, 0)
+    assert calls.aligned(plan, [slot], HYPER, scalars([1.0])).tolist() == [5]
     step_one(plan, slot, HYPER, scalars([1.0]))
     assert param.tolist() == [1.0] * 5
 
@@ -134,10 +135,10 @@ def test_counting_and_stepping_agree_over_slots(nonfinite: str, format: Format) 
         expected.append(
             int(lion(param.numpy(), m, grad.numpy() * scale, 1.0, 0.0, BETAS, "mask", nonfinite).aligned.sum())
         )
-        slots.append(Slot(param, grad, state, index))
+        slots.append(GradSlot(param, grad, state, index))
     before = [[t.clone() for t in (slot.param, slot.grad, *slot.state.values())] for slot in slots]
     numbers = scalars([1.0] * 4, grad_scale=[1.0, -1.0, 0.3, -2.5])
-    counts = backend.aligned(plan, slots, HYPER, numbers)
+    counts = calls.aligned(plan, slots, HYPER, numbers)
     assert counts.dtype == torch.int64
     assert counts.tolist() == expected
     assert min(expected[0], expected[1], expected[3]) > 0
@@ -155,7 +156,7 @@ def test_a_cautious_step_is_the_models() -> None:
         param, exp_avg = tensor(p), tensor(m)
         keep = float(np.float32(1) - np.float32(1e-2) * np.float32(0.3))
         plan = Plan(torch.float32, torch.float32, FLOAT32, caution=mode)
-        slot = Slot(param, tensor(g), {"exp_avg": exp_avg}, 0)
+        slot = GradSlot(param, tensor(g), {"exp_avg": exp_avg}, 0)
         step_one(plan, slot, Hyper.of((0.9, 0.99)), scalars([1e-2], [keep]))
         assert same_bits(param, tensor(expected.p))
         assert same_bits(exp_avg, tensor(expected.m))

@@ -125,8 +125,8 @@ def test_a_neighbouring_block_or_row_does_not_matter(x: int, y: int) -> None:
 
 
 @each_format
-@pytest.mark.parametrize("lane", [0, 0x8000, 0xFFFF])
-def test_a_block_at_or_below_2_to_minus_100_holds_nothing(x: int, y: int, lane: int) -> None:
+@pytest.mark.parametrize("noise", [0, 0x8000, 0xFFFF])
+def test_a_block_at_or_below_2_to_minus_100_holds_nothing(x: int, y: int, noise: int) -> None:
     """absmax <= 2^-100 gives scale 0 and codes 0; the next float above gives its maximum the largest code."""
     format = block(x, y)
     above = from_bits(bits_of(2.0**-100) + 1)
@@ -136,11 +136,11 @@ def test_a_block_at_or_below_2_to_minus_100_holds_nothing(x: int, y: int, lane: 
     scale = formats.block_scale(absmax, format)
     top = np.float32(float(magnitude(x, y, 2 ** (x + y) - 1)))
     assert scale.flatten().tolist() == [0.0, 0.0, float(np.float32(above) / top), 0.0]
-    codes = formats.encode(m, absmax, torch.full((4, 32), lane, dtype=torch.int32), format)
+    codes = formats.encode(m, absmax, torch.full((4, 32), noise, dtype=torch.int32), format)
     assert not codes[[0, 1, 3]].any()
     full = np.float32(above) * (top / np.float32(above))
-    k = int(encode_magnitudes(x, y, exact_t(np.array([bits_of(float(full))])), lane)[0])
-    assert k == 2 ** (x + y) - 1 or lane == 0
+    k = int(encode_magnitudes(x, y, exact_t(np.array([bits_of(float(full))])), noise)[0])
+    assert k == 2 ** (x + y) - 1 or noise == 0
     assert codes[2].tolist() == pack([k | 2 ** (x + y)] * 32, format.bits)
     decoded = formats.decode(codes, scale, 32, format)
     assert same_bits(decoded[[0, 1, 3]], torch.zeros(3, 32))

@@ -103,17 +103,17 @@ def test_nearest_is_brute_force_nearest_whatever_the_maximum(x: int, y: int) -> 
 
 @each_format
 def test_the_last_bit_of_t_counts(x: int, y: int) -> None:
-    """With any absmax, the least lane that rounds up and the one below it tell y and t apart from their neighbours."""
+    """With any absmax, the least noise that rounds up and the one below it tell y and t apart from their neighbours."""
     rng = np.random.default_rng(200 + x * 10 + y)
     m = (rng.standard_normal((200, 64)) * 2.0 ** rng.integers(-90, 120, (200, 1))).astype(np.float32)
     absmax = np.abs(m).max(axis=1, keepdims=True)
     t = exact_t((np.abs(m) * (np.float32(top_of(x, y)) / absmax)).view(np.int32).astype(np.int64))
     least = (-(t >> (7 - y))) % 65536
     wide = Format(1 + x + y, x, y, 64)
-    for lanes in (least, np.maximum(least - 1, 0)):
-        k = encode_magnitudes(x, y, t, lanes)
+    for noise in (least, np.maximum(least - 1, 0)):
+        k = encode_magnitudes(x, y, t, noise)
         codes = k + np.where((m < 0) & (k > 0), 2 ** (x + y), 0)
-        packed = formats.encode(tensor(m), tensor(absmax), tensor(lanes.astype(np.int32)), wide)
+        packed = formats.encode(tensor(m), tensor(absmax), tensor(noise.astype(np.int32)), wide)
         weights = 2 ** (wide.bits * np.arange(8 // wide.bits))
         assert packed.tolist() == (codes.reshape(200, -1, len(weights)) * weights).sum(axis=2).tolist()
 
@@ -141,26 +141,26 @@ def test_codes_survive_a_round_trip(x: int, y: int) -> None:
 
 @each_format
 def test_zero_stays_zero_under_every_lane(x: int, y: int) -> None:
-    """0.0 and -0.0 encode to code 0 under each of the 65,536 lanes, beside a large neighbour and alone."""
+    """0.0 and -0.0 encode to code 0 under each of the 65,536 noise, beside a large neighbour and alone."""
     format = Format(1 + x + y, x, y, 0)
-    lanes = torch.arange(65536, dtype=torch.int32)[None]
+    noise = torch.arange(65536, dtype=torch.int32)[None]
     for zero in (0.0, -0.0):
         m = torch.full((1, 65536), zero)
         for absmax in (1.0, 2.0**-99, 3e38, 0.0):
-            assert not formats.encode(m, torch.tensor(absmax), lanes, format).any()
+            assert not formats.encode(m, torch.tensor(absmax), noise, format).any()
 
 
 @each_format
 def test_no_lane_leaves_the_format(x: int, y: int) -> None:
-    """A lane moves a code up by at most one, never past the largest, and never changes a sign."""
+    """A noise moves a code up by at most one, never past the largest, and never changes a sign."""
     format = Format(1 + x + y, x, y, 0)
-    lanes = torch.arange(0, 65536, 7, dtype=torch.int32)[None]
+    noise = torch.arange(0, 65536, 7, dtype=torch.int32)[None]
     for value in (top_of(x, y), 0.7 * top_of(x, y), 0.01, -top_of(x, y), -1.3):
-        m = torch.full(lanes.shape, value)
-        packed = formats.encode(m, torch.tensor(top_of(x, y)), lanes, format)
-        decoded = formats.decode(packed, torch.ones(1, 1), lanes.shape[1], format)
+        m = torch.full(noise.shape, value)
+        packed = formats.encode(m, torch.tensor(top_of(x, y)), noise, format)
+        decoded = formats.decode(packed, torch.ones(1, 1), noise.shape[1], format)
         t = int(exact_t(np.array([abs(np.float32(value)).view(np.int32)], dtype=np.int64))[0])
-        k = encode_magnitudes(x, y, np.full(lanes.shape, t), lanes.numpy())
+        k = encode_magnitudes(x, y, np.full(noise.shape, t), noise.numpy())
         expected = np.copysign(np.array([float(v) for v in magnitudes(x, y)])[k], value)
         assert same_bits(decoded, tensor(np.where(k == 0, 0.0, expected).astype(np.float32)))
 
@@ -179,11 +179,11 @@ def both_forms_and_the_encoder_agree(bits: Ints) -> None:
         inside = bits <= int(np.float32(top_of(x, y)).view(np.int32))
         if inside.any():
             format = Format(8, x, y, 0)
-            lane = (-(t[inside] >> (7 - y))) % 65536  # the least that rounds up; one less must not
+            noise = (-(t[inside] >> (7 - y))) % 65536  # the least that rounds up; one less must not
             m, absmax = y_tensor[tensor(inside)][None], torch.tensor(top_of(x, y))
-            for lanes in (lane, np.maximum(lane - 1, 0)):
-                codes = formats.encode(m, absmax, tensor(lanes.astype(np.int32))[None], format)
-                expected = encode_magnitudes(x, y, t[inside], lanes)
+            for added in (noise, np.maximum(noise - 1, 0)):
+                codes = formats.encode(m, absmax, tensor(added.astype(np.int32))[None], format)
+                expected = encode_magnitudes(x, y, t[inside], added)
                 assert torch.equal(codes[0], tensor(expected.astype(np.uint8)))
 
 

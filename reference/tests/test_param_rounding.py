@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lionbits_reference import rounding
-from lionbits_reference.spec import FLOAT32, Hyper, Plan, Slot
+from lionbits_reference.spec import FLOAT32, Hyper, Plan
 
-from .calls import new_state, scalars, step_one
-from .oracle import Floats, Ints, lane, lion, same_bits, tensor
+from .calls import GradSlot, new_state, scalars, step_one
+from .oracle import Floats, Ints, lion, one_noise, same_bits, tensor
 
 BF16 = torch.bfloat16
 LR = 2.0**-10
@@ -27,9 +27,9 @@ def bits_of_all(p: Floats) -> Ints:
     return p.view(np.uint32).astype(np.int64)
 
 
-def lanes_of(mode: str, step: int, count: int) -> Ints:
-    """The lanes of purpose 1 of the first elements of the parameter."""
-    return np.array([lane(mode, SEED, INDEX, 1, step, i) for i in range(count)], dtype=np.int64)
+def noise_of(mode: str, step: int, count: int) -> Ints:
+    """The noise of purpose 1 of the first elements of the parameter."""
+    return np.array([one_noise(mode, SEED, INDEX, 1, step, i) for i in range(count)], dtype=np.int64)
 
 
 def stored(bits: Ints) -> torch.Tensor:
@@ -43,13 +43,15 @@ def after_steps(
     """Take a step with each gradient, ``param`` in place; the state comes back."""
     held = new_state(plan, param.shape) | state
     for step, grad in enumerate(grads, 1):
-        step_one(plan, Slot(param, grad, held, INDEX), Hyper.of((0.9, 0.99), SEED), scalars([lr], [keep], step=[step]))
+        step_one(
+            plan, GradSlot(param, grad, held, INDEX), Hyper.of((0.9, 0.99), SEED), scalars([lr], [keep], step=[step])
+        )
     return held
 
 
 @pytest.mark.parametrize("mode", ["dithered", "stochastic"])
 def test_unbiased_rounding_adds_the_lane_and_truncates(mode: str) -> None:
-    """From every bfloat16 start, stored bits are (bits(p') + lane) >> 16 with lanes of purpose 1; NaN stays NaN."""
+    """From every bfloat16 start, stored bits are (bits(p') + noise) >> 16 with noise of purpose 1; NaN stays NaN."""
     param = every_bfloat16()
     start = param.float().numpy()
     generator = torch.Generator().manual_seed(0)
@@ -57,7 +59,7 @@ def test_unbiased_rounding_adds_the_lane_and_truncates(mode: str) -> None:
     with np.errstate(all="ignore"):
         expected = lion(start, np.zeros_like(start), grad.numpy(), LR, 0.5).p
     after_steps(Plan(BF16, torch.float32, FLOAT32, param_rounding=mode), param, [grad], LR, 1 - LR * 0.5)
-    bits = stored((bits_of_all(expected) + lanes_of(mode, 1, 65536)) >> 16)
+    bits = stored((bits_of_all(expected) + noise_of(mode, 1, 65536)) >> 16)
     nan = torch.from_numpy(np.isnan(expected))
     assert torch.equal(param.isnan(), nan)
     assert same_bits(param[~nan], bits[~nan])
@@ -66,7 +68,7 @@ def test_unbiased_rounding_adds_the_lane_and_truncates(mode: str) -> None:
 
 @pytest.mark.parametrize("lane_value", [0, 1, 0x8000, 0xFFFF])
 def test_unbiased_rounding_of_any_float32(lane_value: int) -> None:
-    """Every upper half with several lower ones: (bits + lane) >> 16, up to infinity; NaN of every NaN."""
+    """Every upper half with several lower ones: (bits + noise) >> 16, up to infinity; NaN of every NaN."""
     low = np.array([0, 1, 0x7FFF, 0x8000, 0xFFFF])
     bits = ((np.arange(65536, dtype=np.int64)[:, None] << 16) + low).ravel()
     p = bits.astype(np.uint32).view(np.float32)
@@ -85,7 +87,7 @@ def test_a_value_that_does_not_move_keeps_its_bits(mode: str) -> None:
         held = after_steps(plan, param, [torch.zeros(65536, dtype=BF16)] * 3, 0.1, 1.0)
         assert same_bits(param, every_bfloat16())
         if mode == "compensated":
-            assert not held["param_rest"].any()
+            assert not held["param_residual"].any()
 
 
 def test_every_float32_is_split_and_put_together_again() -> None:
@@ -94,56 +96,56 @@ def test_every_float32_is_split_and_put_together_again() -> None:
     low = np.concatenate((np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF]), rng.integers(0, 65536, 10)))
     bits = ((np.arange(65536, dtype=np.int64)[:, None] << 16) + low).ravel()
     p = bits.astype(np.uint32).view(np.float32)
-    kept, rest = rounding.split_master(tensor(p), torch.int16, rounding.NEAREST)
-    assert rest.dtype == torch.int16
-    assert same_bits(rounding.load_param(kept, rest), tensor(p))
+    kept, residual = rounding.split_master(tensor(p), torch.int16, rounding.NEAREST)
+    assert residual.dtype == torch.int16
+    assert same_bits(rounding.load_param(kept, residual), tensor(p))
     real = ~np.isnan(p)
     assert same_bits(kept[tensor(real)], stored((bits[real] + 0x8000) >> 16))
-    assert torch.equal(rest[tensor(real)].long(), tensor(bits[real] - ((bits[real] + 0x8000) >> 16 << 16)))
+    assert torch.equal(residual[tensor(real)].long(), tensor(bits[real] - ((bits[real] + 0x8000) >> 16 << 16)))
 
 
 def test_24_bit_masters_round_the_low_byte_with_the_lane() -> None:
-    """master 24: bits first become (bits + (lane >> 8)) & ~0xFF; the rest fits an int8 and rebuilds exactly those."""
+    """master 24: bits first become (bits + (noise >> 8)) & ~0xFF; the rest fits an int8 and rebuilds exactly those."""
     rng = np.random.default_rng(2)
     low = np.concatenate((np.array([0, 1, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF]), rng.integers(0, 65536, 5)))
     bits = ((np.arange(65536, dtype=np.int64)[:, None] << 16) + low).ravel()
-    lanes = rng.integers(0, 65536, bits.shape)
-    lanes[::3], lanes[1::3] = 0, 0xFFFF
+    noise = rng.integers(0, 65536, bits.shape)
+    noise[::3], noise[1::3] = 0, 0xFFFF
     p = bits.astype(np.uint32).view(np.float32)
-    kept, rest = rounding.split_master(tensor(p), torch.int8, tensor(lanes.astype(np.int32)))
-    assert rest.dtype == torch.int8
+    kept, residual = rounding.split_master(tensor(p), torch.int8, tensor(noise.astype(np.int32)))
+    assert residual.dtype == torch.int8
     real = tensor(~np.isnan(p))
-    rounded = (bits + (lanes >> 8)) & ~0xFF
+    rounded = (bits + (noise >> 8)) & ~0xFF
     rebuilt = tensor(rounded.astype(np.uint32).view(np.float32))
-    assert same_bits(rounding.load_param(kept, rest)[real], rebuilt[real])
+    assert same_bits(rounding.load_param(kept, residual)[real], rebuilt[real])
     assert same_bits(kept[real], stored((rounded + 0x8000) >> 16)[real])
     assert kept[~real].isnan().all()
 
 
 @pytest.mark.parametrize("master_bits", [32, 24])
 def test_a_compensated_step_from_every_bfloat16(master_bits: int) -> None:
-    """p' is computed on the master (all patterns, every seventh with a rest), split by the lanes of purpose 1."""
+    """p' is computed on the master (all patterns, every seventh with a rest), split by the noise of purpose 1."""
     param = every_bfloat16()
-    rest_dtype = torch.int16 if master_bits == 32 else torch.int8
+    residual_dtype = torch.int16 if master_bits == 32 else torch.int8
     shift = 0 if master_bits == 32 else 8
-    rest = np.zeros(65536, dtype=np.int64)
-    rest[::7] = np.random.default_rng(3).integers(-(2 ** (15 - shift)), 2 ** (15 - shift), rest[::7].shape)
+    residual = np.zeros(65536, dtype=np.int64)
+    residual[::7] = np.random.default_rng(3).integers(-(2 ** (15 - shift)), 2 ** (15 - shift), residual[::7].shape)
     upper = param.view(torch.int16).numpy().astype(np.int64)
-    master = ((upper << 16) + (rest << shift)).astype(np.int32).view(np.float32)
+    master = ((upper << 16) + (residual << shift)).astype(np.int32).view(np.float32)
     grad = torch.randn(65536, generator=torch.Generator().manual_seed(4))
     with np.errstate(all="ignore"):
         p = lion(master, np.zeros_like(master), grad.numpy(), LR, 0.5).p
     bits = bits_of_all(p)
     if master_bits == 24:
-        bits = (bits + (lanes_of("dithered", 1, 65536) >> 8)) & ~0xFF
+        bits = (bits + (noise_of("dithered", 1, 65536) >> 8)) & ~0xFF
     plan = Plan(BF16, torch.float32, FLOAT32, param_rounding="compensated", master_bits=master_bits)
-    held = after_steps(plan, param, [grad], LR, 1 - LR * 0.5, param_rest=tensor(rest).to(rest_dtype))
+    held = after_steps(plan, param, [grad], LR, 1 - LR * 0.5, param_residual=tensor(residual).to(residual_dtype))
     real = ~np.isnan(p)
     expected = tensor(bits.astype(np.uint32).view(np.float32))
     keep = tensor(real)
     assert torch.equal(param.isnan(), ~keep)
     assert same_bits(param[keep], stored((bits[real] + 0x8000) >> 16))
-    assert same_bits(rounding.load_param(param, held["param_rest"])[keep], expected[keep])
+    assert same_bits(rounding.load_param(param, held["param_residual"])[keep], expected[keep])
 
 
 def test_the_master_is_float32_training() -> None:
@@ -155,13 +157,13 @@ def test_the_master_is_float32_training() -> None:
     grads = [torch.randn(400, generator=generator).to(BF16) for _ in range(500)]
     compensated = Plan(BF16, BF16, FLOAT32, param_rounding="compensated")
     plain = Plan(torch.float32, BF16, FLOAT32)
-    rest, m16, m32 = torch.zeros(400, dtype=torch.int16), torch.zeros(400), torch.zeros(400)
+    residual, m16, m32 = torch.zeros(400, dtype=torch.int16), torch.zeros(400), torch.zeros(400)
     hyper = Hyper.of((0.9, 0.99))
     for step, grad in enumerate(grads, 1):
         numbers = scalars([lr], [keep], step=[step])
-        step_one(compensated, Slot(param, grad, {"param_rest": rest, "exp_avg": m16}, 0), hyper, numbers)
-        step_one(plain, Slot(float_param, grad, {"exp_avg": m32}, 0), hyper, numbers)
-        assert same_bits(rounding.load_param(param, rest), float_param)
+        step_one(compensated, GradSlot(param, grad, {"param_residual": residual, "exp_avg": m16}, 0), hyper, numbers)
+        step_one(plain, GradSlot(float_param, grad, {"exp_avg": m32}, 0), hyper, numbers)
+        assert same_bits(rounding.load_param(param, residual), float_param)
     assert same_bits(m16, m32)
     assert not torch.equal(param.float(), float_param)
 

@@ -1,4 +1,4 @@
-"""Rounding lanes: the hash, the counter, the two sequences, and what they do to a mean."""
+"""Rounding noise: the hash, the counter, the two sequences, and what they do to a mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from lionbits_reference import formats, rounding
 from lionbits_reference.spec import Format
 
-from .oracle import EVERY_FORMAT, NAMES, fmix32, lane, magnitudes
+from .oracle import EVERY_FORMAT, NAMES, fmix32, magnitudes, one_noise
 
 DITHERED, STOCHASTIC = "dithered", "stochastic"
 
@@ -21,10 +21,10 @@ SEEDS = [0, 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1, 0x012345678
 
 
 def drawn(mode: str, salt: int, step: torch.Tensor, start: int, pitch: int, shape: tuple[int, int]) -> torch.Tensor:
-    """The lanes of a rectangle."""
-    lanes = rounding.lanes(mode, salt, step, start, pitch, shape)
-    assert isinstance(lanes, torch.Tensor)
-    return lanes
+    """The noise of a rectangle."""
+    noise = rounding.noise(mode, salt, step, start, pitch, shape)
+    assert isinstance(noise, torch.Tensor)
+    return noise
 
 
 def murmur3(data: bytes, seed: int) -> int:
@@ -78,16 +78,16 @@ def test_the_finalizer_of_tensors_is_that_of_ints() -> None:
 @pytest.mark.parametrize("mode", [DITHERED, STOCHASTIC])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_lanes_of_a_whole_parameter(mode: str, seed: int) -> None:
-    """lane(i) for i = row * even(cols) + col, over seeds of 64 bits, parameters, purposes, steps and odd widths."""
+    """one_noise(i) for i = row * even(cols) + col, over seeds, parameters, purposes, steps and odd widths."""
     shapes = [(1, 1), (3, 7), (4, 6), (1, 33), (5, 1), (2, 2), (3, 5)]
     cases = [(0, 0, 1), (1, 0, 1), (0, 1, 1), (7, 1, 2), (3, 0, 2**31), (2**20, 0, 2**33 + 5), (5, 1, 65536)]
     for (rows, columns), (parameter, purpose, step) in zip(shapes, cases, strict=True):
         pitch = columns + columns % 2
         salt = rounding.salt(seed, parameter, purpose)
-        lanes = drawn(mode, salt, torch.tensor(step), 0, pitch, (rows, columns))
-        assert lanes.dtype == torch.int32
+        noise = drawn(mode, salt, torch.tensor(step), 0, pitch, (rows, columns))
+        assert noise.dtype == torch.int32
         places = [[row * pitch + col for col in range(columns)] for row in range(rows)]
-        assert lanes.tolist() == [[lane(mode, seed, parameter, purpose, step, i) for i in row] for row in places]
+        assert noise.tolist() == [[one_noise(mode, seed, parameter, purpose, step, i) for i in row] for row in places]
 
 
 @pytest.mark.parametrize("mode", [DITHERED, STOCHASTIC])
@@ -105,20 +105,22 @@ def test_lanes_of_a_whole_parameter(mode: str, seed: int) -> None:
 def test_lanes_beyond_two_to_33(mode: str, start: int, pitch: int, shape: tuple[int, int]) -> None:
     """Indices whose pair number leaves 32 bits take the high word into the hash."""
     rows, columns = shape
-    lanes = drawn(mode, rounding.salt(11, 4, 0), torch.tensor(9), start, pitch, shape)
-    expected = [[lane(mode, 11, 4, 0, 9, start + row * pitch + col) for col in range(columns)] for row in range(rows)]
-    assert lanes.tolist() == expected
+    noise = drawn(mode, rounding.salt(11, 4, 0), torch.tensor(9), start, pitch, shape)
+    expected = [
+        [one_noise(mode, 11, 4, 0, 9, start + row * pitch + col) for col in range(columns)] for row in range(rows)
+    ]
+    assert noise.tolist() == expected
 
 
 def test_nearest_is_half_of_what_is_dropped() -> None:
-    """The lane of nearest rounding is 0x8000 for every element."""
-    assert rounding.lanes("nearest", 1, torch.tensor(1), 0, 8, (2, 8)) == 0x8000
+    """The noise of nearest rounding is 0x8000 for every element."""
+    assert rounding.noise("nearest", 1, torch.tensor(1), 0, 8, (2, 8)) == 0x8000
 
 
 @pytest.mark.parametrize("mode", [DITHERED, STOCHASTIC])
 @pytest.mark.parametrize("columns", [6, 7])
 def test_a_rectangle_draws_what_the_whole_would_have_drawn(mode: str, columns: int) -> None:
-    """Rows, and runs of columns from an even one, of a shard or page get the lanes they have in the whole parameter."""
+    """Rows, and runs of columns from an even one, of a shard or page get the noise they have in the whole parameter."""
     salt, step, pitch = rounding.salt(5, 2, 0), torch.tensor(3), columns + columns % 2
     whole = drawn(mode, salt, step, 0, pitch, (9, columns))
     for first in range(10):
@@ -132,7 +134,7 @@ def test_a_rectangle_draws_what_the_whole_would_have_drawn(mode: str, columns: i
 
 
 def test_parameters_purposes_steps_and_seeds_draw_differently() -> None:
-    """Changing any one input changes about 65,535 in 65,536 of the lanes (dithered: the step shifts all by 40503)."""
+    """Changing any one input changes about 65,535 in 65,536 of the noise (dithered: the step shifts all by 40503)."""
 
     def draw(mode: str, seed: int, parameter: int, purpose: int, step: int) -> torch.Tensor:
         return drawn(mode, rounding.salt(seed, parameter, purpose), torch.tensor(step), 0, 4096, (1, 4096))
@@ -145,7 +147,7 @@ def test_parameters_purposes_steps_and_seeds_draw_differently() -> None:
 
 
 def test_no_generator_is_read_or_advanced() -> None:
-    """Lanes do not depend on torch's global generator, and drawing them leaves it as it was."""
+    """Noise do not depend on torch's global generator, and drawing them leaves it as it was."""
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = drawn(STOCHASTIC, rounding.salt(1, 0, 0), torch.tensor(1), 0, 64, (4, 64))
@@ -155,22 +157,22 @@ def test_no_generator_is_read_or_advanced() -> None:
 
 
 def test_lanes_are_spread_evenly() -> None:
-    """Over 2^20 elements each of 256 bins of lanes holds 4096 +- 384, six sigma; the seed is fixed."""
+    """Over 2^20 elements each of 256 bins of noise holds 4096 +- 384, six sigma; the seed is fixed."""
     for mode in (DITHERED, STOCHASTIC):
-        lanes = drawn(mode, rounding.salt(1, 0, 0), torch.tensor(1), 0, 1024, (1024, 1024))
-        counts = (lanes >> 8).flatten().bincount(minlength=256)
+        noise = drawn(mode, rounding.salt(1, 0, 0), torch.tensor(1), 0, 1024, (1024, 1024))
+        counts = (noise >> 8).flatten().bincount(minlength=256)
         assert int((counts - 4096).abs().max()) < 384
 
 
 @pytest.mark.parametrize(("x", "y"), EVERY_FORMAT, ids=NAMES)
 def test_all_lanes_together_are_exactly_unbiased(x: int, y: int) -> None:
-    """The codes of a value under all 65,536 lanes average to the value itself, where a lane can see all of its bits."""
+    """The codes of a value under all 65,536 numbers of noise average to it, where noise reaches all of its bits."""
     format, values = Format(1 + x + y, x, y, 0), [float(v) for v in magnitudes(x, y)]
-    lanes = torch.arange(65536, dtype=torch.int32)[None]
+    noise = torch.arange(65536, dtype=torch.int32)[None]
     for low, high in itertools.pairwise(values[:: max(1, len(values) // 16)] + values[-1:]):
         below = max(v for v in values if v < high) if high > low else low
         value = below + (high - below) * 12345 / 65536  # exact: at most 8 + 16 bits
-        codes = formats.encode(torch.full((1, 65536), -value), torch.tensor(values[-1]), lanes, format)
+        codes = formats.encode(torch.full((1, 65536), -value), torch.tensor(values[-1]), noise, format)
         decoded = formats.decode(codes, torch.ones(1, 1), 65536, format)
         assert decoded.double().sum().item() == -value * 65536
 
@@ -184,8 +186,8 @@ def mean_errors(mode: str, lengths: list[int]) -> list[float]:
     absmax = torch.tensor(format.top)  # scale 1
     total, errors = torch.zeros(1, columns, dtype=torch.float64), []
     for step in range(1, lengths[-1] + 1):
-        lanes = drawn(mode, rounding.salt(3, 0, 0), torch.tensor(step), 0, columns, (1, columns))
-        total += formats.encode(m, absmax, lanes, format).to(torch.float64)
+        noise = drawn(mode, rounding.salt(3, 0, 0), torch.tensor(step), 0, columns, (1, columns))
+        total += formats.encode(m, absmax, noise, format).to(torch.float64)
         if step in lengths:
             errors.append(float((total / step - m.double() * 64).square().mean().sqrt()))
     return errors
@@ -206,7 +208,7 @@ def test_the_mean_tends_to_the_value() -> None:
 
 
 def test_a_full_period_of_the_dither_is_exact() -> None:
-    """Over 65,536 steps an element draws each lane once, so the mean is right to the last bit that a lane can see."""
+    """Over 65,536 steps an element draws each noise once, so the mean is right to the last bit that a noise can see."""
     steps = torch.arange(1, 65537)
-    lanes = drawn(DITHERED, rounding.salt(0, 0, 0), steps[:, None], 0, 2, (1, 2))
-    assert torch.equal(lanes[:, 0].sort().values, torch.arange(65536, dtype=torch.int32))
+    noise = drawn(DITHERED, rounding.salt(0, 0, 0), steps[:, None], 0, 2, (1, 2))
+    assert torch.equal(noise[:, 0].sort().values, torch.arange(65536, dtype=torch.int32))

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from lionbits_reference import backend, slices
 from lionbits_reference.spec import FLOAT32, Format, Hyper, Plan, Slot
 
-from .calls import new_state, scalars
+from . import calls
+from .calls import GradSlot, new_state, scalars
 from .oracle import same_bits
 
 SHAPES = [(), (0,), (1,), (31,), (64,), (1000,), (0, 5), (5, 0), (1, 300), (3, 37), (40, 33), (2, 257), (7, 64)]
@@ -96,13 +97,13 @@ class Case:
         out: list[torch.Tensor] = []
         with sliced(limit):
             for step, grad in enumerate(grads, 1):
-                slot = Slot(param.view, grad, views, 3, start=2**34 - 8 * (self.seed % 2), pitch=self.pitch)
+                slot = GradSlot(param.view, grad, views, 3, start=2**34 - 8 * (self.seed % 2), pitch=self.pitch)
                 numbers = scalars([0.01], [0.999], [0.5], [step])
-                largest = backend.absmax(self.plan, [slot], hyper, numbers)
-                out += [largest, backend.aligned(self.plan, [slot], hyper, numbers)]
+                largest = calls.absmax(self.plan, [slot], hyper, numbers)
+                out += [largest, calls.aligned(self.plan, [slot], hyper, numbers)]
                 absmax = largest if self.plan.format.tensor_wise else None
                 numbers = dataclasses.replace(numbers, absmax=absmax)
-                backend.step(self.plan, [slot], hyper, numbers)
+                calls.step(self.plan, [slot], hyper, numbers)
                 out.append(numbers.skipped)
                 if absmax is not None:
                     views["exp_avg_scale"].copy_(absmax / self.plan.format.top)
@@ -169,8 +170,10 @@ def test_pieces_cover_the_slot_in_order(shape: tuple[int, ...], format: Format, 
     """Pieces are views, no longer than asked where they can be, and between them every element is there once."""
     limit = data.draw(st.integers(1, 8)) * max(format.block_size, 8)
     param = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
-    slot = Slot(param, param.clone(), new_state(Plan(torch.float32, torch.float32, format), shape), 5, start=100)
-    pieces = list(slices.cut(slot, format, limit))
+    slot = Slot(param, new_state(Plan(torch.float32, torch.float32, format), shape), 5, start=100)
+    pairs = list(slices.cut(slot, param.clone(), format, limit))
+    assert all(torch.equal(piece.param, grad) for piece, grad in pairs)
+    pieces = [piece for piece, _ in pairs]
     seen = [piece.param.flatten() for piece in pieces]
     assert torch.equal(torch.cat(seen) if seen else torch.empty(0), param.flatten())
     columns = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
@@ -195,27 +198,27 @@ def test_many_slots_in_one_call_are_as_many_calls(format: Format) -> None:
     rates, keeps, scales = [j / 10 for j in range(k)], [1 - j / 100 for j in range(k)], [1 - j / 3 for j in range(k)]
     numbers = scalars(rates, keeps, scales, list(range(9, 9 + k)))
 
-    def fresh() -> list[Slot]:
+    def fresh() -> list[GradSlot]:
         generator = torch.Generator().manual_seed(1)
         slots = []
         for j, shape in enumerate(shapes):
             param, grad = (torch.randn(shape, generator=generator) for _ in range(2))
             grad.view(-1)[3::10] = torch.inf
-            slots.append(Slot(param.bfloat16(), grad, new_state(plan, shape), 10 - j))
+            slots.append(GradSlot(param.bfloat16(), grad, new_state(plan, shape), 10 - j))
         return slots
 
     together, single = fresh(), fresh()
-    largest = backend.absmax(plan, together, hyper, numbers)
-    counts = backend.aligned(plan, together, hyper, numbers)
+    largest = calls.absmax(plan, together, hyper, numbers)
+    counts = calls.aligned(plan, together, hyper, numbers)
     numbers = dataclasses.replace(numbers, absmax=largest)
-    backend.step(plan, together, hyper, numbers)
+    calls.step(plan, together, hyper, numbers)
     skipped = int(numbers.skipped)
     numbers.skipped.zero_()
     for j, slot in enumerate(single):
         part = numbers.part(slice(j, j + 1))
-        assert backend.absmax(plan, [slot], hyper, part).tolist() == largest[j : j + 1].tolist()
-        assert backend.aligned(plan, [slot], hyper, part).tolist() == counts[j : j + 1].tolist()
-        backend.step(plan, [slot], hyper, part)
+        assert calls.absmax(plan, [slot], hyper, part).tolist() == largest[j : j + 1].tolist()
+        assert calls.aligned(plan, [slot], hyper, part).tolist() == counts[j : j + 1].tolist()
+        calls.step(plan, [slot], hyper, part)
     assert int(numbers.skipped) == skipped > 0
     for a, b in zip(together, single, strict=True):
         assert same_bits(a.param, b.param)
@@ -234,14 +237,14 @@ def test_shards_of_rows_are_the_whole(format: Format, cuts: tuple[int, ...]) -> 
     shard_state = new_state(plan, param.shape)
     for step in range(1, 5):
         grad = torch.randn(9, 75, generator=generator).bfloat16()
-        backend.step(plan, [Slot(param, grad, state, 1)], hyper, scalars([0.01], step=[step]))
+        calls.step(plan, [GradSlot(param, grad, state, 1)], hyper, scalars([0.01], step=[step]))
         shards = []
         for first, last in itertools.pairwise(cuts):
             rows = {key: value[first:last].clone() for key, value in shard_state.items()}
-            shards.append(Slot(shard_param[first:last].clone(), grad[first:last], rows, 1, first * 76))
+            shards.append(GradSlot(shard_param[first:last].clone(), grad[first:last], rows, 1, first * 76))
         for shard in shards:
             assert {k: (v.shape, v.dtype) for k, v in shard.state.items()} == plan.state_spec(shard.param.shape)
-            backend.step(plan, [shard], hyper, scalars([0.01], step=[step]))
+            calls.step(plan, [shard], hyper, scalars([0.01], step=[step]))
         shard_param = torch.cat([shard.param for shard in shards])
         shard_state = {key: torch.cat([shard.state[key] for shard in shards]) for key in state}
         assert same_bits(shard_param, param)

@@ -1,4 +1,4 @@
-"""The nouns: what a format is called and how large it is, what a plan holds, and numbers rounded once."""
+"""The types: what a format is called and how large it is, what a plan holds, and numbers rounded once."""
 
 from __future__ import annotations
 
@@ -154,9 +154,9 @@ def test_names_shapes_and_types_of_state(bits: int, shape: tuple[int, ...], code
 
 @pytest.mark.parametrize(("master_bits", "dtype"), [(32, torch.int16), (24, torch.int8)])
 def test_a_compensated_parameter_has_a_rest(master_bits: int, dtype: torch.dtype) -> None:
-    """param_rest has the parameter's shape, 2 or 1 bytes an element; other roundings keep none."""
+    """param_residual has the parameter's shape, 2 or 1 bytes an element; other roundings keep none."""
     plan = Plan(torch.bfloat16, torch.bfloat16, FLOAT32, param_rounding="compensated", master_bits=master_bits)
-    assert plan.state_spec((2, 3)) == {"exp_avg": ((2, 3), torch.float32), "param_rest": ((2, 3), dtype)}
+    assert plan.state_spec((2, 3)) == {"exp_avg": ((2, 3), torch.float32), "param_residual": ((2, 3), dtype)}
     for other in ("nearest", "dithered", "stochastic"):
         assert list(Plan(torch.bfloat16, torch.bfloat16, FLOAT32, param_rounding=other).state_spec((2, 3))) == [
             "exp_avg"
@@ -213,8 +213,8 @@ def test_a_slots_pitch_is_even() -> None:
     """Unless told otherwise rows lie even(columns) counting positions apart, so that pairs never straddle rows."""
     for shape, pitch in (((3, 7), 8), ((3, 8), 8), ((5,), 6), ((), 2), ((2, 3, 5), 16), ((4, 0), 0)):
         tensor = torch.zeros(shape)
-        assert Slot(tensor, tensor, {}, 0).row_pitch == pitch
-        assert Slot(tensor, tensor, {}, 0, pitch=100).row_pitch == 100
+        assert Slot(tensor, {}, 0).row_pitch == pitch
+        assert Slot(tensor, {}, 0, pitch=100).row_pitch == 100
 
 
 def test_numbers_of_a_run_of_slots_are_views() -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from lionbits_reference import backend, update
-from lionbits_reference.spec import FLOAT32, Format, Hyper, Plan, Slot, decay_factor
+from lionbits_reference.spec import FLOAT32, Format, Hyper, Plan, decay_factor
 
-from .calls import new_state, scalars, step_one
+from . import calls
+from .calls import GradSlot, new_state, scalars, step_one
 from .oracle import FLT_MAX, Floats, bits_of, from_bits, lion, round32, same_bits, tensor
 
 BETAS = (0.9, 0.99)
@@ -57,9 +58,9 @@ def test_every_16_bit_gradient_gives_the_rule(dtype: torch.dtype, nonfinite: str
     for name, m in momenta(g).items():
         expected = lion(p, m, g, 0.01, 0.3, BETAS, caution, nonfinite)
         param, exp_avg = tensor(p), tensor(m)
-        slot = Slot(param, grad, {"exp_avg": exp_avg}, 0)
+        slot = GradSlot(param, grad, {"exp_avg": exp_avg}, 0)
         numbers = scalars([0.01], [keep])
-        assert backend.aligned(plan, [slot], HYPER, numbers).tolist() == [int(expected.aligned.sum())], name
+        assert calls.aligned(plan, [slot], HYPER, numbers).tolist() == [int(expected.aligned.sum())], name
         assert same_bits(param, tensor(p)), "counting writes nothing"
         assert same_bits(exp_avg, tensor(m)), "counting writes nothing"
         skipped = step_one(plan, slot, HYPER, numbers)
@@ -82,7 +83,7 @@ def test_one_element_in_exact_arithmetic() -> None:
         param, exp_avg = tensor(p), tensor(m)
         numbers = scalars([lr], [float(keep)])
         plan = Plan(torch.float32, torch.float32, FLOAT32)
-        step_one(plan, Slot(param, tensor(g), {"exp_avg": exp_avg}, 0), HYPER, numbers)
+        step_one(plan, GradSlot(param, tensor(g), {"exp_avg": exp_avg}, 0), HYPER, numbers)
         model = lion(p, m, g, lr, wd)
         for j in range(40):
             pj, mj, gj = (Fraction(float(v[j])) for v in (p, m, g))
@@ -104,7 +105,7 @@ def test_types_may_differ_and_p_is_rounded_once(param_dtype: torch.dtype, grad_d
     m = torch.randn(500, generator=generator)
     p32, g32 = (v.to(torch.float64).numpy().astype(np.float32) for v in (param, grad))
     expected = lion(p32, m.numpy().copy(), g32, 1e-3, 0.1)
-    slot = Slot(param, grad, {"exp_avg": m}, 0)
+    slot = GradSlot(param, grad, {"exp_avg": m}, 0)
     step_one(Plan(param_dtype, grad_dtype, FLOAT32), slot, HYPER, scalars([1e-3], [decay_factor(1e-3, 0.1)]))
     if param_dtype == torch.bfloat16:
         raw = expected.p.view(np.uint32).astype(np.int64)
@@ -125,7 +126,7 @@ def test_a_zero_or_nan_c_moves_nothing(size: int) -> None:
             assert same_bits(u, torch.zeros(size)), (m, g, caution)
             if not math.isnan(m + g):
                 param = torch.full((size,), -0.0)
-                slot = Slot(param, torch.full((size,), g), {"exp_avg": torch.full((size,), m)}, 0)
+                slot = GradSlot(param, torch.full((size,), g), {"exp_avg": torch.full((size,), m)}, 0)
                 step_one(Plan(torch.float32, torch.float32, FLOAT32, caution=caution), slot, HYPER, scalars([0.1]))
                 assert same_bits(param, torch.full((size,), -0.0))
 
@@ -139,7 +140,7 @@ def test_grad_scale_is_one_more_rounding_and_minus_one_maximizes() -> None:
         with np.errstate(over="ignore"):
             g = grad.numpy() * np.float32(scale)
         expected = lion(p.numpy().copy(), m.numpy().copy(), g, 0.1)
-        slot = Slot(p, grad, {"exp_avg": m}, 0)
+        slot = GradSlot(p, grad, {"exp_avg": m}, 0)
         skipped = step_one(Plan(torch.float32, torch.float32, FLOAT32), slot, HYPER, scalars([0.1], grad_scale=[scale]))
         assert skipped == expected.skipped.sum() == (~np.isfinite(g)).sum()
         assert (skipped > 0) == (scale == 1e38)
@@ -154,7 +155,7 @@ def test_a_momentum_that_overflows_is_skipped() -> None:
         p, m, g = torch.ones(40), torch.full((40,), FLT_MAX), torch.full((40,), FLT_MAX)
         g[3:] = -1.0
         plan = Plan(torch.float32, torch.float32, FLOAT32, nonfinite=nonfinite)
-        skipped = step_one(plan, Slot(p, g, {"exp_avg": m}, 0), hyper, scalars([0.5]))
+        skipped = step_one(plan, GradSlot(p, g, {"exp_avg": m}, 0), hyper, scalars([0.5]))
         assert skipped == (3 if nonfinite == "skip" else 0)
         assert p.tolist() == ([1.0] * 3 if nonfinite == "skip" else [0.5] * 3) + [0.5] * 37
         assert m[:3].tolist() == [FLT_MAX if nonfinite == "skip" else float("inf")] * 3
@@ -165,7 +166,7 @@ def test_new_state_is_zero_and_takes_the_gradients_sign() -> None:
     plan = Plan(torch.float32, torch.float32, FLOAT32)
     grad = torch.tensor([3.0, -2.0, 0.0, 1e-30])
     param, state = torch.zeros(4), new_state(plan, (4,))
-    step_one(plan, Slot(param, grad, state, 0), HYPER, scalars([0.25]))
+    step_one(plan, GradSlot(param, grad, state, 0), HYPER, scalars([0.25]))
     assert param.tolist() == [-0.25, 0.25, 0.0, -0.25]
     a2 = Fraction(float(np.float32(1 - 0.99)))
     assert [bits_of(v) for v in state["exp_avg"].tolist()] == [
@@ -184,7 +185,7 @@ def test_torchs_default_type_does_not_matter(format: Format) -> None:
         param, state = start.clone(), new_state(plan, start.shape)
         torch.set_default_dtype(default)
         try:
-            step_one(plan, Slot(param, grad, state, 0), HYPER, scalars([0.01], [0.9]))
+            step_one(plan, GradSlot(param, grad, state, 0), HYPER, scalars([0.01], [0.9]))
             decoded = backend.decode(format, state, param.shape)
             results.append([param, decoded, *state.values(), *backend.encode(format, decoded).values()])
         finally:

@@ -57,7 +57,7 @@ def trained(name: str, updates: int = 3, dtype: torch.dtype = torch.float32, **s
 @pytest.mark.parametrize("bits", [32, 8, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_bits_of_the_reference(bits: int, dtype: torch.dtype) -> None:
-    """Large tensors where they lie, small ones in crowds, ragged and strided ones in scratch."""
+    """Large tensors where they lie, small ones in same_shape_batches, ragged and strided ones in scratch."""
     compiled, reference = (trained(name, 3, dtype, optim_bits=bits) for name in ("compiled", "reference"))
     for got, want in zip(compiled, reference, strict=True):
         assert torch.equal(got, want)
@@ -215,7 +215,7 @@ def test_every_skipped_element_is_counted() -> None:
 
 
 def test_every_plan_is_served() -> None:
-    """The court skips what is refused, so nothing may be."""
+    """The conformance suite skips what is refused, so nothing may be."""
     assert [plan for plan in serving.every_plan() if backend.supports(plan, torch.device("cpu"))] == []
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,32 +16,34 @@ import torch
 
 import lionbits
 from lionbits_compiled import packing
+from lionbits_compiled.bound import BoundSlot
 from lionbits_compiled.copies import Copies
 from lionbits_compiled.functions import WORD
-from lionbits_compiled.layouts import FEW, LARGE, SMALL, Layout, are_rows, layout, lies_ready, parts
+from lionbits_compiled.layouts import FEW, LARGE, SMALL, Layout, are_rows, is_zero_copy, layout, parts
 from lionbits_compiled.matrices import Matrix
+from lionbits_compiled.prepared import Prepared
 from lionbits_compiled.scratch import Scratch
-from lionbits_compiled.work import Work
 from lionbits_reference import encode
 from lionbits_reference.spec import FLOAT32, Format, Plan, Slot
 
 EIGHT = Plan(torch.float32, torch.float32, Format.of(8))
 
 
-def slot(shape: tuple[int, ...], plan: Plan = EIGHT) -> Slot:
+def slot(shape: tuple[int, ...], plan: Plan = EIGHT) -> BoundSlot:
     """Ones."""
     state = encode(plan.format, torch.zeros(shape))
     for key, spec in plan.state_spec(shape).items():
         state.setdefault(key, torch.zeros(spec.shape, dtype=spec.dtype))
-    return Slot(torch.ones(shape, dtype=plan.param_dtype), torch.ones(shape, dtype=plan.grad_dtype), state, 0)
+    plain = Slot(torch.ones(shape, dtype=plan.param_dtype), state, 0)
+    return BoundSlot(plain, torch.ones(shape, dtype=plan.grad_dtype))
 
 
 @pytest.mark.parametrize("shape", [(512, 512), (1 << 18,), (256, 16, 4, 4), (3000, 1024), (1000, 64), (100_000, 96)])
 def test_whole_blocks_are_matrices_where_they_lie(shape: tuple[int, ...]) -> None:
     """Nothing of them is copied: what the compiled code writes to is the parameter itself."""
     held = slot(shape)
-    assert all(lies_ready(EIGHT, part) for part in parts(EIGHT, held))
-    (matrix, *_) = Work(EIGHT, [held]).matrices([held], drawing=True)
+    assert all(is_zero_copy(EIGHT, part) for part in parts(EIGHT, held))
+    (matrix, *_) = Prepared(EIGHT, [held]).matrices(drawing=True)
     assert isinstance(matrix, Matrix)
     assert matrix.tensors["param"].data_ptr() == held.param.data_ptr()
 
@@ -49,16 +52,17 @@ def test_whole_blocks_are_matrices_where_they_lie(shape: tuple[int, ...]) -> Non
 def test_a_later_gradient_may_lie_elsewhere(place: str) -> None:
     """What is kept from the first call is not taken for true of a gradient that begins or lies where that did not."""
     held = slot((64, 512))
-    work = Work(EIGHT, [held])
+    prepared = Prepared(EIGHT, [held])
     room = torch.ones(2 * held.param.numel() + 8)
     first = 1 if place == "odd" else 8
     later = room[first : first + held.param.numel()].view(64, 512)
     if place != "odd":
-        held.param = room[-held.param.numel() :].view(64, 512)
-        work = Work(EIGHT, [held])
+        param = room[-held.param.numel() :].view(64, 512)
+        held = BoundSlot(replace(held.slot, param=param), held.grad)
+        prepared = Prepared(EIGHT, [held])
     for grad, copied in ((held.grad, False), (later, True), (held.grad, False)):
-        held.grad = grad
-        (matrix,) = work.matrices([held], drawing=True)
+        held.take(grad)
+        (matrix,) = prepared.matrices(drawing=True)
         assert isinstance(matrix, Matrix)
         assert (matrix.tensors["grad"].data_ptr() != grad.data_ptr()) == copied
 
@@ -66,7 +70,7 @@ def test_a_later_gradient_may_lie_elsewhere(place: str) -> None:
 def test_only_the_tail_of_a_long_vector_is_copied() -> None:
     held = slot((1_000_003,))
     *whole, tail = parts(EIGHT, held)
-    assert all(lies_ready(EIGHT, part) for part in whole)
+    assert all(is_zero_copy(EIGHT, part) for part in whole)
     assert tail.param.numel() == 1_000_003 % 256
     assert sum(part.param.numel() for part in (*whole, tail)) == 1_000_003
 
@@ -81,7 +85,7 @@ def test_parts_cover_ragged_rows_in_order() -> None:
 
 
 def test_rows_join_where_nothing_tells_them_apart() -> None:
-    """float32 momentum has no blocks, and no lanes: rows of five are one row."""
+    """float32 momentum has no blocks, and no noise: rows of five are one row."""
     plain = Plan(torch.float32, torch.float32, FLOAT32)
     assert layout(plain, slot((5000, 5), plain)).rows == 1
     drawn = Plan(torch.bfloat16, torch.bfloat16, FLOAT32, param_rounding="dithered")
@@ -164,9 +168,9 @@ def test_the_momentum_of_a_crowd_is_updated_where_it_lies(dtype: torch.dtype) ->
                 optimizer = lionbits.Lion(params, lr=1e-2, weight_decay=0.1, backend=name)
                 optimizer.load_state_dict(state)
             optimizer.step()
-            (work,) = optimizer._steady._works  # type: ignore[union-attr]
+            (group,) = optimizer._step_cache._launch_groups  # type: ignore[union-attr]
             if name == "compiled":
-                gathered = work[0].batch.memo["compiled"].gathered
+                gathered = group.calls._prepared.gathered
                 ours[turn] = sum(len(matrix.slots) for matrix in gathered if matrix.crowd)
                 assert not any(matrix.crowd and "exp_avg" in matrix.tensors for matrix in gathered)
         ends.append([*params, *(optimizer.state[param]["exp_avg"] for param in params)])
@@ -201,11 +205,11 @@ def test_what_is_kept_does_not_grow_with_the_model(settings: dict[str, int]) -> 
         param.grad = torch.ones_like(param)
     optimizer = lionbits.Lion(params, backend="compiled", **settings)  # type: ignore[arg-type]
     optimizer.step()
-    works = [w.batch.memo["compiled"] for w, _ in optimizer._steady._works]  # type: ignore[union-attr]
+    all_prepared = [group.calls._prepared for group in optimizer._step_cache._launch_groups]  # type: ignore[union-attr]
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for work in works
-        for tensor in (*work.scratch._flat.values(), *(t for m in work.gathered for t in m.tensors.values()))
+        for prepared in all_prepared
+        for tensor in (*prepared.scratch._flat.values(), *(t for m in prepared.gathered for t in m.tensors.values()))
     }
     assert sum(storages.values()) < 64 << 20
 

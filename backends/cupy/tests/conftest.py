@@ -9,4 +9,4 @@ import cuda_on_cpu
 if os.environ.get("LIONBITS_CUPY_EMULATE") != "1":
     raise pytest.UsageError("the tests of lionbits-cupy want LIONBITS_CUPY_EMULATE=1, as `nox -s tests` sets it")
 if cuda_on_cpu.obstacle():
-    collect_ignore = ["test_backend.py", "test_optim.py", "test_sabotage.py"]
+    collect_ignore = ["test_backend.py", "test_optim.py", "test_fault_injection.py"]

@@ -30,7 +30,7 @@ def test_it_is_a_backend() -> None:
 
 
 def test_every_plan_is_served() -> None:
-    """The court skips what is refused, so nothing may be."""
+    """The conformance suite skips what is refused, so nothing may be."""
     assert [plan for plan in serving.every_plan() if backend.supports(plan, torch.device("cpu"))] == []
 
 
@@ -88,8 +88,8 @@ def test_a_plan_is_written_as_constants() -> None:
 def test_a_tile_is_whole_blocks(size: int) -> None:
     """A warp takes blocks of up to 512 elements, several at a time; a thread block one larger one."""
     plan = Plan(torch.bfloat16, torch.bfloat16, Format.of(8, block_size=size))
-    assert source.crew(plan) * source.SPAN % size == 0
-    assert source.crew(plan) == (32 if size <= 512 else size // 16)
+    assert source.thread_group(plan) * source.SPAN % size == 0
+    assert source.thread_group(plan) == (32 if size <= 512 else size // 16)
 
 
 class Launches:
@@ -139,7 +139,7 @@ def test_a_launch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     array = Array()
     table = SimpleNamespace(slots=array, calls=array, items=array)
-    launch.launch("step_kernel", PLAN, table, torch.ones(1), np.float32(0.5))  # type: ignore[arg-type]
+    launch.launch("step_kernel", launch.Prepared(PLAN, table), torch.ones(1), np.float32(0.5))  # type: ignore[arg-type]
     [(grid, block, arguments, more)] = calls
     assert (grid, block) == ((2 * launch.BLOCKS_PER_MULTIPROCESSOR,), (128,))
     assert arguments[:4] == (4096, 4096, 4096, 1000)
@@ -151,9 +151,9 @@ def test_no_elements_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots without elements: nothing is launched."""
     launches = Launches(monkeypatch)
     empty = torch.empty(0, 5)
-    slots = [Slot(empty, empty, {"exp_avg": empty}, 0)]
+    slots = [Slot(empty, {"exp_avg": empty}, 0)]
     plan = Plan(torch.float32, torch.float32, FLOAT32)
-    launch.launch("step_kernel", plan, launch.table(plan, slots))
+    launch.launch("step_kernel", launch.Prepared(plan, launch.table(plan, slots, [empty])))
     assert launches.calls == []
 
 

@@ -18,7 +18,7 @@ pytest.importorskip("cupy", reason="it compiles the kernels")
 BUDGET = 53
 
 
-@pytest.mark.hunt
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bits", "architecture"), [(32, 90), (4, 90), (2, 90), *((8, sm) for sm in (75, 80, 90, 100, 120))]
 )

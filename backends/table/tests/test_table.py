@@ -6,6 +6,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,13 +23,18 @@ PLAN = Plan(torch.float32, torch.float32, Format.of(8, block_size=32))
 def slot(shape: Sequence[int]) -> Slot:
     """A slot of zeros."""
     param = torch.zeros(tuple(shape))
-    return Slot(param, torch.zeros_like(param), reference.encode(PLAN.format, param), index=0)
+    return Slot(param, reference.encode(PLAN.format, param), index=0)
 
 
-def tabled(slots: list[Slot], item: int = 4) -> Table:
+def gradients(slots: list[Slot]) -> list[Tensor]:
+    """Zeros for each."""
+    return [torch.zeros(each.param.shape) for each in slots]
+
+
+def tabled(slots: list[Slot], grads: list[Tensor], item: int = 4) -> Table:
     """Their table, in items of four blocks."""
-    made = Table(PLAN, slots, PLAN.format.block_size, item)
-    made.bind(slots)
+    made = Table(PLAN, slots, grads, PLAN.format.block_size, item)
+    made.bind(grads)
     return made
 
 
@@ -42,7 +48,7 @@ def transposed(tensor: Tensor) -> Tensor:
 def test_items_cover_every_block_once(length: int) -> None:
     """Each block of each slot belongs to one item, and no item has even and other blocks."""
     slots = [slot(shape) for shape in [(3, length), (length,), (0, length)]]
-    made = tabled(slots)
+    made = tabled(slots, gradients(slots))
     for j, each in enumerate(slots):
         runs = sorted((first, last) for at, first, last in made.items.tolist() if at == j)
         covered = [block for first, last in runs for block in range(first, last)]
@@ -70,30 +76,32 @@ def test_only_what_moved_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same gradients upload nothing; new ones, one small array."""
     uploads = Uploads(monkeypatch)
     slots = [slot((4, 32)) for _ in range(3)]
-    made = tabled(slots)
+    grads = gradients(slots)
+    made = tabled(slots, grads)
     assert uploads.count == 3
-    made.bind(slots)
+    made.bind(grads)
     assert uploads.count == 3
-    slots[1].grad = slots[1].grad.clone()
-    made.bind(slots)
-    made.bind(slots)
+    grads[1] = grads[1].clone()
+    made.bind(grads)
+    made.bind(grads)
     assert uploads.count == 4
-    assert made.calls[:, 0].tolist() == [each.grad.data_ptr() for each in slots]
+    assert made.calls[:, 0].tolist() == [grad.data_ptr() for grad in grads]
 
 
 def test_a_captured_table_sends_addresses_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replay sends those that were captured, so an eager step in between must not rely on what it sent before."""
     uploads = Uploads(monkeypatch)
     slots = [slot((4, 32)) for _ in range(3)]
-    made = tabled(slots)
+    grads = gradients(slots)
+    made = tabled(slots, grads)
     with monkeypatch.context() as capturing:
         capturing.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         capturing.setattr(torch.Tensor, "pin_memory", lambda host: host)
         capturing.setattr(made, "calls", _OnDevice(made.calls))
-        made.bind(slots)
+        made.bind(grads)
     assert len(made._captured) == 1
     for sent in (5, 6):
-        made.bind(slots)
+        made.bind(grads)
         assert uploads.count == sent
 
 
@@ -109,28 +117,27 @@ class _OnDevice:
 def test_no_gradient_is_kept_alive() -> None:
     """Between steps a table holds none, also where kernels work on copies."""
     deep = slot((2, 3, 4, 5, 6))
-    deep.param = transposed(deep.param)
-    slots = [slot((4, 32)), deep]
-    made = tabled(slots)
-    made.release(slots)
-    kept = [weakref.ref(each.grad) for each in slots]
-    for each in slots:
-        each.grad = None  # type: ignore[assignment]
+    slots = [slot((4, 32)), replace(deep, param=transposed(deep.param))]
+    grads = gradients(slots)
+    made = tabled(slots, grads)
+    made.release()
+    kept = [weakref.ref(grad) for grad in grads]
+    del grads
     assert [ref() for ref in kept] == [None, None]
 
 
 def test_the_cost_of_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     """For 300 tensors the host looks at addresses of gradients; the figure is printed, the bound is lax."""
     slots = [slot((2, 32)) for _ in range(300)]
-    made = tabled(slots)
+    grads = gradients(slots)
+    made = tabled(slots, grads)
     times: dict[str, list[float]] = {"the same gradients": [], "new gradients": [], "made anew": []}
     for _ in range(200):
-        times["the same gradients"].append(_timed(lambda: made.bind(slots)))
-        for each in slots:
-            each.grad = each.grad.clone()
-        times["new gradients"].append(_timed(lambda: made.bind(slots)))
+        times["the same gradients"].append(_timed(lambda: made.bind(grads)))
+        grads[:] = [grad.clone() for grad in grads]
+        times["new gradients"].append(_timed(lambda: made.bind(grads)))
     for _ in range(5):
-        times["made anew"].append(_timed(lambda: tabled(slots)))
+        times["made anew"].append(_timed(lambda: tabled(slots, grads)))
     medians = {name: statistics.median(values) for name, values in times.items()}
     with capsys.disabled():
         print("\nhost time of the table, 300 tensors:", {k: f"{v * 1e6:.0f} us" for k, v in medians.items()})

@@ -24,14 +24,14 @@ def as_it_is(tensor: Tensor) -> Tensor:
 
 def slot(
     plan: Plan, shape: Sequence[int], seed: int = 0, arrange: Arrange = as_it_is, grad: Arrange = as_it_is
-) -> Slot:
-    """A slot with random numbers; ``arrange`` gives a tensor other strides and the same values."""
+) -> tuple[Slot, Tensor]:
+    """A slot with random numbers, and its gradient; ``arrange`` gives a tensor other strides and the same values."""
     generator = torch.Generator().manual_seed(seed)
     param, gradient, momentum = (torch.randn(tuple(shape), generator=generator) for _ in range(3))
     state = reference.encode(plan.format, momentum)
     for key, spec in plan.state_spec(shape).items():
         state.setdefault(key, torch.ones(spec.shape, dtype=spec.dtype))
-    return Slot(arrange(param.to(plan.param_dtype)), grad(gradient.to(plan.grad_dtype)), state, index=seed)
+    return Slot(arrange(param.to(plan.param_dtype)), state, index=seed), grad(gradient.to(plan.grad_dtype))
 
 
 def scalars(count: int) -> Scalars:
@@ -41,16 +41,17 @@ def scalars(count: int) -> Scalars:
     return Scalars(rates, 1 - rates, 1 + rates, steps, torch.zeros(1, dtype=torch.int64))
 
 
-def assert_steps_alike(plan: Plan, make: Callable[[], list[Slot]], hyper: Hyper = HYPER) -> None:
+def assert_steps_alike(plan: Plan, make: Callable[[], list[tuple[Slot, Tensor]]], hyper: Hyper = HYPER) -> None:
     """Two updates on the backend and on the reference leave the same bits."""
     results = []
     for judged in (backend, reference):
-        slots = make()
+        slots, grads = map(list, zip(*make(), strict=True))
         numbers = scalars(len(slots))
+        prepared = judged.prepare(plan, slots, grads)
         for _ in range(2):
             if plan.format.tensor_wise:
-                numbers = Scalars(**{**vars(numbers), "absmax": judged.absmax(plan, slots, hyper, numbers)})
-            judged.step(plan, slots, hyper, numbers)
+                numbers = Scalars(**{**vars(numbers), "absmax": judged.absmax(prepared, grads, hyper, numbers)})
+            judged.step(prepared, grads, hyper, numbers)
         results.append([numbers.skipped, *(t for s in slots for t in (s.param, *s.state.values()))])
     for got, want in zip(*results, strict=True):
         assert (got.shape, got.dtype) == (want.shape, want.dtype)

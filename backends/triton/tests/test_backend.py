@@ -71,7 +71,7 @@ def test_numbers_and_addresses_make_no_variant() -> None:
 def test_a_kernel_of_another_release_does_not_serve() -> None:
     """Where what follows from a path has changed, Triton finds nothing on its disk: it goes by the path's text."""
     code = (
-        "import torch; from lionbits_triton import compiled, kernels, launch, path\n"
+        "import torch; from lionbits_triton import compiled, kernels, launch, variant\n"
         "from lionbits_reference.spec import *\n"
         "%s\n"
         "cut = launch.cut(Plan(torch.float32, torch.float32, Format.of(8)), [])\n"
@@ -80,13 +80,13 @@ def test_a_kernel_of_another_release_does_not_serve() -> None:
         "print(compiled.compile(kernels.encode_kernel, call, cut, 90, UNEVEN=cut.uneven).hash)\n"
     )
     as_it_is = "pass"
-    otherwise = "path.Path.top_is_power_of_two = property(lambda self: True)"
+    otherwise = "variant.KernelVariant.top_is_power_of_two = property(lambda self: True)"
     first, again, other = (_told(code % change) for change in (as_it_is, as_it_is, otherwise))
     assert first == again != other
 
 
 def test_every_plan_is_served() -> None:
-    """The court skips what is refused, so nothing may be."""
+    """The conformance suite skips what is refused, so nothing may be."""
     assert [plan for plan in serving.every_plan() if backend.supports(plan, torch.device("cpu"))] == []
 
 

@@ -25,7 +25,7 @@ def listed(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=COMPILING, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.hunt
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", ["32", "8", "4", "2"])
 @pytest.mark.parametrize("arch", ["80", "90", "100"])
 def test_every_kernel_keeps_the_law(bits: str, arch: str) -> None:

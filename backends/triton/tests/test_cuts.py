@@ -8,7 +8,7 @@ import torch
 from lionbits_reference.spec import FLOAT32, Format, Plan, Slot
 from lionbits_triton import backend, launch
 from lionbits_triton.launch import Cut
-from lionbits_triton.path import Path
+from lionbits_triton.variant import KernelVariant
 
 from .cases import HYPER, assert_steps_alike, scalars, slot
 
@@ -20,10 +20,12 @@ FORMATS.append(Format.of(8, block_wise=False))
 
 def small(plan: Plan, rows: int, uneven_rows: int, item: int) -> Cut:
     """Tiles of few blocks of 32."""
-    return Cut(Path(plan, rows, 32, even=True), Path(plan, uneven_rows, 32, even=False), item, warps=1)
+    return Cut(
+        KernelVariant(plan, rows, 32, even=True), KernelVariant(plan, uneven_rows, 32, even=False), item, warps=1
+    )
 
 
-@pytest.mark.hunt
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [(2, 1, 2), (4, 2, 8), (2, 2, 6)], ids=str)
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -41,7 +43,8 @@ def test_both_paths_are_walked(monkeypatch: pytest.MonkeyPatch, format: Format) 
     """The shapes above do have even blocks and others: what the test before this one relies on."""
     plan = Plan(torch.float32, torch.float32, format)
     monkeypatch.setattr(backend, "cut", lambda plan, slots: small(plan, 2, 1, 4))
-    table = backend._work(plan, [slot(plan, shape, seed) for seed, shape in enumerate(SHAPES)]).table
+    slots, grads = zip(*(slot(plan, shape, seed) for seed, shape in enumerate(SHAPES)), strict=True)
+    table = backend.prepare(plan, slots, grads).table
     even_blocks = table.slots[:, 6]
     taken = [bool(last <= even_blocks[j]) for j, _, last in table.items.tolist()]
     assert any(taken)
@@ -54,7 +57,7 @@ def test_the_cut_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (32, 64, 128, 256, 512, 1024, 2048, 4096):
         plan = Plan(torch.bfloat16, torch.bfloat16, Format.of(8, block_size=size))
         for elements, tiles in ((1, 1), (10**6, 1), (10**11, launch.TILES_PER_ITEM)):
-            found = launch.cut(plan, [slot(plan, ()), _sized(elements)])
+            found = launch.cut(plan, [slot(plan, ())[0], _sized(elements)])
             threads = 32 * found.warps
             assert (found.even.block, found.uneven.block) == (size, size)
             assert (found.even.rows * size // threads, found.uneven.rows * size // threads) == (16, 8)
@@ -62,17 +65,17 @@ def test_the_cut_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_empty_call_is_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No slots, or slots without elements: nothing is launched, and counts are zeros."""
+    """Slots without elements: nothing is launched, and counts are zeros."""
     plan = Plan(torch.float32, torch.float32, FORMATS[0])
     monkeypatch.setattr("lionbits_triton.kernels.step_kernel", None)
     monkeypatch.setattr("lionbits_triton.kernels.count_kernel", None)
-    for slots in ([], [slot(plan, (0, 5)), slot(plan, (4, 0))]):
-        numbers = scalars(len(slots))
-        backend.step(plan, slots, HYPER, numbers)
-        assert backend.aligned(plan, slots, HYPER, numbers).tolist() == [0] * len(slots)
-        assert backend.absmax(plan, slots, HYPER, numbers).tolist() == [0.0] * len(slots)
+    slots, grads = zip(slot(plan, (0, 5)), slot(plan, (4, 0)), strict=True)
+    numbers, prepared = scalars(2), backend.prepare(plan, slots, grads)
+    backend.step(prepared, grads, HYPER, numbers)
+    assert backend.aligned(prepared, grads, HYPER, numbers).tolist() == [0, 0]
+    assert backend.absmax(prepared, grads, HYPER, numbers).tolist() == [0.0, 0.0]
 
 
 def _sized(elements: int) -> Slot:
     """As much of a slot as is looked at to cut it."""
-    return Slot(torch.empty(1).expand(elements), torch.empty(0), {}, 0)
+    return Slot(torch.empty(1).expand(elements), {}, 0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from lionbits_reference.spec import FLOAT32, Batch, Format, Plan, Slot
+from lionbits_reference.spec import FLOAT32, Format, Plan, Slot
 from lionbits_table.layout import walk
 from lionbits_triton import backend, kernels
 
@@ -44,7 +45,7 @@ def test_any_strides(format: Format, arrange: Arrange, grad: Arrange) -> None:
     """Parameters and gradients are walked where they are, whatever strides each has."""
     plan = Plan(torch.float32, torch.float32, format)
     shape = (6, 4, 3, 5)
-    assert walk(plan, slot(plan, shape, 0, arrange, grad)) is not None
+    assert walk(plan, *slot(plan, shape, 0, arrange, grad)) is not None
     assert_steps_alike(plan, lambda: [slot(plan, shape, 0, arrange, grad), slot(plan, (3, 32), 1)])
 
 
@@ -52,24 +53,25 @@ def test_strides_that_no_kernel_walks() -> None:
     """Five dimensions in disorder, state that is not contiguous, gradients that are one number: by way of copies."""
     plan = PLAN
 
-    def make() -> list[Slot]:
+    def make() -> list[tuple[Slot, Tensor]]:
         deep = slot(plan, (2, 3, 4, 5, 6), 0, transposed)
-        assert walk(plan, deep) is None
-        odd_state = slot(plan, (8, 64), 1)
-        odd_state.state = {key: transposed(value) for key, value in odd_state.state.items()}
-        return [deep, odd_state, slot(plan, (4, 40), 2, grad=lambda grad: grad[0, 0].expand(grad.shape))]
+        assert walk(plan, *deep) is None
+        plain, own = slot(plan, (8, 64), 1)
+        odd_state = replace(plain, state={key: transposed(value) for key, value in plain.state.items()})
+        return [deep, (odd_state, own), slot(plan, (4, 40), 2, grad=lambda grad: grad[0, 0].expand(grad.shape))]
 
     assert_steps_alike(plan, make)
 
 
-def test_a_table_goes_with_its_batch() -> None:
+def test_a_table_goes_with_what_was_prepared() -> None:
     """No cycle keeps device memory until the garbage collector runs."""
-    batch = Batch([slot(PLAN, (4, 32))])
-    backend.step(PLAN, batch, HYPER, scalars(1))
-    made, state = weakref.ref(batch.memo["triton"].table), weakref.ref(batch[0].state["exp_avg_codes"])
+    one, grad = slot(PLAN, (4, 32))
+    prepared = backend.prepare(PLAN, [one], [grad])
+    backend.step(prepared, [grad], HYPER, scalars(1))
+    made, state = weakref.ref(prepared.table), weakref.ref(one.state["exp_avg_codes"])
     gc.disable()
     try:
-        del batch
+        del prepared, one
         assert made() is None
         assert state() is None
     finally:
@@ -90,9 +92,9 @@ def test_launches_do_not_grow_with_tensors(monkeypatch: pytest.MonkeyPatch, coun
 
     monkeypatch.setattr(type(kernels.step_kernel), "run", counted)
     plan = PLAN if wise else Plan(torch.float32, torch.float32, Format.of(8, block_wise=False))
-    batch = Batch(slot(plan, (2, 32), seed) for seed in range(count))
-    numbers = scalars(count)
+    slots, grads = zip(*(slot(plan, (2, 32), seed) for seed in range(count)), strict=True)
+    numbers, prepared = scalars(count), backend.prepare(plan, slots, grads)
     if not wise:
-        numbers = type(numbers)(**{**vars(numbers), "absmax": backend.absmax(plan, batch, HYPER, numbers)})
-    backend.step(plan, batch, HYPER, numbers)
+        numbers = replace(numbers, absmax=backend.absmax(prepared, grads, HYPER, numbers))
+    backend.step(prepared, grads, HYPER, numbers)
     assert len(launches) == (1 if wise else 2)

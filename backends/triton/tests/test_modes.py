@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lionbits import PagedLion8bit, work
+from lionbits import PagedLion8bit
+from lionbits.step import prepare
 from lionbits_triton.optim import Lion, Lion4bit
 from lionbits_triton.optim import PagedLion8bit as Paged
 
@@ -52,13 +53,13 @@ def run(kind: Callable[..., Any], mode: Callable[[], AbstractContextManager[Any]
 def test_modes_change_nothing(
     kind: Callable[..., Any], reference: Any, mode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared, prepare = [], work.prepare
+    prepared, original = [], prepare.prepare
 
     def counted(*works: Any) -> None:
         prepared.append(len(works[0]))
-        prepare(*works)
+        original(*works)
 
-    monkeypatch.setattr(work, "prepare", counted)
+    monkeypatch.setattr(prepare, "prepare", counted)
     plain = run(kind, mode, ())
     ends = [run(kind, mode, inside) for inside in INSIDE]
     assert len(prepared) == 4

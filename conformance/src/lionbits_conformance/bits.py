@@ -11,7 +11,7 @@ _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
 class Disagreement(AssertionError):
-    """Two results that a law says are equal are not; the message shows the first differing element of each tensor."""
+    """Results that should be equal are not; the message shows the first differing element of each tensor."""
 
 
 def words(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ and a shape. Every tensor lies inside a larger buffer whose other elements must 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ class Call:
 
     case: Case
     slots: list[Slot]
+    grads: list[Tensor]
     scalars: Scalars
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
@@ -75,9 +76,11 @@ class Call:
 
 def build(case: Case, device: torch.device = _CPU) -> Call:
     """Make the case's tensors; the same bits each time."""
-    call = Call(case, [], scalars(case, device))
+    call = Call(case, [], [], scalars(case, device))
     for j, tensor in enumerate(case.tensors):
-        call.slots.append(_slot(call.buffers, case, j, tensor, device))
+        slot, grad = _slot(call.buffers, case, j, tensor, device)
+        call.slots.append(slot)
+        call.grads.append(grad)
     return call
 
 
@@ -103,17 +106,23 @@ def grad_scale(case: Case, j: int) -> float:
 def run(backend: Backend, case: Case, device: torch.device = _CPU, order: Sequence[slice] | None = None) -> Call:
     """Build the case and let the backend make its updates, all slots at once or in the runs of ``order``."""
     call = build(case, device)
-    runs = order or [slice(0, len(call.slots))]
+    update(backend, call, order or [slice(0, len(call.slots))])
+    return call
+
+
+def update(backend: Backend, call: Call, order: Sequence[slice]) -> None:
+    """Let the backend make a case's updates in these runs of slots: prepared once, stepped as often as it says."""
+    case = call.case
+    prepared = [(at, backend.prepare(case.plan, call.slots[at], call.grads[at])) for at in order]
     for _ in range(case.updates):
         numbers = call.scalars
         if case.plan.format.tensor_wise:
-            absmax = [backend.absmax(case.plan, call.slots[at], case.hyper, numbers.part(at)) for at in runs]
-            numbers = Scalars(**{**vars(numbers), "absmax": torch.cat(absmax)})
-        for at in runs:
-            backend.step(case.plan, call.slots[at], case.hyper, numbers.part(at))
+            absmax = [backend.absmax(made, call.grads[at], case.hyper, numbers.part(at)) for at, made in prepared]
+            numbers = replace(numbers, absmax=torch.cat(absmax))
+        for at, made in prepared:
+            backend.step(made, call.grads[at], case.hyper, numbers.part(at))
         store_scales(case.plan, call.slots, numbers)
         call.scalars.step.add_(1)
-    return call
 
 
 def store_scales(plan: Plan, slots: Sequence[Slot], numbers: Scalars) -> None:
@@ -124,28 +133,26 @@ def store_scales(plan: Plan, slots: Sequence[Slot], numbers: Scalars) -> None:
         slot.state["exp_avg_scale"].copy_(scale)
 
 
-def _slot(buffers: dict[str, Tensor], case: Case, j: int, tensor: TensorCase, device: torch.device) -> Slot:
+def _slot(
+    buffers: dict[str, Tensor], case: Case, j: int, tensor: TensorCase, device: torch.device
+) -> tuple[Slot, Tensor]:
     plan, shape = case.plan, tensor.shape
     momentum = values.values(tensor.momentum_kind, tensor.magnitude, shape, tensor.seed + 1)
     momentum = torch.where(momentum.isfinite(), momentum, 1.0)  # what an optimizer that skips never holds
     state: dict[str, Any] = reference.encode(plan.format, momentum)
     held = reference.decode(plan.format, state, shape)
     if plan.param_rounding == "compensated":
-        rest = values.values("normal", 0, shape, tensor.seed + 3)
-        spec = plan.state_spec(shape)["param_rest"]
-        state["param_rest"] = (rest * (100 if spec.dtype == torch.int16 else 30)).to(spec.dtype)
+        residual = values.values("normal", 0, shape, tensor.seed + 3)
+        spec = plan.state_spec(shape)["param_residual"]
+        state["param_residual"] = (residual * (100 if spec.dtype == torch.int16 else 30)).to(spec.dtype)
     grad = values.gradient(
         tensor.kind, tensor.magnitude, held, case.betas, tensor.seed, plan.format, grad_scale(case, j)
     )
     param = values.values("normal", 0, shape, tensor.seed + 2)
     placed = {key: _place(buffers, f"{key}[{j}]", value, "contiguous", device) for key, value in state.items()}
-    return Slot(
-        _place(buffers, f"param[{j}]", param.to(plan.param_dtype), tensor.layout, device),
-        _place(buffers, f"grad[{j}]", grad.to(plan.grad_dtype), tensor.grad_layout, device),
-        placed,
-        index=3 * j + 1,
-        start=tensor.start,
-    )
+    placed_param = _place(buffers, f"param[{j}]", param.to(plan.param_dtype), tensor.layout, device)
+    placed_grad = _place(buffers, f"grad[{j}]", grad.to(plan.grad_dtype), tensor.grad_layout, device)
+    return Slot(placed_param, placed, index=3 * j + 1, start=tensor.start), placed_grad
 
 
 def _place(buffers: dict[str, Tensor], name: str, value: Tensor, layout: str, device: torch.device) -> Tensor:

@@ -17,13 +17,13 @@ from lionbits_reference.spec import Backend
 
 _MINUTES = {hypothesis.Phase.shrink, hypothesis.Phase.explain}
 
-#: Examples per law. ``dev`` shows a failure as it was drawn; ``glance`` and ``ci`` draw the same examples every time;
-#: ``night`` keeps what it finds in ``.hypothesis``.
+#: Examples per property. ``dev`` shows a failure as drawn; ``smoke`` and ``ci`` draw the same examples every time;
+#: ``nightly`` keeps what it finds in ``.hypothesis``.
 PROFILES: dict[str, dict[str, Any]] = {
     "dev": {"max_examples": 25, "phases": set(hypothesis.Phase) - _MINUTES},
-    "glance": {"max_examples": 24, "derandomize": True, "database": None, "phases": set(hypothesis.Phase) - _MINUTES},
+    "smoke": {"max_examples": 24, "derandomize": True, "database": None, "phases": set(hypothesis.Phase) - _MINUTES},
     "ci": {"max_examples": 200, "derandomize": True, "database": None},
-    "night": {"max_examples": 5000, "print_blob": True},
+    "nightly": {"max_examples": 5000, "print_blob": True},
 }
 
 _AT_FIRST = Path(__file__).parent / "suite" / "test_at_first.py"
@@ -32,11 +32,11 @@ _GAPS = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Say which backend is judged, where, and how thoroughly."""
+    """Say which backend is checked, where, and how thoroughly."""
     group = parser.getgroup("lionbits conformance")
-    group.addoption("--backend", default="reference", help="backend to judge: x means the module lionbits_x")
-    group.addoption("--device", default="cpu", help="torch device to judge it on")
-    group.addoption("--profile", default="dev", choices=PROFILES, help="how many examples of each law")
+    group.addoption("--backend", default="reference", help="backend to check: x means the module lionbits_x")
+    group.addoption("--device", default="cpu", help="torch device to check it on")
+    group.addoption("--profile", default="dev", choices=PROFILES, help="how many examples of each property")
     group.addoption("--gaps", help="a file of known gaps: a test id, white space and the reason, per line")
 
 
@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Say what is judged, and on what."""
+    """Say what is checked, and on what."""
     name, device = config.getoption("--backend"), torch.device(config.getoption("--device"))
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     reason = select.diagnose(name, device)
@@ -96,7 +96,7 @@ def backend(backend_name: str) -> Backend:
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Where it is judged."""
+    """Where it is checked."""
     return torch.device(request.config.getoption("--device"))
 
 

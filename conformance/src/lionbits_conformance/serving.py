@@ -1,6 +1,6 @@
 """Backends that serve some plans only: what was drawn from all is brought within what this one serves.
 
-Where the backend serves what was drawn, nothing changes, so that the court is the same for all that serve everything.
+Where the backend serves what was drawn, nothing changes: the suite is the same for all that serve everything.
 Waiting for chance to draw what a narrow backend serves would leave it without examples. A backend that means to serve
 everything says so in a test of its own, over :func:`every_plan`: here a plan refused by mistake only goes untried.
 """
@@ -33,7 +33,7 @@ from lionbits_reference.spec import (
 
 from . import strategies
 from .cases import Case
-from .runs import Player, Run
+from .runs import OptimizerRun, Run
 
 
 def every_plan(bits: int | None = None, dtype: torch.dtype | None = None) -> Iterator[Plan]:
@@ -102,7 +102,7 @@ def fit_run(
 def refusal(run: Run, backend: Backend, device: torch.device) -> str:
     """Empty where the backend serves all plans of the run, else what the optimizer says."""
     try:
-        Player(lionbits.Lion, run, device, backend=backend)
+        OptimizerRun(lionbits.Lion, run, device, backend=backend)
     except select.NotServed as error:
         return str(error)
     return ""

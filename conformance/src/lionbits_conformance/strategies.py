@@ -135,7 +135,7 @@ def cases(
         long = (replace(t, shape=shape, **sloping) for t in chosen)
         return replace(case, tensors=tuple(long), plan=replace(plan, format=replace(plan.format, block_size=size)))
     if place == 2:
-        # Momentum made of the gradient alone, so that every code shows its lane; positions that pass a power of two.
+        # Momentum made of the gradient alone, so that every code shows its noise; positions that pass a power of two.
         start = draw(st.sampled_from((2**33 - 32, 2**33 - 10)))
         far = tuple(replace(t, momentum_kind="zeros", start=start) for t in chosen)
         return replace(case, tensors=far, betas=(case.betas[0], 0.0))
@@ -221,9 +221,9 @@ def runs(
     )
     chosen = draw(options(dtype, bits))
     members = draw(st.lists(tensors(kinds, sizes), min_size=1, max_size=most))
-    if draw(st.integers(0, 7)) == 7 and "lonely" in kinds:
+    if draw(st.integers(0, 7)) == 7 and "sparse_sign" in kinds:
         # One element in thousands moves: where cautious factors differ most.
-        members[0] = replace(members[0], shape=(2003,), kind="lonely", layout="contiguous")
+        members[0] = replace(members[0], shape=(2003,), kind="sparse_sign", layout="contiguous")
         chosen["cautious"] = draw(st.sampled_from(("timm", "mask", "c-optim")))
     return Run(
         options=chosen,
@@ -232,8 +232,8 @@ def runs(
         dtype=dtype,
         steps=draw(st.integers(2, 6)),
         rates=draw(st.sampled_from([(1e-2,), (1e-3, 0.0, 1.0), (0.3, 3e-4)])),
-        absent=draw(st.sampled_from((0, 2, 3))),
-        quiet=draw(st.booleans()),
+        missing=draw(st.sampled_from((0, 2, 3))),
+        zero_first=draw(st.booleans()),
     )
 
 

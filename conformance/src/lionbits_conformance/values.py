@@ -25,7 +25,7 @@ KINDS = (
     "ties",
     "zeros",
     "nonfinite",
-    "lonely",
+    "sparse_sign",
     "cancelling",
 )
 
@@ -56,7 +56,7 @@ def values(kind: str, magnitude: int, shape: Sequence[int], seed: int, format: F
         normal = torch.sign(normal) * _codes_and_midpoints(format, uniform)
     elif kind == "zeros":
         normal = torch.where(uniform < 0.5, 0.0, -0.0)
-    elif kind == "lonely":
+    elif kind == "sparse_sign":
         normal = torch.where(torch.arange(normal.numel()).reshape(normal.shape) == 0, 1.0, 0.0)
     elif kind == "nonfinite":
         bad = torch.tensor([torch.nan, torch.inf, -torch.inf])[(uniform * 30).long().clamp(max=2)]

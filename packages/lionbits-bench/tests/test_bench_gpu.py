@@ -1,4 +1,4 @@
-"""The programme: a dry run from outside, and parts that fail or run out of time from inside."""
+"""The suite: a dry run from outside, and parts that fail or run out of time from inside."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from lionbits_bench.gpu import Run
 from lionbits_bench.results import Findings, Part, Replay, Results, Row
 from lionbits_bench.timing import Deadline
 
-PARTS = ["environment", "court", "speed", "host", "paging", "launches", "replay"]
+PARTS = ["environment", "conformance suite", "speed", "host", "paging", "launches", "replay"]
 VARIANTS = {"bf16": 6, "fp32": 4}
 TORCHS = 3  # eager Lion, AdamW fused and foreach
 
@@ -43,10 +43,10 @@ def test_every_part_is_complete(results: dict[str, Any]) -> None:
 
 
 def test_the_court_has_sat(results: dict[str, Any]) -> None:
-    (verdict,) = results["court"]
-    assert verdict["finished"]
-    assert verdict["passed"] == verdict["collected"] > 10
-    assert verdict["failed"] == 0
+    (outcome,) = results["conformance suite"]
+    assert outcome["finished"]
+    assert outcome["passed"] == outcome["collected"] > 10
+    assert outcome["failed"] == 0
 
 
 def test_everyone_is_measured_on_everything(results: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ def test_the_tables_have_a_row_per_measurement(out: Path, results: dict[str, Any
     assert list(sections) == [
         "How it went",
         "Environment",
-        "The court",
+        "The conformance suite",
         "Speed",
         "Host time",
         "Paging",
@@ -94,7 +94,7 @@ def test_progress_and_a_summary_are_printed(out: Path) -> None:
     shown = (out / "stdout").read_text()
     for part in PARTS:
         assert f"s] {part}: at most" in shown
-    assert "court of reference" in shown
+    assert "conformance suite of reference" in shown
     assert "FAILED" not in shown
 
 

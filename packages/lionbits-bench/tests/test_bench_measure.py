@@ -1,4 +1,4 @@
-"""Heats: turns, failures that stay in their row, time that runs out, replays that differ."""
+"""Rounds: turns, failures that stay in their row, time that runs out, replays that differ."""
 
 import time
 from collections.abc import Callable
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lionbits_bench import contestants, measure, replay, workloads
-from lionbits_bench.contestants import Contestant
-from lionbits_bench.measure import Bench, Effort, Heat, time_heat
+from lionbits_bench import candidates, measure, replay, workloads
+from lionbits_bench.candidates import Candidate
+from lionbits_bench.measure import Bench, Effort, Round, time_round
 from lionbits_bench.results import Findings, Row
 from lionbits_bench.timing import CopyMeter, Deadline, HostClock, Launches, Work
 
@@ -34,11 +34,11 @@ class Logged(torch.optim.SGD):
         return super().step(closure)
 
 
-def contestant(name: str, note: Callable[[], None], *, ours: bool = True) -> Contestant:
+def candidate(name: str, note: Callable[[], None], *, ours: bool = True) -> Candidate:
     def build(parameters: list[Tensor]) -> Optimizer:
         return Logged(parameters, note)
 
-    return Contestant(name, "plain", "fp32", 0.0, build, ours)
+    return Candidate(name, "plain", "fp32", 0.0, build, ours)
 
 
 @pytest.fixture
@@ -47,16 +47,16 @@ def bench() -> Bench:
     return Bench(clock, CopyMeter(clock, 1 << 12), lambda text: None)
 
 
-def run(bench: Bench, contestants: list[Contestant], seconds: float = 60.0, share: float = 1.0) -> list[Row]:
+def run(bench: Bench, candidates: list[Candidate], seconds: float = 60.0, share: float = 1.0) -> list[Row]:
     rows: list[Row] = []
-    time_heat(Heat((WORKLOAD,), contestants), bench, EFFORT, share, Deadline(seconds), rows)
+    time_round(Round((WORKLOAD,), candidates), bench, EFFORT, share, Deadline(seconds), rows)
     return rows
 
 
 def test_contestants_take_turns(bench: Bench) -> None:
     stepped: list[str] = []
     names = ["a", "b", "c"]
-    rows = run(bench, [contestant(name, lambda name=name: stepped.append(name)) for name in names])
+    rows = run(bench, [candidate(name, lambda name=name: stepped.append(name)) for name in names])
     turns = [name for i, name in enumerate(stepped) if i == 0 or stepped[i - 1] != name]
     assert turns == names * 2
     each = 1 + EFFORT.warm + EFFORT.host_steps + EFFORT.steps + MEMORY
@@ -76,7 +76,7 @@ def test_copies_are_measured_before_between_and_after(bench: Bench, monkeypatch:
     events: list[str] = []
     monkeypatch.setattr(bench.meter, "bandwidth", lambda: events.append("copy") or float(len(events)))
     names = ["a", "b"]
-    rows = run(bench, [contestant(name, lambda name=name: events.append(name)) for name in names])
+    rows = run(bench, [candidate(name, lambda name=name: events.append(name)) for name in names])
     turns = [name for i, name in enumerate(events) if i == 0 or events[i - 1] != name]
     assert turns == ["copy", "a", "copy", "b"] * 2 + ["copy"]
     at = [i + 1 for i, event in enumerate(events) if event == "copy"]
@@ -93,10 +93,8 @@ def test_who_fails_fails_alone_and_is_not_asked_again(bench: Bench) -> None:
     def fail_to_build(parameters: list[Tensor]) -> Optimizer:
         raise TypeError("not like this")
 
-    unbuilt = replace(contestant("c", lambda: None), build=fail_to_build)
-    rows = run(
-        bench, [contestant("a", fall), contestant("b", lambda: None), unbuilt, contestant("d", fall, ours=False)]
-    )
+    unbuilt = replace(candidate("c", lambda: None), build=fail_to_build)
+    rows = run(bench, [candidate("a", fall), candidate("b", lambda: None), unbuilt, candidate("d", fall, ours=False)])
     assert [row.problem for row in rows] == [
         "RuntimeError: fell over",
         "",
@@ -106,16 +104,16 @@ def test_who_fails_fails_alone_and_is_not_asked_again(bench: Bench) -> None:
     assert len(calls) == 2
     assert len(rows[1].seconds) == 2 * EFFORT.steps
     findings = Findings()
-    measure.judge(rows, findings)
+    measure.report_problems(rows, findings)
     assert findings.failed == [f"{r.title} on {WORKLOAD.name}: {r.problem}" for r in (rows[0], rows[2])]
     assert not findings.unfinished
 
 
 def test_time_that_is_up_leaves_rows_that_say_so(bench: Bench) -> None:
-    rows = run(bench, [contestant("a", lambda: None)], seconds=0.0)
+    rows = run(bench, [candidate("a", lambda: None)], seconds=0.0)
     assert [row.problem for row in rows] == [measure.NOT_REACHED]
     findings = Findings()
-    measure.judge(rows, findings)
+    measure.report_problems(rows, findings)
     assert (findings.failed, findings.unfinished) == (
         [],
         [f"{WORKLOAD.name}, fp32: 1 not measured"],
@@ -123,7 +121,7 @@ def test_time_that_is_up_leaves_rows_that_say_so(bench: Bench) -> None:
 
 
 def test_the_first_round_may_take_longer_than_the_share(bench: Bench) -> None:
-    rows = run(bench, [contestant("a", lambda: None), contestant("b", lambda: None)], share=0.0)
+    rows = run(bench, [candidate("a", lambda: None), candidate("b", lambda: None)], share=0.0)
     assert [len(row.seconds) for row in rows] == [EFFORT.steps] * 2
 
 
@@ -133,9 +131,9 @@ def test_who_takes_too_long_is_stopped_and_told(bench: Bench) -> None:
 
     begin = time.monotonic()
     rows: list[Row] = []
-    them = [contestant("a", sleep), contestant("b", lambda: None)]
+    them = [candidate("a", sleep), candidate("b", lambda: None)]
     effort = replace(EFFORT, limit=0.2, rounds=1)
-    time_heat(Heat((WORKLOAD,), them), bench, effort, 1, Deadline(60), rows)
+    time_round(Round((WORKLOAD,), them), bench, effort, 1, Deadline(60), rows)
     assert [row.problem for row in rows] == ["stopped after 0.2 s", ""]
     assert time.monotonic() - begin < 10
     time.sleep(0.3)  # the alarm of the second does not ring later
@@ -144,7 +142,7 @@ def test_who_takes_too_long_is_stopped_and_told(bench: Bench) -> None:
 def test_the_time_of_the_host_is_measured_where_asked(bench: Bench) -> None:
     rows: list[Row] = []
     effort = replace(EFFORT, host_steps=0)
-    time_heat(Heat((WORKLOAD,), [contestant("a", lambda: None)]), bench, effort, 1, Deadline(60), rows)
+    time_round(Round((WORKLOAD,), [candidate("a", lambda: None)]), bench, effort, 1, Deadline(60), rows)
     assert (rows[0].problem, rows[0].host_seconds, len(rows[0].seconds)) == ("", [], 2 * EFFORT.steps)
 
 
@@ -155,7 +153,7 @@ def test_memory_of_a_step_is_seen(bench: Bench) -> None:
     def take() -> None:
         torch.ones(size, dtype=torch.uint8)
 
-    small, large = run(bench, [contestant("a", lambda: None), contestant("b", take)])
+    small, large = run(bench, [candidate("a", lambda: None), candidate("b", take)])
     assert small.temporary_bytes is not None
     assert large.temporary_bytes is not None
     assert small.temporary_bytes < size / 4
@@ -169,8 +167,8 @@ class Sticking(HostClock):
         return super().capture(work, warm - 1)
 
 
-@pytest.mark.parametrize("lion", contestants.lions(["reference"], "bf16"), ids=lambda lion: lion.variant)
-def test_replays_are_compared_bit_for_bit(lion: Contestant) -> None:
+@pytest.mark.parametrize("lion", candidates.lions(["reference"], "bf16"), ids=lambda lion: lion.variant)
+def test_replays_are_compared_bit_for_bit(lion: Candidate) -> None:
     workload = workloads.uniform(2, (64, 64))
     findings = Findings()
     same = replay.try_replay(lion, workload, HostClock(), findings)
@@ -184,7 +182,7 @@ def test_replays_are_compared_bit_for_bit(lion: Contestant) -> None:
 
 
 def test_a_difference_only_in_state_is_seen() -> None:
-    build = contestants.lions(["reference"], "fp32")[1].build
+    build = candidates.lions(["reference"], "fp32")[1].build
     one, other = (build(workloads.tensors(WORKLOAD, torch.float32, torch.device("cpu"))) for _ in range(2))
     for optimizer in (one, other):
         optimizer.step()
@@ -217,12 +215,12 @@ def test_launches_go_into_the_rows_that_were_timed(bench: Bench) -> None:
             raise RuntimeError("no right to profile")
 
     timed = 2 * (1 + EFFORT.warm + EFFORT.host_steps + EFFORT.steps + MEMORY)
-    them = [contestant(name, lambda name=name: note(name), ours=name != "c") for name in stepped]
+    them = [candidate(name, lambda name=name: note(name), ours=name != "c") for name in stepped]
     rows, findings = run(bench, them), Findings()
-    measure.count_heat(Heat((WORKLOAD,), them), bench, Deadline(60), rows, findings)
+    measure.count_round(Round((WORKLOAD,), them), bench, Deadline(60), rows, findings)
     assert [(row.kernels, row.transfers, row.waits) for row in rows] == [(2, 1, 3), (None,) * 3, (None,) * 3]
     assert [row.problem for row in rows] == [""] * 3
     where = f"plain, fp32 on {WORKLOAD.name}: RuntimeError: no right to profile"
     assert (findings.failed, findings.unfinished) == ([f"b {where}"], [f"c {where}"])
-    measure.count_heat(Heat((WORKLOAD,), them), bench, Deadline(0), rows, late := Findings())
+    measure.count_round(Round((WORKLOAD,), them), bench, Deadline(0), rows, late := Findings())
     assert late.unfinished == [f"{WORKLOAD.name}, fp32: 3 not measured"]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from lionbits.paging.lanes import OneLane
-from lionbits_bench import bus, cli, compare, gpu, moved, paged, paged_table, report, workloads
-from lionbits_bench.moved import Crossing, Moved
+from lionbits.paging.streams import Synchronous
+from lionbits_bench import bus, cli, compare, gpu, paged, paged_table, report, transfers, workloads
 from lionbits_bench.results import Findings, Part, Results, Row
 from lionbits_bench.timing import Clock, Deadline, HostClock, wall_time
+from lionbits_bench.transfers import Crossing, TransferStats
 
 CPU = torch.device("cpu")
 PAGING = gpu.trial().paging
@@ -86,7 +86,7 @@ def test_rows_are_compared_like_all_others(results: dict[str, Any], out: Path) -
     assert [change.ratio for change in changes] == [2.0] * len(results["paging"])
 
 
-@pytest.mark.parametrize("way", moved.WAYS)
+@pytest.mark.parametrize("way", transfers.WAYS)
 @pytest.mark.parametrize("page_size", [100, 1000, 4096])
 def test_all_bytes_cross_the_way_that_was_asked_for(way: str, page_size: int) -> None:
     crossed = bus.Bus(CPU, 1000)
@@ -100,15 +100,15 @@ def test_all_bytes_cross_the_way_that_was_asked_for(way: str, page_size: int) ->
 def test_copies_wait_for_what_was_computed_before_and_the_device_for_the_last_ones() -> None:
     told: list[tuple[Any, ...]] = []
 
-    class Noting(OneLane):
+    class Noting(Synchronous):
         def computed(self) -> str:
             return "begin"
 
-        def bring(self, copy: Any, after: Any) -> str:
+        def prefetch(self, copy: Any, after: Any) -> str:
             told.append(("bring", *after))
             return f"brought {len(told)}"
 
-        def take_back(self, copy: Any, after: Any) -> str:
+        def write_back(self, copy: Any, after: Any) -> str:
             told.append(("take back", *after))
             return f"taken {len(told)}"
 
@@ -116,7 +116,7 @@ def test_copies_wait_for_what_was_computed_before_and_the_device_for_the_last_on
             told.append(("compute after", mark))
 
     crossed = bus.Bus(CPU, 200)
-    crossed._lanes = Noting()
+    crossed._streams = Noting()
     crossed.cross(100, "both")
     assert told == [("bring", "begin"), ("take back", "begin"), ("bring",), ("take back",),
                     ("compute after", "brought 3"), ("compute after", "taken 4")]  # fmt: skip
@@ -125,7 +125,7 @@ def test_copies_wait_for_what_was_computed_before_and_the_device_for_the_last_on
 def test_a_bus_that_time_does_not_reach_is_told() -> None:
     findings = Findings()
     assert bus.measure(HostClock(), [64], 128, Deadline(0), findings) == []
-    assert findings.unfinished == [f"the bus, {way}, in pages of 64 bytes" for way in moved.WAYS]
+    assert findings.unfinished == [f"the bus, {way}, in pages of 64 bytes" for way in transfers.WAYS]
 
 
 def crossings(**both: float) -> list[Crossing]:
@@ -135,9 +135,9 @@ def crossings(**both: float) -> list[Crossing]:
 
 
 def test_the_smallest_page_that_reaches_nearly_the_best_is_enough() -> None:
-    assert moved.enough(crossings(_64=100.0, _16=97.0, _4=96.9, _1=50.0)) == 16 << 20
-    assert moved.enough(crossings(_1=100.0, _4=99.0)) == 1 << 20
-    assert moved.enough(crossings()) is None
+    assert transfers.enough(crossings(_64=100.0, _16=97.0, _4=96.9, _1=50.0)) == 16 << 20
+    assert transfers.enough(crossings(_1=100.0, _4=99.0)) == 1 << 20
+    assert transfers.enough(crossings()) is None
     found = Crossing(1, "both", 100, [1.0, 50.0, 2.0])
     assert found.bandwidth == 50.0
 
@@ -146,7 +146,7 @@ def known() -> Row:
     """Half a second for 40 GB: 80 GB/s."""
     row = Row("list", "", 3, 1000, "bf16", "triton", "8 bits, 4x the budget, pages of 16 MiB", ours=True)
     row.seconds, row.peak_bytes = [0.5], 5_004_000
-    row.moved = Moved(25 * 10**9, 6 * 10**9, 1 << 24, 20 * 10**9, 20 * 10**9, 1000, 3 << 24, 0)
+    row.moved = TransferStats(25 * 10**9, 6 * 10**9, 1 << 24, 20 * 10**9, 20 * 10**9, 1000, 3 << 24, 0)
     return row
 
 
@@ -203,8 +203,8 @@ def test_managed_memory_is_used_only_where_it_is_asked_for(monkeypatch: pytest.M
     cuda = torch.device("cuda", 0)
     for managed in (False, True):
         racing = {one.variant for one in gpu.everyone(cuda, ["triton"], "bf16", managed=managed)}
-        paging = [one.variant for heat, _ in paged.heats(replace(PAGING, managed=managed), ["triton"], cuda)
-                  for one in heat.contestants if one.name == "bitsandbytes"]  # fmt: skip
+        paging = [one.variant for round_, _ in paged.rounds(replace(PAGING, managed=managed), ["triton"], cuda)
+                  for one in round_.candidates if one.name == "bitsandbytes"]  # fmt: skip
         assert {"Lion8bit", "FlashLion"} < racing
         assert ({"PagedLion", "PagedLion8bit"} & racing == set()) is not managed
         assert paging == (["PagedLion8bit"] if managed else [])

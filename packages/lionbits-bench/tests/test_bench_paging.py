@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lionbits.paging.forecast import schedule, stalls
 from lionbits_bench import paging
+from lionbits_bench.forecast import schedule, stalls
 
 
 def test_both_are_drawn(tmp_path: Path) -> None:
@@ -18,6 +18,6 @@ def test_on_paper_the_bus_is_what_a_pass_waits_for() -> None:
     """The update is faster than the bus: a pass takes what bringing all pages takes, and one page on its way out."""
     events = schedule([paging.PAGE] * paging.PAGES, paging.PAPER, paging.FRAMES)
     bus = paging.PAGES * paging.PAGE / paging.PAPER.bring
-    last = paging.PAGE / paging.PAPER.compute + paging.PAGE / paging.PAPER.take_back
+    last = paging.PAGE / paging.PAPER.compute + paging.PAGE / paging.PAPER.write_back
     assert abs(events[-1].end - (bus + last)) < 1e-9
     assert sum(stalls(events)) > 0

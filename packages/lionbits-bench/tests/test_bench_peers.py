@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lionbits_bench import peers, rule
-from lionbits_bench.contestants import Contestant
+from lionbits_bench.candidates import Candidate
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -41,7 +41,7 @@ def test_the_baseline_is_there_and_nothing_compiles_where_that_is_not_wanted() -
 @pytest.mark.parametrize(
     "peer", peers.peers("fp32", CPU, compiled=False), ids=lambda peer: f"{peer.name} {peer.variant}"
 )
-def test_whoever_is_installed_is_right(peer: Contestant) -> None:
+def test_whoever_is_installed_is_right(peer: Candidate) -> None:
     assert rule.told(peer.check, peer.build, CPU).startswith("right")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lionbits_bench import contestants, rule
+from lionbits_bench import candidates, rule
 from lionbits_bench.eager import EagerLion, update
 from lionbits_bench.rule import B1, B2, COMMON
 
@@ -90,7 +90,7 @@ def test_rounded_state_may_turn_a_few_signs_and_no_more() -> None:
 
 
 def test_no_bound_lets_a_wrong_rule_pass() -> None:
-    loosest = partial(rule.lion, allowed=max(contestants.ALLOWED.values()))
+    loosest = partial(rule.lion, allowed=max(candidates.ALLOWED.values()))
     for change in (without_momentum, without_decay, coupled):
         assert rule.told(loosest, lion(change), CPU).endswith("% of updates wrong"), change
 
@@ -120,7 +120,7 @@ def test_one_that_raises_is_told() -> None:
     assert rule.told(None, lion(update), CPU).startswith("not checked")
 
 
-@pytest.mark.parametrize("lion", contestants.lions(["reference"], "fp32"), ids=lambda lion: lion.variant)
-def test_the_reference_is_right(lion: contestants.Contestant) -> None:
+@pytest.mark.parametrize("lion", candidates.lions(["reference"], "fp32"), ids=lambda lion: lion.variant)
+def test_the_reference_is_right(lion: candidates.Candidate) -> None:
     expected = "not checked" if "cautious" in lion.variant else "right"
     assert rule.told(lion.check, lion.build, CPU).startswith(expected)

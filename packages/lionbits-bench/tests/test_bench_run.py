@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lionbits_bench import charts, cli, compare, report, rule, run, tables
-from lionbits_bench.contestants import Contestant
+from lionbits_bench.candidates import Candidate
 from lionbits_bench.eager import EagerLion
 from lionbits_bench.results import Results, Row
 
@@ -41,7 +41,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_without_peers_lionbits_is_measured_alone(alone: Path) -> None:
     found = written(alone)
-    assert (found["programme"], found["peers"], found["backends"]) == ("run", {}, ["reference"])
+    assert (found["suite"], found["peers"], found["backends"]) == ("run", {}, ["reference"])
     assert [part["status"] for part in found["parts"].values()] == ["complete"] * len(run.PARTS)
     rows = [(row["workload"], row["dtype"], row["variant"]) for row in found["speed"]]
     assert len(rows) == len(set(rows)) == 2 * (4 + 6)
@@ -61,7 +61,7 @@ def test_tables_and_charts_are_written(alone: Path) -> None:
     text = (alone / "results.md").read_text()
     for heading in ("What each computes", "Speed", "Over sizes"):
         assert f"\n## {heading}\n" in text
-    assert "The court" not in text
+    assert "The conformance suite" not in text
     names = ("speed-one-tensor-2-12", "speed-vit-b-16", "sizes")
     expected = {f"{name}-{dtype}.png" for name in names for dtype in ("fp32", "bf16")}
     assert {path.name for path in alone.glob("*.png")} == expected
@@ -102,8 +102,8 @@ def eager(parameters: list[Tensor]) -> Optimizer:
 def strange(monkeypatch: pytest.MonkeyPatch) -> None:
     builds = {"eager Lion": eager, "unmoved": Unmoved, "fallen": fallen, "slow": slow}
 
-    def peers(dtype: str, device: torch.device, names: Sequence[str]) -> list[Contestant]:
-        made = [Contestant("torch", name, dtype, 4.0, build, False, rule.lion) for name, build in builds.items()]
+    def peers(dtype: str, device: torch.device, names: Sequence[str]) -> list[Candidate]:
+        made = [Candidate("torch", name, dtype, 4.0, build, False, rule.lion) for name, build in builds.items()]
         return made if names else []
 
     monkeypatch.setattr(run, "peers", peers)
@@ -128,7 +128,7 @@ def test_strange_peers_are_told_and_end_nothing(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_variant_of_ours_that_is_wrong_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    wrong = Contestant("reference", "32 bits", "fp32", 4.0, Unmoved, True, rule.lion)
+    wrong = Candidate("reference", "32 bits", "fp32", 4.0, Unmoved, True, rule.lion)
     monkeypatch.setattr(run, "lions", lambda backends, dtype, variants: [wrong])
     assert bench(tmp_path, "--peers", "none", "--workloads", "tensor") == 1
     assert written(tmp_path)["parts"]["check"]["findings"]["failed"] == ["reference 32 bits: weights unchanged"]
@@ -189,7 +189,7 @@ def test_ratios_are_against_the_eager_lion_of_the_same_list() -> None:
 
 
 def file(path: Path, rows: list[Row]) -> Path:
-    results = report.Results(False, "cpu", None, [], {}, programme="run", speed=rows)
+    results = report.Results(False, "cpu", None, [], {}, suite="run", speed=rows)
     path.write_text(json.dumps(results.as_json()))
     return path
 

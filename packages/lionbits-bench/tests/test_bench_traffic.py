@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lionbits import Lion
-from lionbits_bench import contestants, peers, traffic, workloads
+from lionbits_bench import candidates, peers, traffic, workloads
 from lionbits_reference.spec import Format, Plan
 
 SHAPE = (64, 1024)
@@ -41,7 +41,7 @@ def test_rows_that_are_no_whole_blocks_are_counted_as_they_lie() -> None:
     assert traffic.plan_bytes(plan, (5, 131)) == 5 * (131 * 6 + 2 * (66 + 2 * 4))
 
 
-def made(build: contestants.Build, dtype: str) -> tuple[torch.optim.Optimizer, list[Tensor]]:
+def made(build: candidates.Build, dtype: str) -> tuple[torch.optim.Optimizer, list[Tensor]]:
     tensors = workloads.tensors(workloads.gpt2(layers=1, width=64, vocabulary=80, context=16), PLANS[dtype], CPU)
     optimizer = build(tensors)
     optimizer.step()
@@ -53,25 +53,25 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("dtype", PLANS)
 def test_the_floor_of_a_variant_is_what_its_tensors_hold(dtype: str) -> None:
-    for contestant in contestants.lions(["reference"], dtype):
-        optimizer, tensors = made(contestant.build, dtype)
+    for candidate in candidates.lions(["reference"], dtype):
+        optimizer, tensors = made(candidate.build, dtype)
         assert isinstance(optimizer, Lion)
         size = PLANS[dtype].itemsize
         kept = [(key, value) for p in tensors for key, value in optimizer.state[p].items()]
-        state = sum(value.nbytes for key, value in kept if key.startswith(("exp_avg", "param_rest")))
+        state = sum(value.nbytes for key, value in kept if key.startswith(("exp_avg", "param_residual")))
         elements = sum(p.numel() for p in tensors)
-        again = elements * size + state if "mask" in contestant.variant else 0
+        again = elements * size + state if "mask" in candidate.variant else 0
         assert traffic.floor_bytes(optimizer) == 3 * size * elements + 2 * state + again
 
 
-def adams(dtype: str) -> list[contestants.Contestant]:
-    return [contestant for contestant in peers.peers(dtype, CPU, ["torch"]) if "AdamW" in contestant.variant]
+def adams(dtype: str) -> list[candidates.Candidate]:
+    return [candidate for candidate in peers.peers(dtype, CPU, ["torch"]) if "AdamW" in candidate.variant]
 
 
 @pytest.mark.parametrize("dtype", PLANS)
 def test_a_peers_floor_is_what_its_tensors_hold(dtype: str) -> None:
-    for contestant in adams(dtype):
-        optimizer, tensors = made(contestant.build, dtype)
+    for candidate in adams(dtype):
+        optimizer, tensors = made(candidate.build, dtype)
         elements, size = sum(p.numel() for p in tensors), PLANS[dtype].itemsize
         counters = 4 * len(tensors)
         assert traffic.floor_bytes(optimizer) == 3 * size * elements + 2 * (2 * size * elements + counters)
@@ -79,13 +79,13 @@ def test_a_peers_floor_is_what_its_tensors_hold(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", PLANS)
 def test_what_decides_what_fits_is_what_is_held(dtype: str) -> None:
-    for contestant in (*contestants.lions(["reference"], dtype), *peers.peers(dtype, CPU)):
+    for candidate in (*candidates.lions(["reference"], dtype), *peers.peers(dtype, CPU)):
         tensors = workloads.tensors(workloads.one_tensor(16), PLANS[dtype], CPU)
-        optimizer = contestant.build(tensors)
+        optimizer = candidate.build(tensors)
         optimizer.step()
         held = traffic.held_bytes(optimizer) / (1 << 16)
         # step counts, a few bytes per tensor, are not in the figure
-        assert held == pytest.approx(contestant.bytes_per_element, rel=0.01)
+        assert held == pytest.approx(candidate.bytes_per_element, rel=0.01)
 
 
 class DeepSpeedCPULion(torch.optim.Adam):

@@ -12,7 +12,7 @@ from torch import nn
 
 import lionbits
 from lionbits import Lion8bit, Lion32bit, interop
-from lionbits.recognition import WRAPPED
+from lionbits.checkpoint.recognise import WRAPPED
 from lionbits_cli import main
 
 SHAPES = ((64, 64), (70, 61), (33,), ())

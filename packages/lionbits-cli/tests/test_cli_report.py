@@ -18,7 +18,7 @@ def record() -> Record:
 
 
 def failed(record: Record) -> list[str]:
-    return [check.what for check in report.judge(record) if not check.passed]
+    return [check.what for check in report.check(record) if not check.passed]
 
 
 def test_a_short_report_passes_and_leaves_picture_and_figures(

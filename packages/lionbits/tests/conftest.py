@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from .differential import FORMS, DifferentialRun, address_caching_backend
 from .family import FAMILY, Variant
-from .twins import FORMS, Pair, believing_backend
 
 _QUIET = pytest.mark.filterwarnings("ignore:optim_bits=2:UserWarning")  # what 2 bits cost; it has its own test
 
@@ -21,15 +21,15 @@ def variant(request: pytest.FixtureRequest) -> Variant:
 
 
 @pytest.fixture
-def believing() -> ModuleType:
+def address_caching() -> ModuleType:
     """A backend that makes its table once per batch; ``calls`` are the batches that it was given."""
-    return believing_backend()
+    return address_caching_backend()
 
 
 @pytest.fixture(params=FORMS)
-def pair(request: pytest.FixtureRequest, believing: ModuleType) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, address_caching: ModuleType) -> Iterator[DifferentialRun]:
     """A subject and its twin after three steps, in each form; two more follow the test."""
-    made = Pair(believing, request.param)
+    made = DifferentialRun(address_caching, request.param)
     made.step(3)
     yield made
     made.step(2)

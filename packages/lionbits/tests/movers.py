@@ -10,19 +10,19 @@ import torch
 from torch import nn
 
 from lionbits import Lion, PagedLion
-from lionbits.paging.lanes import Lanes
-from lionbits_conformance.adversary import Adversary
+from lionbits.paging.streams import CopyStreams
+from lionbits_conformance.adversarial_streams import AdversarialStreams
 
 
 def moving(
     params: list[nn.Parameter],
     page_size: int,
     budget: int | None,
-    lanes: Callable[[torch.device], Lanes] | None = None,
+    noise: Callable[[torch.device], CopyStreams] | None = None,
     **settings: Any,
 ) -> Lion:
     """A paged optimizer whose state moves although its parameters are on the CPU."""
     optimizer = PagedLion(params, page_budget=budget, **settings)
-    lanes = lanes or (lambda device: Adversary(page_size))
-    optimizer._pager = replace(optimizer._pager, page_size=page_size, lanes=lanes)  # type: ignore[call-arg]
+    noise = noise or (lambda device: AdversarialStreams(page_size))
+    optimizer._pager = replace(optimizer._pager, page_size=page_size, streams=noise)  # type: ignore[call-arg]
     return optimizer

@@ -18,8 +18,8 @@ FILE = Path(__file__).with_name("public_api.txt")
 MODULES = (
     *("lionbits", "lionbits.interop", "lionbits_reference", "lionbits_reference.spec"),
     *(f"lionbits_{backend}{part}" for backend in ("compiled", "triton", "cupy") for part in ("", ".optim")),
-    *("lionbits_table", "cuda_on_cpu", "lionbits_conformance", "lionbits_conformance.sabotage"),
-    *("lionbits_conformance.trials", "lionbits_conformance.mutants", "lionbits_conformance.oracle"),
+    *("lionbits_table", "cuda_on_cpu", "lionbits_conformance", "lionbits_conformance.fault_injection"),
+    *("lionbits_conformance.mutation_testing", "lionbits_conformance.mutants", "lionbits_conformance.oracle"),
 )
 
 

@@ -96,7 +96,7 @@ def test_paged_state_follows_the_gradients(budget: int | None, compute: str) -> 
 
 def _staying(optimizer: Lion, budget: int) -> int:
     """Bytes that stay on the device, which are within the budget."""
-    stays: int = sum(tensor.nbytes for tensor in optimizer._moves().residence._staying)
+    stays: int = sum(tensor.nbytes for tensor in optimizer._get_prefetcher().placement._staying)
     assert (stays > 0) == (budget > 0)
     assert stays + optimizer.paging_stats().passing_bytes <= max(budget, 3 * 3000)
     return stays

@@ -189,11 +189,11 @@ def test_parameter_rest_must_be_there_and_not_be_there(saved: str) -> None:
     with pytest.warns(UserWarning, match="was given param_rounding="):
         target.load_state_dict(given)
     assert target.param_groups[0]["param_rounding"] == saved
-    assert ("param_rest" in target.state[params[0]]) == (saved == "compensated")
+    assert ("param_residual" in target.state[params[0]]) == (saved == "compensated")
     broken = copy.deepcopy(given)
     broken["param_groups"][0]["param_rounding"] = "compensated"
     if saved == "nearest":
-        _refused(target, broken, ValueError, ("parameter 0", "param_rest"))
+        _refused(target, broken, ValueError, ("parameter 0", "param_residual"))
 
 
 def test_a_checkpoint_says_version_format_block_and_seed() -> None:

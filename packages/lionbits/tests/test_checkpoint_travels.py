@@ -41,7 +41,7 @@ def test_there_and_back_is_staying(variant: Variant, backend: str) -> None:
 
 
 def test_there_and_back_over_the_compiled_backend() -> None:
-    """The same; it compiles for many seconds, so that one plan has to do here. The court sees it with all."""
+    """The same; it compiles for many seconds, so one plan has to do here. The conformance suite takes all."""
     for variant in FAMILY:
         if variant.name in ("Lion4bit", "PagedLion4bit"):
             _there_and_back(variant, "compiled")

@@ -96,7 +96,7 @@ def test_a_training_step_compiled_by_inductor_updates_as_eager() -> None:
 def test_an_optimizer_per_parameter_in_gradient_hooks(variant: Variant) -> None:
     """Updating each parameter as its gradient arrives equals one optimizer, with nearest rounding.
 
-    Only with nearest: unbiased lanes depend on a parameter's position in its optimizer, which is 0 for each here.
+    Only with nearest: unbiased noise depend on a parameter's position in its optimizer, which is 0 for each here.
     """
     released, whole = network(), network()
     single = variant(whole.parameters(), lr=0.01, rounding="nearest")

@@ -16,7 +16,7 @@ from lionbits import Lion, QLion
 
 from .family import Variant, weights
 
-#: bitsandbytes' classic positional order: what a changed import line has to keep.
+#: bitsandbytes' classic positional order: what a changed import line has to keeping.
 CLASSIC = (
     *("params", "lr", "betas", "weight_decay", "optim_bits", "args"),
     *("min_8bit_size", "percentile_clipping", "block_wise", "is_paged"),

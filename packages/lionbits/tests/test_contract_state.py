@@ -188,7 +188,7 @@ def test_parameter_names_are_saved_and_loaded(variant: Variant) -> None:
 
 
 def test_the_seed_of_a_checkpoint_also_serves_groups_added_later(variant: Variant) -> None:
-    """Resume, then add a group: it draws the lanes that it would have drawn without the interruption."""
+    """Resume, then add a group: it draws the noise that it would have drawn without the interruption."""
     params, late = weights(torch.bfloat16), weights(torch.bfloat16, [(64, 65)])
     optimizer = variant(params, seed=11, param_rounding="stochastic")
     train(optimizer, params, [1])

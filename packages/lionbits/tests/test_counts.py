@@ -16,11 +16,11 @@ from torch.distributed import checkpoint as dcp
 
 from lionbits import Lion, fuse_into_backward
 
+from .differential import DifferentialRun
 from .family import Variant, assert_same, snapshot, train, weights
 from .test_contract_state import through_file
-from .twins import Pair
 
-#: What a step depends on: rounding lanes on the count, percentile clipping too.
+#: What a step depends on: rounding noise on the count, percentile clipping too.
 COUNTING: dict[str, Any] = {"lr": 0.01, "percentile_clipping": 50, "rounding": "stochastic"}
 
 
@@ -112,7 +112,7 @@ def test_a_count_that_is_set_by_hand_counts(variant: Variant, name: str, everyon
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_step_after_it_is_that_of_the_count(name: str, pair: Pair) -> None:
+def test_a_step_after_it_is_that_of_the_count(name: str, pair: DifferentialRun) -> None:
     """The numbers that kernels read are those of the count that is there."""
     pair.both(lambda optimizer, params: [WRITERS[name](state) for state in optimizer.state.values()])
     pair.step(2)

@@ -1,4 +1,4 @@
-"""What docs/writing-a-backend.md makes is a backend. The court judges it in the conformance package's own tests."""
+"""What docs/writing-a-backend.md makes is a backend. Tests of the conformance package put it through the suite."""
 
 from __future__ import annotations
 

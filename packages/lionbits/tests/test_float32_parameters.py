@@ -145,7 +145,7 @@ def test_weights_of_another_checkpoint_are_refused(variant: Variant) -> None:
         target.matrix.mul_(1.0001)
     resumed = variant(target.parameters())
     before, shown = snapshot(resumed), copy.deepcopy(values(target))
-    with pytest.raises(ValueError, match=r"shape \(64, 64\) is not what param_rest.*Load the model's weights"):
+    with pytest.raises(ValueError, match=r"shape \(64, 64\) is not what param_residual.*Load the model's weights"):
         resumed.load_state_dict(optimizer.state_dict())
     assert_same(snapshot(resumed), before)
     assert_same(values(target), shown)
@@ -192,10 +192,10 @@ def test_conversion_keeps_the_rest() -> None:
 
 #: (how a rest was spoilt, words of the message)
 SPOILT: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
-    "another shape": (lambda rest: rest[:3], "param_rest should be"),
-    "floats": (lambda rest: rest.float(), "param_rest should be"),
-    "no tensor": (lambda rest: 3, "param_rest"),
-    "meta": (lambda rest: rest.to("meta"), "param_rest of layout"),
+    "another shape": (lambda rest: rest[:3], "param_residual should be"),
+    "floats": (lambda rest: rest.float(), "param_residual should be"),
+    "no tensor": (lambda rest: 3, "param_residual"),
+    "meta": (lambda rest: rest.to("meta"), "param_residual of layout"),
 }
 
 
@@ -205,7 +205,7 @@ def test_a_rest_of_another_form_is_refused(dtype: torch.dtype, name: str) -> Non
     spoil, words = SPOILT[name]
     model, optimizer = trained(Lion, torch.bfloat16, [1], param_rounding="compensated")
     saved = copy.deepcopy(optimizer.state_dict())
-    saved["state"][0]["param_rest"] = spoil(saved["state"][0]["param_rest"])
+    saved["state"][0]["param_residual"] = spoil(saved["state"][0]["param_residual"])
     target = Net(dtype)
     target.load_state_dict(model.state_dict())
     resumed = Lion(target.parameters())

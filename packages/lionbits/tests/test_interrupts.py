@@ -251,7 +251,7 @@ def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.raise_signal(signal.SIGINT)
         ran.append("after the second")
 
-    monkeypatch.setattr("lionbits.work.run", hang)
+    monkeypatch.setattr("lionbits.step.cache.run", hang)
     with pytest.raises(KeyboardInterrupt):
         step()
     assert ran == ["after the first"]

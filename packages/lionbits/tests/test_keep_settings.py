@@ -152,7 +152,7 @@ def test_all_settings_at_once(variant: Variant) -> None:
 
 
 def rest_of(optimizer: Lion, param: nn.Parameter) -> torch.Tensor:
-    found: torch.Tensor = optimizer.state[param]["param_rest"]
+    found: torch.Tensor = optimizer.state[param]["param_residual"]
     return found
 
 
@@ -169,7 +169,7 @@ def test_bfloat16_becomes_compensated_and_float32_again(variant: Variant, master
     assert_same(target.state_dict(), optimizer.state_dict())
     assert any(rest_of(target, param).any() for param in mine)
 
-    whole = [lionbits.residual.joined(param.detach(), rest_of(target, param)) for param in mine]
+    whole = [lionbits.state.residual.joined(param.detach(), rest_of(target, param)) for param in mine]
     wide = [nn.Parameter(param.detach().float()) for param in mine]
     last = variant(wide)
     last.load_state_dict(target.state_dict())
@@ -183,7 +183,7 @@ def test_what_compensation_kept_goes_where_it_has_no_use(variant: Variant) -> No
     saved = copy.deepcopy(optimizer.state_dict())
     new = {"param_rounding": "dithered"}
     mine, target = continued(variant, params, lambda o: convert(saved, o, keep=["param_rounding"]), **new)
-    assert not any("param_rest" in state for state in target.state.values())
+    assert not any("param_residual" in state for state in target.state.values())
     optimizer.param_groups[0].update(new)
     for run in ((target, mine), (optimizer, params)):
         train(*run, [3])
@@ -197,7 +197,7 @@ def test_the_rest_of_a_float32_parameter_stays_for_it(wide: torch.dtype) -> None
     mine = [nn.Parameter(param.detach().to(wide)) for param in params]
     target = Lion8bit(mine, param_rounding="compensated", grad_clip=0.5)
     target.load_state_dict(convert(optimizer.state_dict(), target, keep=target.defaults))
-    whole = [lionbits.residual.joined(param.detach(), rest_of(optimizer, param)) for param in params]
+    whole = [lionbits.state.residual.joined(param.detach(), rest_of(optimizer, param)) for param in params]
     if wide == torch.float32:
         assert_same([param.detach() for param in mine], whole)
         return
@@ -208,7 +208,7 @@ def test_every_rest_changes_its_width_as_its_numbers_say() -> None:
     """All 65,536 of 16 bits, all 256 of 8: exact upwards, nearest downwards, and never another bfloat16 value."""
     narrow = torch.arange(-128, 128).to(torch.int8)
     wide = torch.arange(-(2**15), 2**15).to(torch.int16)
-    resized = lionbits.residual.resized
+    resized = lionbits.state.residual.resized
     assert_same(resized(narrow, 32), (torch.arange(-128, 128) * 256).to(torch.int16))
     assert_same(resized(resized(narrow, 32), 24), narrow)
     expected = [min((number + 128) // 256, 127) for number in range(-(2**15), 2**15)]
@@ -224,7 +224,7 @@ def test_master_bits_change(variant: Variant, bits: tuple[int, int]) -> None:
     saved = copy.deepcopy(optimizer.state_dict())
     mine, target = continued(variant, params, lambda o: convert(saved, o, keep=["master_bits"]), **new)
     for old, param in zip(params, mine, strict=True):
-        assert_same(rest_of(target, param), lionbits.residual.resized(rest_of(optimizer, old), bits[1]))
+        assert_same(rest_of(target, param), lionbits.state.residual.resized(rest_of(optimizer, old), bits[1]))
     assert_same(saved, optimizer.state_dict())
     train(target, mine, [3])
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lionbits import Lion, groups, states
+from lionbits import Lion, groups
+from lionbits.state import entries
 
 from .family import FAMILY, Variant, assert_same, snapshot, train, weights
 
@@ -96,13 +97,15 @@ def change(chance: random.Random, given: Any) -> None:
     elif kind == 1 and isinstance(place, dict):
         place[chance.choice([str(key), f"{key}_", 3, 1.5, "note", ("a", 1)])] = place.pop(key)
     elif kind == 2 and isinstance(place, dict):
-        place[chance.choice([*groups.WHOLE, "exp_avg", "param_rest", "step", "seed", "slow"])] = chance.choice(JUNK)()
+        place[chance.choice([*groups.WHOLE, "exp_avg", "param_residual", "step", "seed", "slow"])] = chance.choice(
+            JUNK
+        )()
     elif kind == 3:
         other = chance.choice(list(place) if isinstance(place, dict) else range(len(place)))
         place[key], place[other] = place[other], place[key]
     elif kind == 4 and isinstance(place, list):
         place.append(copy.copy(place[key]))
-    elif kind <= 6 and isinstance(place[key], Tensor) and states.readable(place[key]):
+    elif kind <= 6 and isinstance(place[key], Tensor) and entries.readable(place[key]):
         place[key] = chance.choice(TENSORS)(place[key])
     else:
         place[key] = chance.choice(JUNK)()
@@ -120,7 +123,7 @@ def made(variant: Variant, chance: random.Random, *, strict: bool) -> tuple[list
     return params, optimizer
 
 
-@pytest.mark.hunt
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("case", range(CASES))
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -199,7 +199,7 @@ def test_state_on_another_device_is_refused_by_name(variant: Variant) -> None:
 def test_state_that_stayed_behind_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model was moved: its parameters are updated where the state is not. Loading moves it."""
     (_, optimizer), _ = twins(Lion8bit)
-    optimizer._steady = None
+    optimizer._step_cache = None
     monkeypatch.setattr(Resident, "reaches", lambda self, device: [torch.device("meta")])
     with pytest.raises(ValueError, match=r"exp_avg_codes is on cpu, it must be on meta. Move the model first"):
         train(optimizer, optimizer.param_groups[0]["params"], [4])

@@ -91,11 +91,11 @@ def test_bytes_of_a_file_are_there_where_the_system_cannot_reserve_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on macOS and Windows: they are written."""
-    from lionbits.paging import host
+    from lionbits.paging import host_memory
 
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
     handle = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
-    host.reserve(handle, (1 << 21) + 5)
+    host_memory.reserve(handle, (1 << 21) + 5)
     found = os.fstat(handle)
     os.close(handle)
     assert found.st_size == (1 << 21) + 5

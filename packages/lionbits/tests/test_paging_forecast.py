@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from lionbits.paging import forecast
-from lionbits.paging.lanes import Mark
 from lionbits.paging.pages import cut
+from lionbits.paging.streams import Event
+from lionbits_bench import forecast
 from lionbits_reference.spec import FLOAT32, Plan, Slot
 
 from .family import train, weights
@@ -27,7 +27,7 @@ class Timed:
         self.count = dict.fromkeys(self.now, 0)
         self.events: list[forecast.Event] = []
 
-    def work(self, kind: str, speed: float, after: Sequence[Mark]) -> float:
+    def work(self, kind: str, speed: float, after: Sequence[Event]) -> float:
         page = self.count[kind]
         self.count[kind] += 1
         begin = max(self.now[kind], *(mark or 0.0 for mark in after), 0.0)
@@ -35,18 +35,18 @@ class Timed:
         self.events.append(forecast.Event(kind, page, begin, self.now[kind]))
         return self.now[kind]
 
-    def bring(self, copy: Callable[[], None], after: Sequence[Mark]) -> Mark:
+    def prefetch(self, copy: Callable[[], None], after: Sequence[Event]) -> Event:
         copy()
         return self.work("bring", self.machine.bring, after)
 
-    def take_back(self, copy: Callable[[], None], after: Sequence[Mark]) -> Mark:
+    def write_back(self, copy: Callable[[], None], after: Sequence[Event]) -> Event:
         copy()
-        return self.work("take back", self.machine.take_back, after)
+        return self.work("take back", self.machine.write_back, after)
 
-    def computed(self) -> Mark:
+    def computed(self) -> Event:
         return self.now["compute"]
 
-    def compute_after(self, mark: Mark) -> None:
+    def compute_after(self, mark: Event) -> None:
         self.work("compute", self.machine.compute, [mark])
 
     def settle(self) -> None:
@@ -61,7 +61,7 @@ def test_the_engine_keeps_to_the_forecast(machine: tuple[float, float, float]) -
     timed = Timed(forecast.Machine(*machine), sizes)
     optimizer = moving(params, 100 * 64 * 4, 3 * 100 * 64 * 4, lambda device: timed)
     train(optimizer, params, [1])
-    pages = cut(PLAIN, [Slot(p, p, optimizer.state[p], 0) for p in params], range(7), 100 * 64 * 4)
+    pages = cut(PLAIN, [Slot(p, optimizer.state[p], 0) for p in params], range(7), 100 * 64 * 4)
     assert [page.size for page in pages] == sizes
     assert timed.events == forecast.schedule(sizes, timed.machine, 3)
 

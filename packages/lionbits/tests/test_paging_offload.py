@@ -17,7 +17,7 @@ from lionbits_reference.spec import Format, Plan
 
 from .family import assert_same, gradient, snapshot, train, weights
 from .movers import moving
-from .test_paging_movement import SHAPES, Failing
+from .test_paging_prefetch import SHAPES, Failing
 
 CPU = torch.device("cpu")
 PLAN = Plan(torch.float32, torch.float32, Format.of(8))
@@ -76,16 +76,16 @@ def test_what_travels_is_parameters_and_gradients() -> None:
     assert (stats.hits, stats.resident_bytes) == (0, 0)
 
 
-@pytest.mark.parametrize("direction", ["bring", "take back"])
+@pytest.mark.parametrize("direction", ["prefetch", "write back"])
 def test_a_copy_that_fails_is_told_and_parameters_are_whole(direction: str) -> None:
     """Each is of the step before or of this one; the message says what is stale."""
     twins = weights(shapes=[(100, 64)] * 6)
     train(Lion(twins), twins, [1])
     params = weights(shapes=[(100, 64)] * 6)
     before = [param.detach().clone() for param in params]
-    lanes = partial(Failing, direction=direction, at=4)
-    optimizer = moving(params, 2 * 100 * 64 * 4, None, lanes, paged_compute="host", backend="reference")
-    message = "could not be brought" if direction == "bring" else "parameters are of the step before"
+    noise = partial(Failing, direction=direction, at=4)
+    optimizer = moving(params, 2 * 100 * 64 * 4, None, noise, paged_compute="host", backend="reference")
+    message = "could not be prefetched" if direction == "prefetch" else "parameters are of the step before"
     with pytest.raises(RuntimeError, match=message):
         train(optimizer, params, [1])
     moved = [not torch.equal(param, old) for param, old in zip(params, before, strict=True)]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lionbits import Lion, PagedLion, PagedLion4bit, PagedLion8bit
+from lionbits.paging import PagedCalls
 
 from .family import assert_same, train, weights
 from .movers import moving
@@ -87,16 +88,11 @@ def test_neighbours_still_travel_together() -> None:
     params = weights(shapes=[(64, 64)] * 8)
     optimizer = moving(params, 1 << 20, 0, optim_bits=8)
     train(optimizer, params, [1])
-    from lionbits.paging import pages
-    from lionbits.paging.movement import Route
-
-    assert optimizer._steady is not None
-    work = optimizer._steady._works[0][0]
-    route: Route = work.batch.memo["paging"]
-    (page,) = route.pages
-    for slot in work.batch:
-        slot.grad = torch.zeros_like(slot.param)
-    frame = torch.empty(page.size, dtype=torch.uint8)
-    copies = pages.visit(work.launch.plan, work.batch, page, frame).copies
+    assert optimizer._step_cache is not None
+    calls = optimizer._step_cache._launch_groups[0].calls
+    assert isinstance(calls, PagedCalls)
+    (page,) = calls._staged
+    assert page is not None
+    copies = page.copies([torch.zeros(64, 64)] * 8).arriving
     assert len(copies) == 2
-    assert sum(near.nbytes for near, _ in copies) >= 8 * 64 * 64
+    assert sum(staged.nbytes for staged, _ in copies) >= 8 * 64 * 64

@@ -18,7 +18,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from lionbits import Lion, Lion8bit, PagedLion8bit, hooks, torch_private, work
+from lionbits import Lion, Lion8bit, PagedLion8bit, hooks, torch_private
+from lionbits.step import prepare
 
 from .family import assert_same, gradient, snapshot, train, weights
 from .private_names import defined, sources, taken
@@ -192,13 +193,13 @@ def test_ours_are_no_private_names_of_others() -> None:
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     times: list[int] = []
-    prepare = work.prepare
+    original = prepare.prepare
 
     def counted(*works: Any) -> None:
         times.append(len(works[0]))
-        prepare(*works)
+        original(*works)
 
-    monkeypatch.setattr(work, "prepare", counted)
+    monkeypatch.setattr(prepare, "prepare", counted)
     return times
 
 

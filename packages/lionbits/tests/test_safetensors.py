@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lionbits import Lion8bit, PagedLion8bit, load_safetensors, save_safetensors
-from lionbits.paging import host
+from lionbits.paging import host_memory
 
 from .family import Variant, assert_same, train, weights
 
 safetensors = pytest.importorskip("safetensors", reason="reads what is written here")
 
-#: Every dtype of state: param_rest is int16 or int8.
+#: Every dtype of state: param_residual is int16 or int8.
 COMPENSATED = [{}, {"param_rounding": "compensated"}, {"param_rounding": "compensated", "master_bits": 24}]
 
 
@@ -80,7 +80,7 @@ def test_tensors_of_one_page_are_written_once_each(folder: bool, tmp_path: Path)
     train(optimizer, params, [1])
     saved = optimizer.state_dict()
     tensors = [t for state in saved["state"].values() for t in state.values() if isinstance(t, torch.Tensor)]
-    assert len({host.place(t)[0].data_ptr() for t in tensors}) < len(tensors)
+    assert len({host_memory.place(t)[0].data_ptr() for t in tensors}) < len(tensors)
     path = tmp_path / "state.safetensors"
     assert_same(_there_and_back(saved, path), saved)
     header = int.from_bytes(path.read_bytes()[:8], "little")

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import lionbits
-from lionbits import saving
+from lionbits.checkpoint import saving
 
 KILLED = Path(__file__).with_name("killed_while_saving.py")
 LEFTOVER = "checkpoint.pt.0123456789abcdef.tmp"

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import lionbits
-from lionbits import saving
+from lionbits.checkpoint import saving
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="devices, pipes, modes and owners of POSIX")
 BIG = {"weights": torch.zeros(1 << 16)}  # 256 KiB

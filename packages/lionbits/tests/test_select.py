@@ -23,7 +23,7 @@ CHECKOUT = Path(__file__).parents[3]
 
 #: A third party's backend: the reference's functions under another name, with a note of every call.
 TOY = """
-from lionbits_reference.backend import absmax, aligned, encode
+from lionbits_reference.backend import absmax, aligned, encode, prepare
 from lionbits_reference import backend as reference
 
 name = "{name}"
@@ -35,9 +35,9 @@ def supports(plan, device):
     return ""
 
 
-def step(plan, slots, hyper, scalars):
+def step(prepared, grads, hyper, scalars):
     calls.append("step")
-    reference.step(plan, slots, hyper, scalars)
+    reference.step(prepared, grads, hyper, scalars)
 
 
 def decode(format, state, shape):

@@ -110,7 +110,7 @@ def test_every_variant_goes_on_from_it(variant: Variant) -> None:
     one.init_state()
     state_dict = copy.deepcopy(one.state_dict())
     for i, (group, momentum) in enumerate(zip(one.param_groups * len(held), wanted, strict=True)):
-        plan_format = lionbits.options.plan(group, held[i], torch.float32).format
+        plan_format = lionbits.settings.plan(group, held[i], torch.float32).format
         state_dict["state"][i].update(reference.encode(plan_format, momentum))
     one.load_state_dict(state_dict)
     for param, momentum in zip(held, wanted, strict=True):

@@ -125,7 +125,7 @@ def test_a_compensated_run_in_float32_goes_on_as_a_float32_run(variant: Variant)
     run(model, optimizer, [4, 5])
     run(reference, other, [4, 5])
     assert_same(whole(model), whole(reference))
-    assert not any("param_rest" in state for state in optimizer.state.values())
+    assert not any("param_residual" in state for state in optimizer.state.values())
 
 
 @pytest.mark.parametrize("bits", MASTERS)
@@ -137,10 +137,10 @@ def test_a_rest_is_not_used_for_other_weights(variant: Variant, bits: str) -> No
     run(model, optimizer, [4])
     model.bfloat16()
     twins, twin = copy.deepcopy((model, optimizer))
-    assert not any("param_rest" in state for state in twin.state.values())
+    assert not any("param_residual" in state for state in twin.state.values())
     for param, state in twin.state.items():
         dtype = torch.int8 if bits == "24" else torch.int16
-        state["param_rest"] = torch.zeros(param.shape, dtype=dtype)
+        state["param_residual"] = torch.zeros(param.shape, dtype=dtype)
     for one, some in ((optimizer, model), (twin, twins)):
         run(some, one, [5, 6])
     assert_same(whole(model), whole(twins))
@@ -165,10 +165,10 @@ def test_a_rest_goes_where_another_rounding_was_asked_for(variant: Variant) -> N
     run(model, optimizer, [1, 2])
     optimizer.param_groups[0]["param_rounding"] = "nearest"
     run(model, optimizer, [3])
-    assert not any("param_rest" in state for state in optimizer.state.values())
+    assert not any("param_residual" in state for state in optimizer.state.values())
     optimizer.param_groups[0]["param_rounding"] = "compensated"
     run(model, optimizer, [4])
-    assert all("param_rest" in state for state in optimizer.state.values())
+    assert all("param_residual" in state for state in optimizer.state.values())
 
 
 def test_weights_that_a_rest_does_not_belong_to_are_refused(variant: Variant) -> None:
@@ -180,11 +180,11 @@ def test_weights_that_a_rest_does_not_belong_to_are_refused(variant: Variant) ->
         model[0].add_(1.2345678e-3)
     before = snapshot(optimizer)
     for call in (lambda: run(model, optimizer, [3]), lambda: optimizer.load_state_dict(optimizer.state_dict())):
-        with pytest.raises(ValueError, match=r"shape \(64, 64\) is not what param_rest.*delete param_rest"):
+        with pytest.raises(ValueError, match=r"shape \(64, 64\) is not what param_residual.*delete param_residual"):
             call()
         assert_same(snapshot(optimizer), before)
     for state in optimizer.state.values():
-        del state["param_rest"]
+        del state["param_residual"]
     run(model, optimizer, [3])
 
 

@@ -37,7 +37,7 @@ def test_a_step_like_the_last_costs_a_fraction_of_one_that_is_made_anew(idle: Mo
             for param in params:
                 param.grad = torch.empty_like(param)
             if "steady" in before:
-                optimizer._steady = before["steady"]
+                optimizer._step_cache = before["steady"]
             if "factor" in before:
                 optimizer.param_groups[0]["lr"] *= before["factor"]
             begin = time.perf_counter()

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lionbits import Lion, Lion8bit, fuse_into_backward, parameter_step
+from lionbits import Lion, Lion8bit, fuse_into_backward
+from lionbits.step import single
 
 from .family import Variant, assert_same, gradient, snapshot, train, weights
 from .movers import moving
@@ -81,7 +82,7 @@ def test_the_bits_are_those_of_a_step(variant: Variant, settings: dict[str, Any]
 
 @pytest.mark.parametrize("how", [{"param_rounding": "dithered"}, {"param_rounding": "compensated"}])
 def test_bfloat16_parameters(how: dict[str, Any]) -> None:
-    """Rounded with the lanes that the parameter has in the whole optimizer."""
+    """Rounded with the noise that the parameter has in the whole optimizer."""
     results = []
     for hooked in (False, True):
         params = weights(torch.bfloat16)
@@ -150,12 +151,12 @@ def test_nothing_is_prepared_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     by_hooks(optimizer, CALLS["without"])
     run(optimizer, params, range(1), step=False)
 
-    class Counting(parameter_step.Steady):
+    class Counting(single.StepCache):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             made.append(1)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(parameter_step, "Steady", Counting)
+    monkeypatch.setattr(single, "StepCache", Counting)
     run(optimizer, params, range(1, 3), step=False)
     assert not made
     new = nn.Parameter(torch.ones(3))

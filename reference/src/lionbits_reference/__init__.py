@@ -1,9 +1,9 @@
 """The meaning of lionbits in pure PyTorch: simple, slow, exact. It is itself the backend ``reference``.
 
 Read :mod:`~lionbits_reference.update` (the rule), :mod:`~lionbits_reference.formats` (the codes) and
-:mod:`~lionbits_reference.rounding` (the lanes); :mod:`~lionbits_reference.spec` has the nouns.
+:mod:`~lionbits_reference.rounding` (the noise); :mod:`~lionbits_reference.spec` has the types.
 """
 
-from .backend import absmax, aligned, decode, encode, name, step, supports
+from .backend import absmax, aligned, decode, encode, name, prepare, step, supports
 
-__all__ = ["absmax", "aligned", "decode", "encode", "name", "step", "supports"]
+__all__ = ["absmax", "aligned", "decode", "encode", "name", "prepare", "step", "supports"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,36 +20,52 @@ def supports(plan: Plan, device: torch.device) -> str:
     return "" if device.type != "meta" else "tensors on the meta device hold no numbers"
 
 
-def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+class Prepared(NamedTuple):
+    """The plan and the slots as they are."""
+
+    plan: Plan
+    slots: tuple[Slot, ...]
+
+
+def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:
+    """See :meth:`lionbits_reference.spec.Backend.prepare`."""
+    del grads
+    return Prepared(plan, tuple(slots))
+
+
+def aligned(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
     """See :meth:`lionbits_reference.spec.Backend.aligned`."""
-    counts = torch.zeros(len(slots), dtype=torch.int64, device=scalars.lr.device)
-    for j, piece in _pieces(plan.format, slots):
-        m, g = _load_momentum(piece, plan.format), _load_grad(piece, scalars.grad_scale[j])
+    plan = prepared.plan
+    counts = torch.zeros(len(grads), dtype=torch.int64, device=scalars.lr.device)
+    for j, piece, grad in _pieces(prepared, grads):
+        m, g = _load_momentum(piece, plan.format), _load_grad(grad, scalars.grad_scale[j])
         counts[j] += update.aligned(m, g, hyper, plan.nonfinite).sum()
     return counts
 
 
-def absmax(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+def absmax(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
     """See :meth:`lionbits_reference.spec.Backend.absmax`."""
-    largest = torch.zeros(len(slots), dtype=torch.float32, device=scalars.lr.device)
-    for j, piece in _pieces(plan.format, slots):
-        m, g = _load_momentum(piece, plan.format), _load_grad(piece, scalars.grad_scale[j])
+    plan = prepared.plan
+    largest = torch.zeros(len(grads), dtype=torch.float32, device=scalars.lr.device)
+    for j, piece, grad in _pieces(prepared, grads):
+        m, g = _load_momentum(piece, plan.format), _load_grad(grad, scalars.grad_scale[j])
         momentum, _ = update.next_momentum(m, g, hyper, plan.nonfinite)
         largest[j] = torch.maximum(largest[j], momentum.abs().amax())
     return largest
 
 
-def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> None:
+def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> None:
     """See :meth:`lionbits_reference.spec.Backend.step`."""
-    for j, piece in _pieces(plan.format, slots):
+    plan = prepared.plan
+    for j, piece, grad in _pieces(prepared, grads):
         p = _load_param(piece, plan)
-        m, g = _load_momentum(piece, plan.format), _load_grad(piece, scalars.grad_scale[j])
+        m, g = _load_momentum(piece, plan.format), _load_grad(grad, scalars.grad_scale[j])
         new = update.update(p, m, g, scalars.lr[j], scalars.keep[j], hyper, plan.caution, plan.nonfinite)
         _store_param(new.param, piece, plan, hyper, scalars.step[j])
         if plan.format.quantised:
-            lane = _lanes(hyper.rounding, piece, hyper, rounding.STATE, scalars.step[j])
+            noise = _noise(hyper.rounding, piece, hyper, rounding.STATE, scalars.step[j])
             largest = None if scalars.absmax is None else scalars.absmax[j]
-            _store_codes(new.momentum, piece, plan.format, lane, largest)
+            _store_codes(new.momentum, piece, plan.format, noise, largest)
         else:
             piece.state["exp_avg"].copy_(new.momentum.view(piece.state["exp_avg"].shape))
         scalars.skipped.add_((~new.applied).sum())
@@ -65,7 +81,7 @@ def encode(format: Format, momentum: Tensor) -> dict[str, Tensor]:
     if format.tensor_wise:
         largest = momentum.abs().amax() if momentum.numel() else momentum.new_zeros(())
         state["exp_avg_scale"].copy_(formats.block_scale(largest, format))
-    for piece in cut(Slot(momentum, momentum, state, 0), format):
+    for piece, _ in cut(Slot(momentum, state, 0), momentum, format):
         m = piece.param.reshape(matrix_shape(piece.param.shape))
         _store_codes(m, piece, format, rounding.NEAREST, largest)
     return state
@@ -75,20 +91,20 @@ def decode(format: Format, state: Mapping[str, Any], shape: Sequence[int]) -> Te
     """float32 momentum of ``shape``, contiguous."""
     device = state["exp_avg_codes" if format.quantised else "exp_avg"].device
     momentum = torch.empty(tuple(shape), dtype=torch.float32, device=device)
-    for piece in cut(Slot(momentum, momentum, state, 0), format):
+    for piece, _ in cut(Slot(momentum, state, 0), momentum, format):
         piece.param.copy_(_load_momentum(piece, format).view(piece.param.shape))
     return momentum
 
 
-def _pieces(format: Format, slots: Sequence[Slot]) -> Iterator[tuple[int, Slot]]:
-    for j, slot in enumerate(slots):
-        for piece in cut(slot, format):
-            yield j, piece
+def _pieces(prepared: Prepared, grads: Sequence[Tensor]) -> Iterator[tuple[int, Slot, Tensor]]:
+    for j, (slot, grad) in enumerate(zip(prepared.slots, grads, strict=True)):
+        for piece, part in cut(slot, grad, prepared.plan.format):
+            yield j, piece, part
 
 
-def _load_grad(piece: Slot, grad_scale: Tensor) -> Tensor:
+def _load_grad(grad: Tensor, grad_scale: Tensor) -> Tensor:
     """g = float32(grad) * grad_scale as (rows, columns)."""
-    return piece.grad.reshape(matrix_shape(piece.grad.shape)).to(torch.float32) * grad_scale
+    return grad.reshape(matrix_shape(grad.shape)).to(torch.float32) * grad_scale
 
 
 def _load_momentum(piece: Slot, format: Format) -> Tensor:
@@ -101,33 +117,33 @@ def _load_momentum(piece: Slot, format: Format) -> Tensor:
 
 def _load_param(piece: Slot, plan: Plan) -> Tensor:
     shape = matrix_shape(piece.param.shape)
-    rest = piece.state["param_rest"].reshape(shape) if plan.param_rounding == "compensated" else None
-    return rounding.load_param(piece.param.reshape(shape), rest)
+    residual = piece.state["param_residual"].reshape(shape) if plan.param_rounding == "compensated" else None
+    return rounding.load_param(piece.param.reshape(shape), residual)
 
 
 def _store_param(p: Tensor, piece: Slot, plan: Plan, hyper: Hyper, step: Tensor) -> None:
     """Write p' (rows, columns), rounded once, through whatever strides the parameter has."""
     stored = p
     if plan.param_rounding == "compensated":
-        rest = piece.state["param_rest"]
-        lane = _lanes("dithered" if plan.master_bits == 24 else "nearest", piece, hyper, rounding.PARAMETER, step)
-        stored, dropped = rounding.split_master(p, rest.dtype, lane)
-        rest.copy_(dropped.view(rest.shape))
+        residual = piece.state["param_residual"]
+        noise = _noise("dithered" if plan.master_bits == 24 else "nearest", piece, hyper, rounding.PARAMETER, step)
+        stored, dropped = rounding.split_master(p, residual.dtype, noise)
+        residual.copy_(dropped.view(residual.shape))
     elif plan.param_rounding != "nearest":
-        lane = _lanes(plan.param_rounding, piece, hyper, rounding.PARAMETER, step)
-        stored = rounding.round_unbiased(p, lane)
+        noise = _noise(plan.param_rounding, piece, hyper, rounding.PARAMETER, step)
+        stored = rounding.round_unbiased(p, noise)
     piece.param.copy_(stored.view(piece.param.shape))
 
 
-def _store_codes(m: Tensor, piece: Slot, format: Format, lane: Tensor | int, absmax: Tensor | None) -> None:
+def _store_codes(m: Tensor, piece: Slot, format: Format, noise: Tensor | int, absmax: Tensor | None) -> None:
     """Write m' (rows, columns) as codes and scales; ``absmax`` is the tensor's, of a tensor-wise format."""
     if absmax is None:
         absmax = formats.block_absmax(m, format)
         piece.state["exp_avg_scale"].copy_(formats.block_scale(absmax, format))
     codes = piece.state["exp_avg_codes"]
-    codes.copy_(formats.encode(m, absmax, lane, format).view(codes.shape))
+    codes.copy_(formats.encode(m, absmax, noise, format).view(codes.shape))
 
 
-def _lanes(mode: str, piece: Slot, hyper: Hyper, purpose: int, step: Tensor) -> Tensor | int:
+def _noise(mode: str, piece: Slot, hyper: Hyper, purpose: int, step: Tensor) -> Tensor | int:
     salt = rounding.salt(hyper.seed, piece.index, purpose)
-    return rounding.lanes(mode, salt, step, piece.start, piece.row_pitch, matrix_shape(piece.param.shape))
+    return rounding.noise(mode, salt, step, piece.start, piece.row_pitch, matrix_shape(piece.param.shape))

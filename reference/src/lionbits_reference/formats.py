@@ -6,7 +6,7 @@ For a block with ``absmax`` = max \|m'\| and a format with largest value ``top``
     a = min(absmax, 2^127)         so that top * scale stays finite; larger magnitudes are held at a
     scale = a / top                r = top / a                y = |m'| * r
     t = bits(y * 2^-127)           gradual underflow makes this integer piecewise-linear in |m'|
-    k = min((t + dither) >> w, largest k)          dither = lane << (w - 16); sign kept unless k = 0
+    k = min((t + dither) >> w, largest k)          dither = noise << (w - 16); sign kept unless k = 0
     decode: m = +-value(k) * scale                 value(k) is the float with bits k << w, times 2^127
 
 ``t`` is also rint(y * 2^22) for y < 2 and bits(y) - (127 << 23) above, and the larger of the two everywhere, if y is
@@ -37,7 +37,7 @@ HUGE = 2.0**127
 _ONE, _TWO, _SIGN = 127 << 23, 128 << 23, -(1 << 31)
 
 
-class Numbers(NamedTuple):
+class FormatConstants(NamedTuple):
     """What arithmetic needs to know of a :class:`Format`, as arguments of a compiled function: then one serves all."""
 
     bits: int
@@ -46,12 +46,12 @@ class Numbers(NamedTuple):
     top: float | Tensor  # 0-d float32, in the function
 
     @classmethod
-    def of(cls, format: Format) -> Numbers:
+    def of(cls, format: Format) -> FormatConstants:
         """The numbers of ``format``."""
         return cls(format.bits, format.shift, format.largest_code, format.top)
 
 
-def value(code: Tensor, format: Format | Numbers) -> Tensor:
+def value(code: Tensor, format: Format | FormatConstants) -> Tensor:
     """float32 values of int32 codes, before scaling."""
     normal = ((code & format.largest_code) << format.shift) + _ONE
     # As the bits of 1.f * 2^e these are right for e > 0; for e = 0 they say 1 + f/2^Y where f * 2^(1-Y) is meant. The
@@ -61,12 +61,12 @@ def value(code: Tensor, format: Format | Numbers) -> Tensor:
     return (torch.minimum(normal, subnormal) | sign).view(torch.float32)
 
 
-def code(m: Tensor, inverse: Tensor, limit: Tensor, lane: Tensor | int, format: Format | Numbers) -> Tensor:
+def code(m: Tensor, inverse: Tensor, limit: Tensor, noise: Tensor | int, format: Format | FormatConstants) -> Tensor:
     """int32 codes of float32 ``m``, given what its blocks have: see :func:`block_inverse`."""
     y = (m * inverse).abs()  # in this order even a NaN has its sign bit cleared
     held = y.view(torch.int32).clamp(max=_TWO).view(torch.float32)
     t = torch.maximum(torch.round(held * 2.0**22).to(torch.int32), y.view(torch.int32) - _ONE)
-    k = torch.minimum((t + (lane << (format.shift - 16))) >> format.shift, limit)
+    k = torch.minimum((t + (noise << (format.shift - 16))) >> format.shift, limit)
     return k | (((m.view(torch.int32) & -k) >> (32 - format.bits)) & (format.largest_code + 1))
 
 
@@ -75,29 +75,29 @@ def block_absmax(m: Tensor, format: Format) -> Tensor:
     return _in_blocks(m, format).abs().amax(dim=-1)
 
 
-def block_scale(absmax: Tensor, format: Format | Numbers) -> Tensor:
+def block_scale(absmax: Tensor, format: Format | FormatConstants) -> Tensor:
     """float32 scale for each absmax."""
     scale = torch.where(absmax <= TINY, 0.0, absmax.clamp(max=HUGE) / _top(absmax, format))
     return torch.where(torch.isfinite(absmax), scale, torch.nan)
 
 
-def block_inverse(absmax: Tensor, format: Format | Numbers) -> tuple[Tensor, Tensor]:
+def block_inverse(absmax: Tensor, format: Format | FormatConstants) -> tuple[Tensor, Tensor]:
     """For each absmax, float32 r = top / absmax, and the largest code, int32; both 0 where all codes are."""
     usable = torch.isfinite(absmax) & (absmax > TINY)
     inverse = torch.where(usable, _top(absmax, format) / absmax.clamp(max=HUGE), 0.0)
     return inverse, usable.to(torch.int32) * format.largest_code
 
 
-def encode(m: Tensor, absmax: Tensor, lane: Tensor | int, format: Format) -> Tensor:
+def encode(m: Tensor, absmax: Tensor, noise: Tensor | int, format: Format) -> Tensor:
     """Packed uint8 codes of float32 ``m`` (rows, columns).
 
     Args:
         m: momentum.
         absmax: (rows, blocks) as :func:`block_absmax` gives, or one number for a tensor-wise format.
-        lane: int32 like ``m``, or one int; 0..65535.
+        noise: int32 like ``m``, or one int; 0..65535.
     """
     inverse, limit = (_per_element(x, m.shape[1], format) for x in block_inverse(absmax, format))
-    return _pack(code(m, inverse, limit, lane, format).to(torch.uint8), format.bits)
+    return _pack(code(m, inverse, limit, noise, format).to(torch.uint8), format.bits)
 
 
 def decode(codes: Tensor, scale: Tensor, columns: int, format: Format) -> Tensor:
@@ -106,7 +106,7 @@ def decode(codes: Tensor, scale: Tensor, columns: int, format: Format) -> Tensor
     return unscaled * _per_element(scale, columns, format)
 
 
-def _top(like: Tensor, format: Format | Numbers) -> Tensor:
+def _top(like: Tensor, format: Format | FormatConstants) -> Tensor:
     """A tensor, so that dividing by it is a division; by a Python number it may be a multiplication."""
     return torch.ones_like(like) * format.top
 

@@ -1,18 +1,18 @@
-"""Rounding lanes, and how p' is stored: what makes narrow numbers follow small steps on average.
+"""Rounding noise, and how p' is stored: what makes narrow numbers follow small steps on average.
 
 Nearest rounding makes Lion's momentum stick: with beta2 = 0.99 a step changes m by less than half a code, so it
-never moves. Lanes are 16-bit numbers, spread evenly over 0..65535, that are added below the last kept bit before
+never moves. Noise are 16-bit numbers, spread evenly over 0..65535, that are added below the last kept bit before
 truncation, so that the mean is right. They are a function of seed, parameter, element and step alone: no generator
 is read or advanced, and a shard, a page or another backend draws what the whole would have drawn. All integers are
 unsigned 32-bit, modulo 2^32; i = row * even(columns) + column in the WHOLE parameter::
 
     salt = fmix32(fmix32(fmix32(fmix32(seed_lo) ^ seed_hi) ^ parameter) ^ purpose)
     h    = fmix32(lo32(i >> 1) ^ fmix32(hi32(i >> 1) ^ salt))
-    lane = h & 0xFFFF if i is even else h >> 16
+    noise = h & 0xFFFF if i is even else h >> 16
 
-    "dithered"     lane = (lane + step * 40503) mod 2^16          a golden-ratio sequence per element
+    "dithered"     noise = (noise + step * 40503) mod 2^16          a golden-ratio sequence per element
     "stochastic"   salt is first replaced by fmix32(salt ^ (step * 0x9E3779B9 mod 2^32)): independent draws
-    "nearest"      lane = 0x8000                                  (of momentum; parameters round to nearest even)
+    "nearest"      noise = 0x8000                                  (of momentum; parameters round to nearest even)
 
 ``even`` rounds up to even, so that the pairs which share a hash never straddle rows. 40503 / 2^16 and
 0x9E3779B9 / 2^32 are the golden ratio's fraction, whose multiples fill an interval as evenly as a sequence can.
@@ -27,7 +27,7 @@ from torch import Tensor
 
 STATE, PARAMETER = 0, 1  # purposes of a salt
 
-#: The lane of nearest rounding: half of what is dropped.
+#: The noise of nearest rounding: half of what is dropped.
 NEAREST = 0x8000
 
 _NAN = 0x7FC00000  # the bits of a float32
@@ -59,13 +59,13 @@ def _times(h: Words, factor: int) -> Words:
 
 
 def salt(seed: int, parameter: int, purpose: int) -> int:
-    """What tells the lanes of one parameter and purpose from all others."""
+    """What tells the noise of one parameter and purpose from all others."""
     mixed = fmix32(fmix32(seed & _MASK) ^ (seed >> 32))
     return fmix32(fmix32(mixed ^ (parameter & _MASK)) ^ purpose)
 
 
-def lanes(rounding: str, salt: int, step: Tensor, start: int, pitch: int, shape: tuple[int, int]) -> Tensor | int:
-    """Lanes of a rectangle of a parameter: int32 of ``shape`` (rows, columns), or one int for ``"nearest"``.
+def noise(rounding: str, salt: int, step: Tensor, start: int, pitch: int, shape: tuple[int, int]) -> Tensor | int:
+    """Noise of a rectangle of a parameter: int32 of ``shape`` (rows, columns), or one int for ``"nearest"``.
 
     Args:
         rounding: ``"dithered"``, ``"stochastic"`` or ``"nearest"``.
@@ -83,13 +83,13 @@ def lanes(rounding: str, salt: int, step: Tensor, start: int, pitch: int, shape:
     row = torch.arange(rows, device=step.device)[:, None] * (pitch // 2) + start // 2
     last = start // 2 + max(rows - 1, 0) * (pitch // 2) + max(columns - 1, 0) // 2
     if start // 2 >> 32 == last >> 32:
-        return lane(word(row) + half, spread(start // 2 >> 32, words), phase, odd)
+        return noise_of_pairs(word(row) + half, spread(start // 2 >> 32, words), phase, odd)
     pair = row + half
-    return lane(word(pair), spread((pair >> 32).to(torch.int32), words), phase, odd)
+    return noise_of_pairs(word(pair), spread((pair >> 32).to(torch.int32), words), phase, odd)
 
 
 def pairs(columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of each column, which pair it is in, and how far down its lane stands in the pair's hash: int32[columns]."""
+    """Of each column, which pair it is in, and how far down its noise stands in the pair's hash: int32[columns]."""
     column = torch.arange(columns, dtype=torch.int32, device=device)
     return column >> 1, (column & 1) << 4
 
@@ -106,44 +106,44 @@ def spread(high: int | Tensor, words: Tensor) -> Tensor:
     return fmix32(words ^ high)
 
 
-def lane(low: Tensor, spread: Tensor, phase: Tensor, odd: Tensor) -> Tensor:
-    """int32 lanes, 0..65535, of pairs whose numbers have the lower halves ``low``."""
+def noise_of_pairs(low: Tensor, spread: Tensor, phase: Tensor, odd: Tensor) -> Tensor:
+    """int32 noise, 0..65535, of pairs whose numbers have the lower halves ``low``."""
     return ((fmix32(low ^ spread) >> odd) + phase) & 0xFFFF
 
 
-def load_param(stored: Tensor, rest: Tensor | None) -> Tensor:
+def load_param(stored: Tensor, residual: Tensor | None) -> Tensor:
     """p as float32; with ``rest`` (int16 or int8) the master value of a compensated bfloat16 parameter."""
     p = stored.to(torch.float32)
-    if rest is None:
+    if residual is None:
         return p
-    return (p.view(torch.int32) + rest_bits(rest)).view(torch.float32)
+    return (p.view(torch.int32) + residual_bits(residual)).view(torch.float32)
 
 
-def rest_bits(rest: Tensor) -> Tensor:
+def residual_bits(residual: Tensor) -> Tensor:
     """int32: what a rest (int16 or int8) adds to the bits of the float32 that bfloat16 kept."""
-    return rest.to(torch.int32) << _rest_shift(rest.dtype)
+    return residual.to(torch.int32) << _residual_shift(residual.dtype)
 
 
-def round_unbiased(p: Tensor, lane: Tensor | int) -> Tensor:
-    """float32 to bfloat16 as ``(bits + lane) >> 16``; NaN stays NaN."""
-    return _upper_half(torch.where(p.isnan(), _NAN, p.view(torch.int32) + lane))
+def round_unbiased(p: Tensor, noise: Tensor | int) -> Tensor:
+    """float32 to bfloat16 as ``(bits + noise) >> 16``; NaN stays NaN."""
+    return _upper_half(torch.where(p.isnan(), _NAN, p.view(torch.int32) + noise))
 
 
-def split_master(p: Tensor, rest_dtype: torch.dtype, lane: Tensor | int) -> tuple[Tensor, Tensor]:
+def split_master(p: Tensor, residual_dtype: torch.dtype, noise: Tensor | int) -> tuple[Tensor, Tensor]:
     """float32 to the bfloat16 nearest to it (ties away from zero) and what that drops, an int16 or int8.
 
-    int16 keeps all 32 bits. int8 keeps 24: the low eight are first rounded away with the lane's upper half.
+    int16 keeps all 32 bits. int8 keeps 24: the low eight are first rounded away with the noise's upper half.
     """
     bits = p.view(torch.int32)
-    if rest_dtype == torch.int8:
-        bits = (bits + (lane >> 8)) & ~0xFF
+    if residual_dtype == torch.int8:
+        bits = (bits + (noise >> 8)) & ~0xFF
     bits = torch.where(p.isnan(), _NAN, bits)
     kept = _upper_half(bits + 0x8000)
-    rest = (bits - kept.to(torch.float32).view(torch.int32)) >> _rest_shift(rest_dtype)
-    return kept, rest.to(rest_dtype)
+    residual = (bits - kept.to(torch.float32).view(torch.int32)) >> _residual_shift(residual_dtype)
+    return kept, residual.to(residual_dtype)
 
 
-def _rest_shift(dtype: torch.dtype) -> int:
+def _residual_shift(dtype: torch.dtype) -> int:
     return 8 if dtype == torch.int8 else 0
 
 

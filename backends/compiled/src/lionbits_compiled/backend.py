@@ -9,14 +9,15 @@ from torch import Tensor
 
 from lionbits_reference import backend as reference
 from lionbits_reference.backend import decode, encode
-from lionbits_reference.spec import Batch, Hyper, Plan, Scalars, Slot
+from lionbits_reference.spec import Hyper, Plan, Scalars, Slot
 
 from . import compiling, steps
+from .bound import BoundSlot, bound
 from .matrices import Matrix
 from .numbers import Numbers
-from .work import Work
+from .prepared import Prepared
 
-__all__ = ["absmax", "aligned", "decode", "encode", "name", "step", "supports"]
+__all__ = ["absmax", "aligned", "decode", "encode", "name", "prepare", "step", "supports"]
 
 name = "compiled"
 
@@ -32,53 +33,53 @@ def supports(plan: Plan, device: torch.device) -> str:
     return compiling.obstacle()
 
 
-def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> None:
+def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:
+    """See :meth:`lionbits_reference.spec.Backend.prepare`."""
+    bound_slots = [BoundSlot(slot, grad) for slot, grad in zip(slots, grads, strict=True)]
+    with bound(bound_slots, grads):
+        return Prepared(plan, bound_slots)
+
+
+def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> None:
     """See :meth:`lionbits_reference.spec.Backend.step`."""
-    work = _work(plan, slots)
-    numbers = Numbers(work, hyper, scalars)
+    plan = prepared.plan
+    numbers = Numbers(prepared, hyper, scalars)
     drawing = plan.draws_for_param or (plan.format.quantised and hyper.rounding != "nearest")
-    for matrix in work.matrices(slots, drawing=drawing):
-        if isinstance(matrix, Matrix):
-            matrix.fetch()
-            steps.step(work, matrix, hyper, numbers)
-            matrix.bring_back()
-        else:  # elements around number 2^33 of a parameter
-            place, part = matrix
-            reference.step(plan, [part], hyper, scalars.part(slice(place, place + 1)))
+    with bound(prepared.slots, grads):
+        for matrix in prepared.matrices(drawing=drawing):
+            if isinstance(matrix, Matrix):
+                matrix.fetch()
+                steps.step(prepared, matrix, hyper, numbers)
+                matrix.bring_back()
+            else:  # elements around number 2^33 of a parameter
+                place, part = matrix
+                alone = reference.prepare(plan, [part.slot], [part.grad])
+                reference.step(alone, [part.grad], hyper, scalars.part(slice(place, place + 1)))
 
 
-def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+def aligned(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
     """See :meth:`lionbits_reference.spec.Backend.aligned`."""
-    counts = torch.zeros(len(slots), dtype=torch.int64, device="cpu")
-    for matrix, found in _count("aligned", plan, slots, hyper, scalars):
+    counts = torch.zeros(len(grads), dtype=torch.int64, device="cpu")
+    for matrix, found in _count("aligned", prepared, grads, hyper, scalars):
         counts.index_add_(0, matrix.owner_places, found.to(torch.int64))
     return counts
 
 
-def absmax(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+def absmax(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
     """See :meth:`lionbits_reference.spec.Backend.absmax`."""
-    largest = torch.zeros(len(slots), dtype=torch.float32, device="cpu")
-    for matrix, found in _count("absmax", plan, slots, hyper, scalars):
+    largest = torch.zeros(len(grads), dtype=torch.float32, device="cpu")
+    for matrix, found in _count("absmax", prepared, grads, hyper, scalars):
         largest.scatter_reduce_(0, matrix.owner_places, found, "amax")
     return largest
 
 
 def _count(
-    kind: str, plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars
+    kind: str, prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars
 ) -> Iterator[tuple[Matrix, Tensor]]:
     """Matrices, and what was found for each of their rows."""
-    work = _work(plan, slots)
-    numbers = Numbers(work, hyper, scalars)
-    for matrix in work.matrices(slots, drawing=False):
-        assert isinstance(matrix, Matrix)
-        matrix.fetch()
-        yield matrix, steps.count(kind, work, matrix, numbers)
-
-
-def _work(plan: Plan, slots: Sequence[Slot]) -> Work:
-    """What a batch keeps from call to call."""
-    kept = slots.memo if isinstance(slots, Batch) else {}
-    work: Work | None = kept.get(name)
-    if work is None:
-        work = kept[name] = Work(plan, slots)
-    return work
+    numbers = Numbers(prepared, hyper, scalars)
+    with bound(prepared.slots, grads):
+        for matrix in prepared.matrices(drawing=False):
+            assert isinstance(matrix, Matrix)
+            matrix.fetch()
+            yield matrix, steps.count(kind, prepared, matrix, numbers)

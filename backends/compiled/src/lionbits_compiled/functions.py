@@ -1,4 +1,4 @@
-"""What is compiled: the reference's laws over blocks as the rows of matrices.
+"""What is compiled: the reference's properties over blocks as the rows of matrices.
 
 Rows are (n, width) and contiguous, what a row has as a whole is (n, 1). Formats, betas and rates are arguments too, so
 that one function serves them all; each setting that is left is a function of its own. They write into their arguments
@@ -36,12 +36,12 @@ class Rates(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What the lanes of rows follow from: int32 (n, 1), and int32 (width,) of the columns."""
+    """What the noise of rows follow from: int32 (n, 1), and int32 (width,) of the columns."""
 
     low: Tensor  # lower half of the number of a row's first pair
     spread: Tensor
     phase: Tensor
-    half: Tensor  # this and the next as words, see :func:`words`
+    half: Tensor  # this and the next as bitcast, see :func:`words`
     odd: Tensor
 
 
@@ -50,7 +50,7 @@ class Codes(NamedTuple):
 
     codes: Tensor  # uint8, or words as :func:`words` says (n, width)
     scale: Tensor  # float32 (n, 1)
-    format: formats.Numbers
+    format: formats.FormatConstants
 
 
 class Blocks(NamedTuple):
@@ -64,7 +64,7 @@ class Blocks(NamedTuple):
 WORD = torch.float32
 
 
-def words(integers: Tensor) -> Tensor:
+def bitcast(integers: Tensor) -> Tensor:
     """int32 numbers, seen as float32. Nothing computes with them so; ``view(torch.int32)`` gives them back.
 
     torch's vectors load and store float32 at once, but other dtypes by way of an array on the stack, where a load
@@ -131,11 +131,13 @@ def advance_codes(
 
 @functools.cache
 def encode(dtype: torch.dtype, drawn: bool, width: int) -> Compiled:
-    """Momentum to codes of this dtype, by lanes or, without a draw, to nearest."""
+    """Momentum to codes of this dtype, by noise or, without a draw, to nearest."""
 
-    def encode(momentum: Tensor, blocks: Blocks, format: formats.Numbers, draw: Draw | None, codes: Tensor) -> None:
-        found = formats.code(momentum, blocks.inverse, blocks.limit, _lane(draw), format)
-        codes.copy_(words(found) if dtype == WORD else found)
+    def encode(
+        momentum: Tensor, blocks: Blocks, format: formats.FormatConstants, draw: Draw | None, codes: Tensor
+    ) -> None:
+        found = formats.code(momentum, blocks.inverse, blocks.limit, _noise(draw), format)
+        codes.copy_(bitcast(found) if dtype == WORD else found)
 
     return Compiled(encode, f"codes in {dtype}, {'drawn' if drawn else 'nearest'}", width)
 
@@ -144,25 +146,25 @@ def encode(dtype: torch.dtype, drawn: bool, width: int) -> Compiled:
 def store(kept: torch.dtype | None, drawn: bool) -> Compiled:
     """float32 parameters to bfloat16 ones, whose rest is kept in another dtype, or lost."""
 
-    def store(p: Tensor, param: Tensor, rest: Tensor | None, draw: Draw | None) -> None:
-        if rest is None:
-            param.copy_(rounding.round_unbiased(p, _lane(draw)))
+    def store(p: Tensor, param: Tensor, residual: Tensor | None, draw: Draw | None) -> None:
+        if residual is None:
+            param.copy_(rounding.round_unbiased(p, _noise(draw)))
         else:
-            stored, dropped = rounding.split_master(p, rest.dtype, _lane(draw))
+            stored, dropped = rounding.split_master(p, residual.dtype, _noise(draw))
             param.copy_(stored)
-            rest.copy_(dropped)
+            residual.copy_(dropped)
 
     return Compiled(store, f"bfloat16 parameters{f' and {kept}' if kept else ''}{', drawn' if drawn else ''}")
 
 
 @functools.cache
-def load(rest: torch.dtype) -> Compiled:
+def load(residual: torch.dtype) -> Compiled:
     """bfloat16 parameters and what they dropped to float32 ones."""
 
-    def load(param: Tensor, rest: Tensor, p: Tensor) -> None:
-        p.copy_(rounding.load_param(param, rest))
+    def load(param: Tensor, residual: Tensor, p: Tensor) -> None:
+        p.copy_(rounding.load_param(param, residual))
 
-    return Compiled(load, f"compensated parameters, {rest}")
+    return Compiled(load, f"compensated parameters, {residual}")
 
 
 @functools.cache
@@ -193,8 +195,8 @@ def _momentum(held: Codes) -> Tensor:
     return formats.value(codes, held.format) * held.scale
 
 
-def _lane(draw: Draw | None) -> Tensor:
+def _noise(draw: Draw | None) -> Tensor:
     if draw is None:  # a tensor, as torch 2.9 cannot shift a number by one that may be any
         return torch.full((), rounding.NEAREST, dtype=torch.int32, device="cpu")
     half, odd = draw.half.view(torch.int32), draw.odd.view(torch.int32)
-    return rounding.lane(draw.low + half, draw.spread, draw.phase, odd)
+    return rounding.noise_of_pairs(draw.low + half, draw.spread, draw.phase, odd)

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lionbits_reference import slices
-from lionbits_reference.spec import Plan, Slot, matrix_shape
+from lionbits_reference.spec import Plan, matrix_shape
+
+from .bound import BoundSlot
 
 #: Elements of a row where the format has no blocks: of long slots, of small ones, and of many short rows.
 LONG_ROW, ROW, SHORT_ROW = 4096, 128, 32
@@ -28,7 +29,7 @@ LARGEST, LARGEST_IN_CODES, LARGEST_GATHERED = 1 << 26, 1 << 24, 1 << 18
 SMALL = 1 << 15
 
 #: Fewer tensors than these of one size, or larger ones, are copied as fast one by one as all at once.
-#: Up to so many elements lionbits makes the momentum of one shape as one tensor, too (lionbits/paging/beside.py).
+#: Up to so many elements lionbits makes the momentum of one shape as one tensor, too (lionbits/paging/colocated.py).
 FEW, LARGE = 16, 1024
 
 
@@ -45,7 +46,7 @@ class Layout(NamedTuple):
         return self.rows * -(-self.columns // self.width)
 
 
-def layout(plan: Plan, slot: Slot) -> Layout:
+def layout(plan: Plan, slot: BoundSlot) -> Layout:
     """How the slot becomes a matrix."""
     format = plan.format
     rows, columns = matrix_shape(slot.param.shape)
@@ -58,7 +59,7 @@ def layout(plan: Plan, slot: Slot) -> Layout:
     return Layout(rows, columns, block or plain)
 
 
-def crowds(plan: Plan, slots: Sequence[Slot]) -> set[torch.Size]:
+def same_shape_batches(plan: Plan, slots: Sequence[BoundSlot]) -> set[torch.Size]:
     """Small shapes that many of the slots have. A row of theirs is one of them, if nothing depends on columns."""
     if plan.format.quantised or plan.draws_for_param:
         return set()
@@ -85,31 +86,31 @@ def _block(plan: Plan, columns: int) -> int:
     return columns if columns % 32 == 0 and 0 < columns < block else block
 
 
-def parts(plan: Plan, slot: Slot) -> Iterator[Slot]:
+def parts(plan: Plan, slot: BoundSlot) -> Iterator[BoundSlot]:
     """The slot in pieces, each of which lies ready or is little enough to be gathered."""
     rows, columns, width = layout(plan, slot)
     if rows > 1 or not all(tensor.is_contiguous() for tensor in _tensors(plan, slot)):
         fill = -columns % width + columns
-        yield from slices.cut(slot, plan.format, max(LARGEST_GATHERED * columns // max(fill, 1) // 4096, 1) * 4096)
+        yield from slot.cut(plan.format, max(LARGEST_GATHERED * columns // max(fill, 1) // 4096, 1) * 4096)
         return
     if width != (plan.format.block_size or width):  # rows that are short blocks
         held = matrix_shape(slot.param.shape)[0]
-        size = LARGEST_IN_CODES if lies_ready(plan, slot) else LARGEST_GATHERED
+        size = LARGEST_IN_CODES if is_zero_copy(plan, slot) else LARGEST_GATHERED
         step = size // width // 8 * 8  # 8: alignment
         for first in range(0, held, step):
-            yield slot if held <= step else slices.rows(slot, plan.format, first, min(first + step, held))
+            yield slot if held <= step else slot.rows(plan.format, first, min(first + step, held))
         return
     whole = columns - columns % width
     size = _largest(plan)
-    if not lies_ready(plan, slices.columns(slot, plan.format, 0, whole)):
+    if not is_zero_copy(plan, slot.columns(plan.format, 0, whole)):
         size = LARGEST_GATHERED
     for first in range(0, whole, size):
-        yield slices.columns(slot, plan.format, first, min(first + size, whole))
+        yield slot.columns(plan.format, first, min(first + size, whole))
     if whole < columns:
-        yield slices.columns(slot, plan.format, whole, columns)
+        yield slot.columns(plan.format, whole, columns)
 
 
-def straddles(slot: Slot) -> bool:
+def crosses_2_33(slot: BoundSlot) -> bool:
     """Whether its pairs' numbers do not all have the same upper half. A row of a matrix has to have one."""
     rows, columns = matrix_shape(slot.param.shape)
     first = slot.start // 2
@@ -128,15 +129,15 @@ class Whole(NamedTuple):
         return _is_placed(grad) and not self.storages.intersection(_storages([grad]))
 
 
-def whole(plan: Plan, slot: Slot) -> Whole | None:
+def whole(plan: Plan, slot: BoundSlot) -> Whole | None:
     """What to keep of the slot, or None if it has to be cut or gathered."""
     found = layout(plan, slot)
-    if found.columns > _largest(plan) or straddles(slot):
+    if found.columns > _largest(plan) or crosses_2_33(slot):
         return None
-    return Whole(found, frozenset(_storages(_tensors(plan, slot)[1:]))) if lies_ready(plan, slot) else None
+    return Whole(found, frozenset(_storages(_tensors(plan, slot)[1:]))) if is_zero_copy(plan, slot) else None
 
 
-def lies_ready(plan: Plan, slot: Slot) -> bool:
+def is_zero_copy(plan: Plan, slot: BoundSlot) -> bool:
     """Whether the slot is a matrix where it lies, and its parameter takes no more than rounding to nearest."""
     rows, columns, width = layout(plan, slot)
     tensors = _tensors(plan, slot)
@@ -161,7 +162,7 @@ def _largest(plan: Plan) -> int:
     return LARGEST_IN_CODES if plan.format.quantised else LARGEST
 
 
-def _tensors(plan: Plan, slot: Slot) -> list[Tensor]:
+def _tensors(plan: Plan, slot: BoundSlot) -> list[Tensor]:
     return [slot.grad, slot.param, *(slot.state[key] for key in state_keys(plan))]
 
 

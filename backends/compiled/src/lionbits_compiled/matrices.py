@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from lionbits_reference.rounding import word
-from lionbits_reference.spec import Plan, Slot
+from lionbits_reference.spec import Plan
 
+from .bound import BoundSlot
 from .copies import Copies
 from .layouts import Layout, are_rows, state_keys
 from .scratch import Scratch
@@ -38,7 +39,7 @@ class Matrix:
     """
 
     members: list[int]
-    slots: list[Slot]
+    slots: list[BoundSlot]
     layouts: list[Layout]
     tensors: dict[str, Tensor]
     copies: dict[str, Copies] = field(default_factory=dict)
@@ -64,7 +65,7 @@ class Matrix:
 
     @cached_property
     def lows(self) -> Tensor:
-        """int32 (height, 1): lower half of the number of each row's first pair of lanes, in the parameter."""
+        """int32 (height, 1): lower half of the number of each row's first pair of noise, in the parameter."""
         lows = [_lows(found, slot.start, slot.row_pitch) for slot, found in zip(self.slots, self.layouts, strict=True)]
         fill = self.height - sum(found.height for found in self.layouts)
         return lows[0] if len(lows) == 1 and not fill else torch.cat((*lows, lows[-1][-1:].expand(fill, 1)))
@@ -107,7 +108,7 @@ class Matrix:
             del self.tensors["exp_avg"]  # state that is let go of must die
 
 
-def ready(keys: Sequence[str], member: int, slot: Slot, found: Layout) -> Matrix:
+def ready(keys: Sequence[str], member: int, slot: BoundSlot, found: Layout) -> Matrix:
     """A slot, with state of these names, that lies ready: nothing is copied."""
     height, state = found.height, slot.state
     tensors = {"param": slot.param.view(height, -1), "grad": slot.grad.view(height, -1)}
@@ -117,7 +118,7 @@ def ready(keys: Sequence[str], member: int, slot: Slot, found: Layout) -> Matrix
 
 
 def gathered(
-    plan: Plan, members: Sequence[int], slots: Sequence[Slot], layouts: Sequence[Layout], scratch: Scratch
+    plan: Plan, members: Sequence[int], slots: Sequence[BoundSlot], layouts: Sequence[Layout], scratch: Scratch
 ) -> Matrix:
     """Rows in scratch for these slots, of layouts of one width; :meth:`Matrix.fetch` fills them."""
     width = layouts[0].width
@@ -137,7 +138,12 @@ def _needed(plan: Plan, width: int) -> dict[str, tuple[torch.dtype, int]]:
     simple = plan.param_rounding == "nearest" and plan.param_dtype == plan.grad_dtype
     dtype = plan.param_dtype if simple else torch.float32
     needed = {"param": (dtype, width), "grad": (dtype, width)}
-    sizes = {"exp_avg": width, "exp_avg_codes": width * plan.format.bits // 8, "exp_avg_scale": 1, "param_rest": width}
+    sizes = {
+        "exp_avg": width,
+        "exp_avg_codes": width * plan.format.bits // 8,
+        "exp_avg_scale": 1,
+        "param_residual": width,
+    }
     for name, spec in plan.state_spec((1, width)).items():
         if name in state_keys(plan):
             needed[name] = (spec.dtype, sizes[name])
@@ -154,7 +160,7 @@ def _lows(found: Layout, start: int, row_pitch: int) -> Tensor:
     return low.view(-1, 1)
 
 
-def _theirs(slots: Sequence[Slot], name: str) -> list[Any]:
+def _theirs(slots: Sequence[BoundSlot], name: str) -> list[Any]:
     """What scratch of this name is filled from."""
     if name == "grad":
         return [slot.grad for slot in slots]

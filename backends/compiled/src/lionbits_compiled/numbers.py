@@ -1,4 +1,4 @@
-"""What rows have as a whole: the numbers of their slots, and what their lanes follow from."""
+"""What rows have as a whole: the numbers of their slots, and what their noise follow from."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from lionbits_reference.spec import Hyper, Scalars
 from . import compiling, functions
 from .functions import Betas, Draw, Rates
 from .matrices import Matrix
+from .prepared import Prepared
 from .scratch import Scratch
-from .work import Work
 
 
 class Numbers:
     """Of a call: what its matrices ask for.
 
     Args:
-        work: the call's.
+        prepared: the slots.
         hyper, scalars: likewise.
     """
 
-    def __init__(self, work: Work, hyper: Hyper, scalars: Scalars) -> None:
+    def __init__(self, prepared: Prepared, hyper: Hyper, scalars: Scalars) -> None:
         betas = (hyper.b1, hyper.one_minus_b1, hyper.b2, hyper.one_minus_b2)
         self.betas, self.betas_in_memory = Betas(*betas), _in_memory(*map(compiling.bits, betas))
         self.scalars = scalars
-        self._work, self._seed = work, hyper.seed
+        self._prepared, self._seed = prepared, hyper.seed
         self._keys: dict[tuple[str, int, int], Tensor] = {}
 
     def rates(self, matrix: Matrix) -> Rates:
         """Learning rates and what else multiplies, by row. Most tensors of a model have the same, step after step."""
-        scratch = self._work.scratch
+        scratch = self._prepared.scratch
         if len(matrix.members) > 1:
             rates = torch.stack((self.scalars.lr, self.scalars.keep, self.scalars.grad_scale))
             return Rates(*by_row(scratch, "rates", matrix, rates))
-        lr, keep, grad_scale = self._work.rates(self.scalars)
+        lr, keep, grad_scale = self._prepared.rates(self.scalars)
         (place,), height = matrix.members, matrix.height
         return Rates(
             scratch.filled("lr", lr[place], height),
@@ -47,21 +47,21 @@ class Numbers:
         )
 
     def draw(self, matrix: Matrix, mode: str, purpose: int) -> Draw | None:
-        """What lanes follow from, or None for those of nearest rounding. No member straddles."""
+        """What noise follow from, or None for those of nearest rounding. No member straddles."""
         if mode == "nearest":
             return None
         keys = self._spread(mode, purpose, matrix.high)
-        spread, phase = by_row(self._work.scratch, f"lanes {purpose}", matrix, keys)
+        spread, phase = by_row(self._prepared.scratch, f"noise {purpose}", matrix, keys)
         return Draw(matrix.lows, spread, phase, *_columns(matrix.width))
 
     def _spread(self, mode: str, purpose: int, high: int) -> Tensor:
         """int32 (2, k): spread, where the numbers of pairs have this upper half, and phase."""
         found = self._keys.get((mode, purpose, high))
         if found is None:
-            salts = self._work.salts(self._seed, purpose)
+            salts = self._prepared.salts(self._seed, purpose)
             words, phase = rounding.keys(mode, salts, self.scalars.step)
             known = words is salts  # whatever the step
-            spread = self._work.spread(self._seed, purpose, high) if known else rounding.spread(high, words)
+            spread = self._prepared.spread(self._seed, purpose, high) if known else rounding.spread(high, words)
             found = self._keys[mode, purpose, high] = torch.stack((spread, phase))
         return found
 
@@ -89,4 +89,4 @@ def _in_memory(*bits: int) -> Betas:
 @functools.cache
 def _columns(width: int) -> tuple[Tensor, Tensor]:
     half, odd = rounding.pairs(width, torch.device("cpu"))
-    return functions.words(half), functions.words(odd)
+    return functions.bitcast(half), functions.bitcast(odd)

@@ -1,7 +1,7 @@
 """Codes in state to codes each by itself and back: one a byte, or one a word where torch's vectors are slow with bytes.
 
 Four bytes of state, as one word, are spread over the eight bytes of a word twice as wide, or joined again. Such words,
-too, pass for floats, see :func:`words <.functions.words>`. Which byte of theirs comes first is little-endian, as every
+too, pass for floats, see :func:`.functions.bitcast`. Which byte of theirs comes first is little-endian, as every
 machine is that torch has a C++ compiler for.
 """
 
@@ -25,7 +25,7 @@ LONG_WORD = torch.float64
 
 
 def unpack(packed: Tensor, bits: int, scratch: Scratch) -> Tensor:
-    """Codes each by itself, (n, width): uint8, which 8-bit state is already, or :func:`words <.functions.words>`.
+    """Codes each by itself, (n, width): uint8, which 8-bit state is already, or :func:`.functions.bitcast`.
 
     Args:
         packed: uint8 (n, width * bits / 8); width is a multiple of 32.

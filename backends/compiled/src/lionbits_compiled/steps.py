@@ -16,7 +16,7 @@ from . import functions, packing
 from .functions import Blocks, Codes, Draw, Rates
 from .matrices import Matrix
 from .numbers import Numbers, by_row
-from .work import Work
+from .prepared import Prepared
 
 #: Where Linux says how large the cache is that cores share.
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
@@ -35,21 +35,21 @@ def _run(cache: Path = _CACHE) -> int:
 RUN = _run()
 
 
-def step(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
+def step(prepared: Prepared, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
     """Update the matrix in place, and add to the skipped elements."""
-    plan, tensors = work.plan, matrix.tensors
+    plan, tensors = prepared.plan, matrix.tensors
     param = tensors["param"]
     if plan.param_rounding == "compensated":
-        functions.load(tensors["param_rest"].dtype)(tensors["stored"], tensors["param_rest"], param)
+        functions.load(tensors["param_residual"].dtype)(tensors["stored"], tensors["param_residual"], param)
     if plan.format.quantised:
-        _step_codes(work, matrix, hyper, numbers)
+        _step_codes(prepared, matrix, hyper, numbers)
     else:
-        advance = functions.advance(param.dtype, plan.caution, plan.nonfinite, _width(work, matrix))
+        advance = functions.advance(param.dtype, plan.caution, plan.nonfinite, _width(prepared, matrix))
         rates, skipped = numbers.rates(matrix), numbers.scalars.skipped
         # By value: too few reads for Inductor to make the new momentum once, which torch 2.13 fails over (KeyError).
         advance(param, tensors["grad"], tensors["exp_avg"], rates, numbers.betas_in_memory, skipped)
     if "stored" in tensors:
-        _store_param(work, matrix, numbers)
+        _store_param(prepared, matrix, numbers)
 
 
 class _Rows(NamedTuple):
@@ -80,13 +80,13 @@ class _Rows(NamedTuple):
         ]
 
 
-def _step_codes(work: Work, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
+def _step_codes(prepared: Prepared, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
     """Decode, update and encode: some rows after the other, so that what is between these stays in the cache."""
-    plan, bits, scratch, width = work.plan, work.plan.format.bits, work.scratch, matrix.width
+    plan, bits, scratch, width = prepared.plan, prepared.plan.format.bits, prepared.scratch, matrix.width
     param, grad, packed = (matrix.tensors[name] for name in ("param", "grad", "exp_avg_codes"))
-    scale, blocks, skipped = _scale(work, matrix), _blocks(work, matrix, numbers), numbers.scalars.skipped
+    scale, blocks, skipped = _scale(prepared, matrix), _blocks(prepared, matrix, numbers), numbers.scalars.skipped
     rates, draw = numbers.rates(matrix), numbers.draw(matrix, hyper.rounding, rounding.STATE)
-    dtype, own, format = packing.CODES, _width(work, matrix), formats.Numbers.of(plan.format)
+    dtype, own, format = packing.CODES, _width(prepared, matrix), formats.FormatConstants.of(plan.format)
     scales = not plan.format.tensor_wise
     advance = functions.advance_codes(param.dtype, dtype, plan.caution, plan.nonfinite, scales, own)
     encode = functions.encode(dtype, draw is not None, own)
@@ -109,56 +109,56 @@ def split(tensors: Iterable[Tensor], count: int) -> Iterator[tuple[Tensor, ...]]
     return zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
 
 
-def count(kind: str, work: Work, matrix: Matrix, numbers: Numbers) -> Tensor:
+def count(kind: str, prepared: Prepared, matrix: Matrix, numbers: Numbers) -> Tensor:
     """float32, of each row: how many elements are ``"aligned"``, or the largest new momentum, ``"absmax"``."""
-    plan, format, grad = work.plan, work.plan.format, matrix.tensors["grad"]
+    plan, format, grad = prepared.plan, prepared.plan.format, matrix.tensors["grad"]
     found = torch.empty(matrix.height, 1, dtype=torch.float32, device="cpu")
     grad_scale = numbers.rates(matrix).grad_scale
     counting = functions.count(grad.dtype, packing.CODES if format.quantised else None, kind, plan.nonfinite)
     if not format.quantised:
         counting(matrix.tensors["exp_avg"], grad, grad_scale, numbers.betas, found)
         return found.view(-1)
-    packed, scale = matrix.tensors["exp_avg_codes"], _scale(work, matrix)
+    packed, scale = matrix.tensors["exp_avg_codes"], _scale(prepared, matrix)
     parts = split((packed, scale, grad, grad_scale, found), runs(matrix.height, matrix.width))
     for packed_run, scale_run, grad_run, grad_scale_run, found_run in parts:
-        codes = packing.unpack(packed_run, format.bits, work.scratch)
-        held = Codes(codes, scale_run, formats.Numbers.of(format))
+        codes = packing.unpack(packed_run, format.bits, prepared.scratch)
+        held = Codes(codes, scale_run, formats.FormatConstants.of(format))
         counting(held, grad_run, grad_scale_run, numbers.betas, found_run)
     return found.view(-1)
 
 
-def _scale(work: Work, matrix: Matrix) -> Tensor:
+def _scale(prepared: Prepared, matrix: Matrix) -> Tensor:
     """float32, of each row, of its block or of its whole tensor."""
-    if not work.plan.format.tensor_wise:
+    if not prepared.plan.format.tensor_wise:
         return matrix.tensors["exp_avg_scale"]
     scales = torch.cat([slot.state["exp_avg_scale"].view(1, 1) for slot in matrix.slots], dim=1)
-    (scale,) = by_row(work.scratch, "scale", matrix, scales, own=True)
+    (scale,) = by_row(prepared.scratch, "scale", matrix, scales, own=True)
     return scale
 
 
-def _blocks(work: Work, matrix: Matrix, numbers: Numbers) -> Blocks:
+def _blocks(prepared: Prepared, matrix: Matrix, numbers: Numbers) -> Blocks:
     """Where to leave what the momentum is encoded with; for one scale per tensor it is known."""
-    absmax, take, height = numbers.scalars.absmax, work.scratch.take, matrix.height
+    absmax, take, height = numbers.scalars.absmax, prepared.scratch.take, matrix.height
     if absmax is None:
         return Blocks(take("inverse", torch.float32, height, 1), take("limit", torch.int32, height, 1))
-    (largest,) = by_row(work.scratch, "absmax", matrix, absmax[None])
-    return Blocks(*formats.block_inverse(largest, work.plan.format))
+    (largest,) = by_row(prepared.scratch, "absmax", matrix, absmax[None])
+    return Blocks(*formats.block_inverse(largest, prepared.plan.format))
 
 
-def _store_param(work: Work, matrix: Matrix, numbers: Numbers) -> None:
-    """Round the float32 parameter to what is stored, by lanes or with what that drops."""
-    plan, tensors = work.plan, matrix.tensors
+def _store_param(prepared: Prepared, matrix: Matrix, numbers: Numbers) -> None:
+    """Round the float32 parameter to what is stored, by noise or with what that drops."""
+    plan, tensors = prepared.plan, matrix.tensors
     mode = plan.param_rounding
     if mode == "compensated":
         mode = "dithered" if plan.master_bits == 24 else "nearest"
     draw = numbers.draw(matrix, mode, rounding.PARAMETER)
-    rest = tensors.get("param_rest")
-    store = functions.store(None if rest is None else rest.dtype, draw is not None)
-    store(tensors["param"], tensors["stored"], rest, draw)
+    residual = tensors.get("param_residual")
+    store = functions.store(None if residual is None else residual.dtype, draw is not None)
+    store(tensors["param"], tensors["stored"], residual, draw)
 
 
-def _width(work: Work, matrix: Matrix) -> int:
+def _width(prepared: Prepared, matrix: Matrix) -> int:
     """The width of rows if they have code of their own, else 0."""
-    default = work.plan.caution == "none" and work.plan.nonfinite == "skip"
-    own = functions.WIDTHS if work.plan.format.quantised else functions.WIDTHS[:1]
+    default = prepared.plan.caution == "none" and prepared.plan.nonfinite == "skip"
+    own = functions.WIDTHS if prepared.plan.format.quantised else functions.WIDTHS[:1]
     return matrix.width if default and matrix.width in own else 0

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lionbits_reference.spec import PARAM_ROUNDINGS, Batch, Format, Hyper, Plan, Scalars, Slot
-from lionbits_table import Table, codec
+from lionbits_reference.spec import PARAM_ROUNDINGS, Format, Hyper, Plan, Scalars, Slot
+from lionbits_table import codec
 
 from . import emulate
-from .launch import architecture, launch, table
+from .launch import Prepared, architecture, launch, table
 
 name = "cupy"
 
@@ -39,15 +39,17 @@ def supports(plan: Plan, device: torch.device) -> str:
     return ""
 
 
-def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> None:
+def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:
+    """See :meth:`lionbits_reference.spec.Backend.prepare`: the device table."""
+    return Prepared(plan, table(plan, slots, grads))
+
+
+def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> None:
     """See :meth:`lionbits_reference.spec.Backend.step`."""
-    if not slots:
-        return
-    made = _table(plan, slots)
+    prepared.table.bind(grads)
     launch(
         "step_kernel",
-        plan,
-        made,
+        prepared,
         scalars.lr,
         scalars.keep,
         scalars.grad_scale,
@@ -59,28 +61,28 @@ def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> N
         np.uint32(hyper.seed >> 32),
         np.int32(PARAM_ROUNDINGS.index(hyper.rounding)),
     )
-    made.release(slots)
+    prepared.table.release()
 
 
-def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+def aligned(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
     """See :meth:`lionbits_reference.spec.Backend.aligned`."""
-    counts = torch.zeros(len(slots), dtype=torch.int64, device=scalars.lr.device)
-    _count(plan, slots, hyper, scalars, counts, 1)
+    counts = torch.zeros(len(grads), dtype=torch.int64, device=scalars.lr.device)
+    _count(prepared, grads, hyper, scalars, counts, 1)
     return counts
 
 
-def absmax(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+def absmax(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
     """See :meth:`lionbits_reference.spec.Backend.absmax`."""
-    bits = torch.zeros(len(slots), dtype=torch.int32, device=scalars.lr.device)
-    _count(plan, slots, hyper, scalars, bits, 0)
+    bits = torch.zeros(len(grads), dtype=torch.int32, device=scalars.lr.device)
+    _count(prepared, grads, hyper, scalars, bits, 0)
     return bits.view(torch.float32)
 
 
 def encode(format: Format, momentum: Tensor) -> dict[str, Tensor]:
     """State tensors of ``format`` for a float32 ``momentum`` of any shape, rounded to nearest."""
 
-    def launched(plan: Plan, slot: Slot, largest: Tensor) -> None:
-        launch("encode_kernel", plan, _table(plan, [slot]), largest)
+    def launched(plan: Plan, slot: Slot, grad: Tensor, largest: Tensor) -> None:
+        launch("encode_kernel", _bound(plan, slot, grad), largest)
 
     return codec.encode(format, momentum, launched)
 
@@ -89,25 +91,23 @@ def decode(format: Format, state: Mapping[str, Any], shape: Sequence[int]) -> Te
     """float32 momentum of ``shape``, contiguous."""
 
     def launched(plan: Plan, slot: Slot) -> None:
-        launch("decode_kernel", plan, _table(plan, [slot]))
+        launch("decode_kernel", _bound(plan, slot, slot.param))
 
     return codec.decode(format, state, shape, launched)
 
 
-def _table(plan: Plan, slots: Sequence[Slot]) -> Table:
-    """The table of these slots with the gradients that they have now; a batch keeps the one that was made for it."""
-    kept = slots.memo if isinstance(slots, Batch) else {}
-    made: Table | None = kept.get(name)
-    if made is None:
-        made = kept[name] = table(plan, slots)
-    made.bind(slots)
-    return made
+def _bound(plan: Plan, slot: Slot, grad: Tensor) -> Prepared:
+    """One slot, ready for a kernel."""
+    one = prepare(plan, [slot], [grad])
+    one.table.bind([grad])
+    return one
 
 
-def _count(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars, found: Tensor, aligned: int) -> None:
-    if slots:
-        made = _table(plan, slots)
-        launch("count_kernel", plan, made, scalars.grad_scale, found, *_betas(hyper), np.int32(aligned))
+def _count(
+    prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars, found: Tensor, aligned: int
+) -> None:
+    prepared.table.bind(grads)
+    launch("count_kernel", prepared, scalars.grad_scale, found, *_betas(hyper), np.int32(aligned))
 
 
 def _betas(hyper: Hyper) -> tuple[np.float32, ...]:

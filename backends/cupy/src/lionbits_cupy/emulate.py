@@ -25,7 +25,7 @@ ENVIRONMENT = "LIONBITS_CUPY_EMULATE"
 #: Sanitizers of the compiler, separated by commas: ``address``, ``undefined``.
 SANITIZE = "LIONBITS_CUPY_SANITIZE"
 
-#: Thread blocks of a launch, at most: few, so that crews have to take several items; and items of several tiles.
+#: Thread blocks of a launch, at most: few, so that thread groups take several items; items have several tiles.
 BLOCKS, TILES_PER_ITEM = 3, 2
 
 
@@ -76,7 +76,7 @@ def _order(table: Table) -> int:
 
 @functools.cache
 def _module() -> Module:
-    """One library for all plans: building one for each would take the court hours."""
+    """One library for all plans: building one for each would take the conformance suite hours."""
     from cuda_on_cpu import Module
 
     sanitize = [name for name in os.environ.get(SANITIZE, "").split(",") if name]

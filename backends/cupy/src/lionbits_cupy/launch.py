@@ -1,10 +1,10 @@
-"""How kernels are launched: grid and crews for each plan, on the slots' device and its current stream, or emulated."""
+"""Kernel launches: grid and thread groups for each plan, on the slots' device and its current stream, or emulated."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,44 +12,51 @@ from lionbits_reference.spec import Plan, Slot
 from lionbits_table import Table
 
 from . import build, emulate
-from .source import SPAN, WARP, block, crew, source
+from .source import SPAN, WARP, block, source, thread_group
 
-#: Threads of a thread block whose crews are warps.
+#: Threads of a thread block whose thread groups are warps.
 THREADS = 128
 
-#: Tiles that one crew does at most for an item, and how many items there should be before one has more than one tile.
+#: Tiles of an item, at most, and how many items there should be before one has several.
 TILES_PER_ITEM, ENOUGH_ITEMS = 32, 8192
 
 #: Thread blocks for each multiprocessor, at most: those take item after item.
 BLOCKS_PER_MULTIPROCESSOR = 16
 
 
-def table(plan: Plan, slots: Sequence[Slot]) -> Table:
+class Prepared(NamedTuple):
+    """What kernels need to know of some slots."""
+
+    plan: Plan
+    table: Table
+
+
+def table(plan: Plan, slots: Sequence[Slot], grads: Sequence[torch.Tensor]) -> Table:
     """The device table of these slots, cut into items of whole tiles."""
-    tile = crew(plan) * SPAN
+    tile = thread_group(plan) * SPAN
     if slots[0].param.device.type == "cpu":
         tiles = emulate.TILES_PER_ITEM
     else:
         tiles = sum(slot.param.numel() for slot in slots) // tile // ENOUGH_ITEMS
-    return Table(plan, slots, block(plan), tile // block(plan) * min(max(tiles, 1), TILES_PER_ITEM))
+    return Table(plan, slots, grads, block(plan), tile // block(plan) * min(max(tiles, 1), TILES_PER_ITEM))
 
 
-def launch(kernel: str, plan: Plan, table: Table, *arguments: Any) -> None:
+def launch(kernel: str, prepared: Prepared, *arguments: Any) -> None:
     """Launch a kernel over all items.
 
     Args:
         kernel: its name.
-        plan: what it specialises on.
-        table: of the slots.
+        prepared: the plan that it specialises on, and the table of the slots.
         arguments: what follows the table; tensors stand for their addresses.
     """
+    plan, table = prepared
     items = len(table.items)
     if not items:
         return
-    threads = THREADS if crew(plan) == WARP else crew(plan)  # a barrier is of a whole thread block
+    threads = THREADS if thread_group(plan) == WARP else thread_group(plan)  # a barrier is of a whole thread block
     values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
     call = [t.data_ptr() for t in (table.slots, table.calls, table.items)] + [items, *values]
-    wanted = -(-items * crew(plan) // threads)
+    wanted = -(-items * thread_group(plan) // threads)
     device = table.items.device
     if device.type == "cpu":
         emulate.launch(kernel, plan, table, wanted, threads, call)

@@ -23,7 +23,7 @@ def block(plan: Plan) -> int:
     return plan.format.block_size or PLAIN_BLOCK
 
 
-def crew(plan: Plan) -> int:
+def thread_group(plan: Plan) -> int:
     """Threads that take an item together: those of a block, but at least a warp."""
     return max(block(plan) // SPAN, WARP)
 

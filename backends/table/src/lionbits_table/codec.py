@@ -11,21 +11,21 @@ from torch import Tensor
 from lionbits_reference.spec import Format, Plan, Slot
 
 
-def encode(format: Format, momentum: Tensor, launch: Callable[[Plan, Slot, Tensor], None]) -> dict[str, Tensor]:
+def encode(format: Format, momentum: Tensor, launch: Callable[[Plan, Slot, Tensor, Tensor], None]) -> dict[str, Tensor]:
     """State tensors of ``format`` for a float32 ``momentum`` of any shape.
 
     Args:
         format: of the state.
         momentum: float32.
-        launch: encodes the slot's gradient into its state; given its largest magnitude too (0-d), for one scale.
+        launch: encodes a gradient into the slot's state; given its largest magnitude too (0-d), for one scale.
     """
     if not format.quantised:
         return {"exp_avg": momentum.to(torch.float32, copy=True)}
     spec = format.momentum_spec(momentum.shape)
     state = {key: torch.zeros(s.shape, dtype=s.dtype, device=momentum.device) for key, s in spec.items()}
-    slot = Slot(torch.empty_like(momentum, memory_format=torch.contiguous_format), momentum.contiguous(), state, 0)
+    slot = Slot(torch.empty_like(momentum, memory_format=torch.contiguous_format), state, 0)
     largest = momentum.abs().amax() if momentum.numel() else momentum.new_zeros(())
-    launch(_plan(format), slot, largest)
+    launch(_plan(format), slot, momentum.contiguous(), largest)
     return state
 
 
@@ -44,7 +44,7 @@ def decode(
         exp_avg: Tensor = state["exp_avg"]
         return exp_avg.reshape(tuple(shape)).clone(memory_format=torch.contiguous_format)
     momentum = torch.empty(tuple(shape), dtype=torch.float32, device=state["exp_avg_codes"].device)
-    launch(_plan(format), Slot(momentum, momentum, state, 0))
+    launch(_plan(format), Slot(momentum, state, 0))
     return momentum
 
 

@@ -29,10 +29,10 @@ class Walk(NamedTuple):
     inner: int = 0
 
 
-def walk(plan: Plan, slot: Slot) -> Walk | None:
-    """How to walk the slot's parameter and gradient together; None: not without a copy of one of them."""
+def walk(plan: Plan, slot: Slot, grad: Tensor) -> Walk | None:
+    """How to walk the slot's parameter and its gradient together; None: not without a copy of one of them."""
     rows, columns = matrix_shape(slot.param.shape)
-    row, dimensions = _dimensions(slot.param, slot.grad)
+    row, dimensions = _dimensions(slot.param, grad)
     if not dimensions or dimensions == [(columns, 1, 1)]:
         if (rows == 1 or row == (columns, columns)) and _one_row_will_do(plan, slot, columns):
             return Walk(1, rows * columns, (0, 0, 0, 1), (0, 0, 0, 1))
@@ -41,8 +41,8 @@ def walk(plan: Plan, slot: Slot) -> Walk | None:
     if len(dimensions) > _DIMENSIONS or max(*reach, columns) >= 2**31:
         return None
     (_, *outer), (middle, *between), (inner, *within) = [(1, 0, 0)] * (_DIMENSIONS - len(dimensions)) + dimensions
-    param, grad = zip(row, outer, between, within, strict=True)
-    return Walk(rows, columns, param, grad, middle, inner)
+    of_param, of_grad = zip(row, outer, between, within, strict=True)
+    return Walk(rows, columns, of_param, of_grad, middle, inner)
 
 
 def even_blocks(plan: Plan, slot: Slot, found: Walk, block: int) -> int:
@@ -83,7 +83,7 @@ def _dimensions(param: Tensor, grad: Tensor) -> tuple[tuple[int, int], list[tupl
 
 
 def _one_row_will_do(plan: Plan, slot: Slot, columns: int) -> bool:
-    """Whether blocks, bytes and lanes fall as they should if the rows are seen as one."""
+    """Whether blocks, bytes and noise fall as they should if the rows are seen as one."""
     format = plan.format
     if format.quantised and (columns * format.bits % 8 or (format.block_size and columns % format.block_size)):
         return False

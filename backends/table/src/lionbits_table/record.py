@@ -19,7 +19,7 @@ class Record(NamedTuple):
     param: Any  # addresses
     momentum: Any  # exp_avg, or its codes
     scale: Any
-    rest: Any
+    residual: Any
     columns: Any
     row_blocks: Any  # blocks in a row
     even_blocks: Any  # this many blocks, from the first on, are even if the gradient is

@@ -1,6 +1,6 @@
-"""The device table: all that kernels have to know of the slots of a call, and how those are cut into work items.
+"""The device table: all that kernels have to know of some slots, and how those are cut into work items.
 
-A table is made once for a batch of slots. From call to call only gradients move; then two numbers per slot are
+A table is made when slots are prepared. From call to call only gradients move; then two numbers per slot are
 uploaded, or none. Uploads are asynchronous, from pinned memory, and may be captured in a graph.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +20,21 @@ from .layout import even_blocks, walk
 from .record import EVEN, Record
 
 
+class Detour(NamedTuple):
+    """A slot whose tensors kernels cannot walk, and contiguous copies that they can."""
+
+    slot: Slot
+    copy: Slot
+    grad: Tensor
+
+
 class Table:
-    """The slots of a plan as its kernels see them. It holds no gradient, and no slot.
+    """The slots of a plan as its kernels see them. It holds no gradient, and no slot but those of detours.
 
     Args:
         plan: of all slots.
         slots: on one device.
+        grads: like those of the calls to come.
         block: elements of a row that make a block: the format's, or what kernels take where that has none.
         item: blocks that one program does at most.
 
@@ -34,15 +44,17 @@ class Table:
         items: int64[n, 3], on the device: slot, first block and end of what each program does.
     """
 
-    def __init__(self, plan: Plan, slots: Sequence[Slot], block: int, item: int) -> None:
+    def __init__(self, plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor], block: int, item: int) -> None:
         self._plan = plan
-        self._detours = {j: _straight(plan, slot) for j, slot in enumerate(slots) if not _walkable(plan, slot)}
+        pairs = list(zip(slots, grads, strict=True))
+        self._detours = {j: _detour(plan, *pair) for j, pair in enumerate(pairs) if not _walkable(plan, *pair)}
         self._addresses: list[int] = []
         self._captured: list[Tensor] = []
         records: list[Record] = []
         items: list[tuple[int, int, int]] = []
-        for j, slot in enumerate(slots):
-            record, blocks = _record(plan, self._detours.get(j, slot), block)
+        for j, (slot, grad) in enumerate(pairs):
+            detour = self._detours.get(j)
+            record, blocks = _record(plan, *((slot, grad) if detour is None else detour[1:]), block)
             records.append(record)
             items += _items(j, blocks, record.even_blocks, item)
         device = slots[0].param.device
@@ -52,18 +64,17 @@ class Table:
         _upload(np.array(records, dtype=np.int64), self.slots)
         _upload(np.array(items, dtype=np.int64).reshape(-1, 3), self.items)
 
-    def bind(self, slots: Sequence[Slot]) -> None:
-        """Take the gradients that the slots have now; they have the strides of those that the table was made with.
+    def bind(self, grads: Sequence[Tensor]) -> None:
+        """Take the gradients of a call; they have the strides of those that the table was made with.
 
         A graph that captures this sends the addresses anew at each replay, in between of which others may be needed: a
         table that has been captured sends them at every call.
         """
-        grads = [slot.grad for slot in slots]
+        bound = list(grads)
         for j, detour in self._detours.items():
-            _copy(slots[j], detour, self._plan)
-            detour.grad.copy_(grads[j])
-            grads[j] = detour.grad
-        addresses = [grad.data_ptr() for grad in grads]
+            _copy(detour.slot, detour.copy, self._plan)
+            bound[j] = detour.grad.copy_(bound[j])
+        addresses = [grad.data_ptr() for grad in bound]
         capturing = self.calls.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if capturing or self._captured or addresses != self._addresses:
             at = np.array(addresses, dtype=np.int64)
@@ -71,10 +82,10 @@ class Table:
             self._captured += [host] if capturing else []  # every replay reads it again
             self._addresses = addresses
 
-    def release(self, slots: Sequence[Slot]) -> None:
-        """Bring home what kernels wrote in place of tensors that they cannot walk."""
-        for j, detour in self._detours.items():
-            _copy(detour, slots[j], self._plan)
+    def release(self) -> None:
+        """Write back what kernels wrote in place of tensors that they cannot walk."""
+        for detour in self._detours.values():
+            _copy(detour.copy, detour.slot, self._plan)
 
 
 def _upload(values: np.ndarray, to: Tensor) -> Tensor:
@@ -86,18 +97,18 @@ def _upload(values: np.ndarray, to: Tensor) -> Tensor:
     return host
 
 
-def _walkable(plan: Plan, slot: Slot) -> bool:
-    """Whether kernels can walk all tensors of the slot where they are."""
+def _walkable(plan: Plan, slot: Slot, grad: Tensor) -> bool:
+    """Whether kernels can walk all tensors of the slot, and its gradient, where they are."""
     state = _state(plan, slot).values()
-    signed = any(t.is_neg() for t in (slot.param, slot.grad, *state))  # whose sign is not in their bytes
-    return walk(plan, slot) is not None and not signed and all(t.is_contiguous() for t in state)
+    signed = any(t.is_neg() for t in (slot.param, grad, *state))  # whose sign is not in their bytes
+    return walk(plan, slot, grad) is not None and not signed and all(t.is_contiguous() for t in state)
 
 
-def _straight(plan: Plan, slot: Slot) -> Slot:
-    """A slot of contiguous copies; nothing of it is shared with the original."""
+def _detour(plan: Plan, slot: Slot, grad: Tensor) -> Detour:
+    """Contiguous copies of a slot and its gradient; nothing of them is shared with the originals."""
     state = {key: torch.empty_like(t, memory_format=torch.contiguous_format) for key, t in _state(plan, slot).items()}
-    param, grad = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (slot.param, slot.grad))
-    return replace(slot, param=param, grad=grad, state=state, pitch=slot.row_pitch)
+    param, copied = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (slot.param, grad))
+    return Detour(slot, replace(slot, param=param, state=state, pitch=slot.row_pitch), copied)
 
 
 def _copy(source: Slot, to: Slot, plan: Plan) -> None:
@@ -110,9 +121,9 @@ def _state(plan: Plan, slot: Slot) -> dict[str, Tensor]:
     return {key: slot.state[key] for key in plan.state_spec(slot.param.shape)}
 
 
-def _record(plan: Plan, slot: Slot, block: int) -> tuple[Record, int]:
+def _record(plan: Plan, slot: Slot, grad: Tensor, block: int) -> tuple[Record, int]:
     """The slot's row of the table, and how many blocks it has."""
-    found = walk(plan, slot)
+    found = walk(plan, slot, grad)
     assert found is not None
     state = _state(plan, slot)
     row_blocks = -(-found.columns // block)
@@ -121,7 +132,7 @@ def _record(plan: Plan, slot: Slot, block: int) -> tuple[Record, int]:
         slot.param.data_ptr(),
         momentum.data_ptr(),
         state["exp_avg_scale"].data_ptr() if plan.format.quantised else 0,
-        state["param_rest"].data_ptr() if "param_rest" in state else 0,
+        state["param_residual"].data_ptr() if "param_residual" in state else 0,
         found.columns,
         max(row_blocks, 1),
         even_blocks(plan, slot, found, block),

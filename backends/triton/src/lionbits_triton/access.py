@@ -4,67 +4,69 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from . import lanes, lion, tiles
+from . import dither, lion, tiles
 from .lion import device_function
 
 
 @device_function
-def load_grad(slot, grad, tile, PATH: tl.constexpr):
+def load_grad(slot, grad, tile, VARIANT: tl.constexpr):
     """The gradient as float32, not scaled; 0 where there is no element."""
-    stored = tl.load(tiles.grad_pointers(slot, grad, tile, PATH), mask=tile.mask, other=0)
-    return lion.widen(stored, PATH.grad_type)
+    stored = tl.load(tiles.grad_pointers(slot, grad, tile, VARIANT), mask=tile.mask, other=0)
+    return lion.widen(stored, VARIANT.grad_type)
 
 
 @device_function
-def load_param(slot, tile, PATH: tl.constexpr):
+def load_param(slot, tile, VARIANT: tl.constexpr):
     """p as float32, whole where the state has what bfloat16 drops."""
-    stored = tl.load(tiles.param_pointers(slot, tile, PATH), mask=tile.mask, other=0)
-    if PATH.plan.param_rounding == "compensated":
-        at = tiles.state_pointers(slot, slot.rest, tile, PATH.rest_type, PATH)
-        return lion.join_master(stored, tl.load(at, mask=tile.mask, other=0), PATH)
+    stored = tl.load(tiles.param_pointers(slot, tile, VARIANT), mask=tile.mask, other=0)
+    if VARIANT.plan.param_rounding == "compensated":
+        at = tiles.state_pointers(slot, slot.residual, tile, VARIANT.residual_type, VARIANT)
+        return lion.join_master(stored, tl.load(at, mask=tile.mask, other=0), VARIANT)
     else:
-        return lion.widen(stored, PATH.param_type)
+        return lion.widen(stored, VARIANT.param_type)
 
 
 @device_function
-def store_param(p, drawn, slot, tile, PATH: tl.constexpr):
+def store_param(p, drawn, slot, tile, VARIANT: tl.constexpr):
     """p', rounded once, and what that drops where the state has a place for it."""
-    at = tiles.param_pointers(slot, tile, PATH)
-    if PATH.plan.param_rounding == "nearest":
-        tl.store(at, lion.narrow(p, PATH.param_type), mask=tile.mask)
-    elif PATH.plan.param_rounding == "compensated":
-        lane = lion.bits_of(p)  # of 32 bits nothing is rounded away, and no lane needed
-        if PATH.plan.master_bits == 24:
-            lane = lanes.draw(drawn, slot, tile, PATH)
-        kept, rest = lion.split_master(p, lane, PATH)
+    at = tiles.param_pointers(slot, tile, VARIANT)
+    if VARIANT.plan.param_rounding == "nearest":
+        tl.store(at, lion.narrow(p, VARIANT.param_type), mask=tile.mask)
+    elif VARIANT.plan.param_rounding == "compensated":
+        noise = lion.bits_of(p)  # of 32 bits nothing is rounded away, and no noise needed
+        if VARIANT.plan.master_bits == 24:
+            noise = dither.draw(drawn, slot, tile, VARIANT)
+        kept, residual = lion.split_master(p, noise, VARIANT)
         tl.store(at, kept, mask=tile.mask)
-        tl.store(tiles.state_pointers(slot, slot.rest, tile, PATH.rest_type, PATH), rest, mask=tile.mask)
+        tl.store(
+            tiles.state_pointers(slot, slot.residual, tile, VARIANT.residual_type, VARIANT), residual, mask=tile.mask
+        )
     else:
-        tl.store(at, lion.narrow_unbiased(p, lanes.draw(drawn, slot, tile, PATH)), mask=tile.mask)
+        tl.store(at, lion.narrow_unbiased(p, dither.draw(drawn, slot, tile, VARIANT)), mask=tile.mask)
 
 
 @device_function
-def load_momentum(slot, tile, PATH: tl.constexpr):
+def load_momentum(slot, tile, VARIANT: tl.constexpr):
     """float32 momentum; 0 where there is no element."""
-    if not PATH.format.quantised:
-        at = tiles.state_pointers(slot, slot.momentum, tile, tl.float32, PATH)
+    if not VARIANT.format.quantised:
+        at = tiles.state_pointers(slot, slot.momentum, tile, tl.float32, VARIANT)
         return tl.load(at, mask=tile.mask, other=0.0)
     else:
-        at, mask = tiles.code_pointers(slot, tile, PATH)
-        code = tiles.unpack(tl.load(at, mask=mask, other=0), PATH)
-        scale = tl.load(tiles.scale_pointers(slot, tile, PATH), mask=tile.length > 0, other=0.0)
-        return lion.decode(code, scale[None, :, None], PATH)
+        at, mask = tiles.code_pointers(slot, tile, VARIANT)
+        code = tiles.unpack(tl.load(at, mask=mask, other=0), VARIANT)
+        scale = tl.load(tiles.scale_pointers(slot, tile, VARIANT), mask=tile.length > 0, other=0.0)
+        return lion.decode(code, scale[None, :, None], VARIANT)
 
 
 @device_function
-def store_momentum(m, absmax, lane, slot, tile, PATH: tl.constexpr):
+def store_momentum(m, absmax, noise, slot, tile, VARIANT: tl.constexpr):
     """m as it is, or as codes of blocks with these largest magnitudes. A tensor-wise scale is left to the caller."""
-    if not PATH.format.quantised:
-        at = tiles.state_pointers(slot, slot.momentum, tile, tl.float32, PATH)
+    if not VARIANT.format.quantised:
+        at = tiles.state_pointers(slot, slot.momentum, tile, tl.float32, VARIANT)
         tl.store(at, m, mask=tile.mask)
     else:
-        k = lion.encode(m, lion.block_inverse(absmax, PATH)[None, :, None], lane, PATH)
-        at, mask = tiles.code_pointers(slot, tile, PATH)
-        tl.store(at, tiles.pack(k, m, PATH), mask=mask)
-        if not PATH.format.tensor_wise:
-            tl.store(tiles.scale_pointers(slot, tile, PATH), lion.block_scale(absmax, PATH), mask=tile.length > 0)
+        k = lion.encode(m, lion.block_inverse(absmax, VARIANT)[None, :, None], noise, VARIANT)
+        at, mask = tiles.code_pointers(slot, tile, VARIANT)
+        tl.store(at, tiles.pack(k, m, VARIANT), mask=mask)
+        if not VARIANT.format.tensor_wise:
+            tl.store(tiles.scale_pointers(slot, tile, VARIANT), lion.block_scale(absmax, VARIANT), mask=tile.length > 0)

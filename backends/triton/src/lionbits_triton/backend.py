@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lionbits_reference.spec import Batch, Format, Hyper, Plan, Scalars, Slot
+from lionbits_reference.spec import Format, Hyper, Plan, Scalars, Slot
 from lionbits_table import Table, codec
 
 from . import kernels
-from .launch import Work, cut, launch
+from .launch import Prepared, cut, launch
 from .lion import INTERPRETED
 
 name = "triton"
@@ -30,14 +30,18 @@ def supports(plan: Plan, device: torch.device) -> str:
     return ""
 
 
-def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> None:
+def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:
+    """See :meth:`lionbits_reference.spec.Backend.prepare`: cuts and the device table."""
+    found = cut(plan, slots)
+    return Prepared(found, Table(plan, slots, grads, found.even.block, found.item))
+
+
+def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> None:
     """See :meth:`lionbits_reference.spec.Backend.step`."""
-    if not slots:
-        return
-    work = _work(plan, slots)
+    prepared.table.bind(grads)
     launch(
         kernels.step_kernel,
-        work,
+        prepared,
         scalars.lr,
         scalars.keep,
         scalars.grad_scale,
@@ -49,32 +53,32 @@ def step(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> N
         hyper.seed >> 32,
         int(hyper.rounding == "stochastic"),
         int(hyper.rounding == "nearest"),
-        EVEN=work.cut.even,
-        UNEVEN=work.cut.uneven,
+        EVEN=prepared.cut.even,
+        UNEVEN=prepared.cut.uneven,
     )
-    work.table.release(slots)
+    prepared.table.release()
 
 
-def aligned(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+def aligned(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
     """See :meth:`lionbits_reference.spec.Backend.aligned`."""
-    counts = torch.zeros(len(slots), dtype=torch.int64, device=scalars.lr.device)
-    _count(plan, slots, hyper, scalars, counts, ALIGNED=True)
+    counts = torch.zeros(len(grads), dtype=torch.int64, device=scalars.lr.device)
+    _count(prepared, grads, hyper, scalars, counts, ALIGNED=True)
     return counts
 
 
-def absmax(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> Tensor:
+def absmax(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
     """See :meth:`lionbits_reference.spec.Backend.absmax`."""
-    bits = torch.zeros(len(slots), dtype=torch.int32, device=scalars.lr.device)
-    _count(plan, slots, hyper, scalars, bits, ALIGNED=False)
+    bits = torch.zeros(len(grads), dtype=torch.int32, device=scalars.lr.device)
+    _count(prepared, grads, hyper, scalars, bits, ALIGNED=False)
     return bits.view(torch.float32)
 
 
 def encode(format: Format, momentum: Tensor) -> dict[str, Tensor]:
     """State tensors of ``format`` for a float32 ``momentum`` of any shape, rounded to nearest."""
 
-    def launched(plan: Plan, slot: Slot, largest: Tensor) -> None:
-        work = _work(plan, [slot])
-        launch(kernels.encode_kernel, work, largest, UNEVEN=work.cut.uneven)
+    def launched(plan: Plan, slot: Slot, grad: Tensor, largest: Tensor) -> None:
+        one = _bound(plan, slot, grad)
+        launch(kernels.encode_kernel, one, largest, UNEVEN=one.cut.uneven)
 
     return codec.encode(format, momentum, launched)
 
@@ -83,29 +87,25 @@ def decode(format: Format, state: Mapping[str, Any], shape: Sequence[int]) -> Te
     """float32 momentum of ``shape``, contiguous."""
 
     def launched(plan: Plan, slot: Slot) -> None:
-        work = _work(plan, [slot])
-        launch(kernels.decode_kernel, work, UNEVEN=work.cut.uneven)
+        one = _bound(plan, slot, slot.param)
+        launch(kernels.decode_kernel, one, UNEVEN=one.cut.uneven)
 
     return codec.decode(format, state, shape, launched)
 
 
-def _work(plan: Plan, slots: Sequence[Slot]) -> Work:
-    """The slots with the gradients that they have now; a batch keeps the table that was made for it."""
-    kept = slots.memo if isinstance(slots, Batch) else {}
-    work: Work | None = kept.get(name)
-    if work is None:
-        found = cut(plan, slots)
-        work = kept[name] = Work(found, Table(plan, slots, found.even.block, found.item))
-    work.table.bind(slots)
-    return work
+def _bound(plan: Plan, slot: Slot, grad: Tensor) -> Prepared:
+    """One slot, ready for a kernel."""
+    one = prepare(plan, [slot], [grad])
+    one.table.bind([grad])
+    return one
 
 
-def _count(plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars, found: Tensor, **kind: bool) -> None:
-    if not slots:
-        return
-    work = _work(plan, slots)
-    paths = {"EVEN": work.cut.even, "UNEVEN": work.cut.uneven}
-    launch(kernels.count_kernel, work, scalars.grad_scale, found, *_betas(hyper), **paths, **kind)
+def _count(
+    prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars, found: Tensor, **kind: bool
+) -> None:
+    prepared.table.bind(grads)
+    variants = {"EVEN": prepared.cut.even, "UNEVEN": prepared.cut.uneven}
+    launch(kernels.count_kernel, prepared, scalars.grad_scale, found, *_betas(hyper), **variants, **kind)
 
 
 def _betas(hyper: Hyper) -> tuple[float, float, float, float]:

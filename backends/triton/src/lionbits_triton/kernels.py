@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from . import access, lanes, lion, tiles
+from . import access, dither, lion, tiles
 from .lion import INFINITE, device_function
 
 
@@ -23,7 +23,7 @@ def _kernel(function: Callable[..., Any]) -> Any:
     return triton.jit(do_not_specialize=[p.name for p in parameters if "constexpr" not in str(p.annotation)])(function)
 
 
-class Numbers(NamedTuple):
+class KernelScalars(NamedTuple):
     """What multiplies the elements of a slot in this call; float32, ready-made."""
 
     lr: Any
@@ -60,43 +60,43 @@ def load_item(table, calls, items):
 
 
 @device_function
-def step_tile(slot, grad, tile, n, state, param, absmax, PATH: tl.constexpr):
+def step_tile(slot, grad, tile, n, state, param, absmax, VARIANT: tl.constexpr):
     """Update one tile; how many of its elements were skipped comes back."""
-    p = access.load_param(slot, tile, PATH)
-    g = access.load_grad(slot, grad, tile, PATH) * n.grad_scale
-    m = access.load_momentum(slot, tile, PATH)
-    moved = p * n.keep - lion.move(m, g, n.lr, n.b1, n.one_minus_b1, PATH)
+    p = access.load_param(slot, tile, VARIANT)
+    g = access.load_grad(slot, grad, tile, VARIANT) * n.grad_scale
+    m = access.load_momentum(slot, tile, VARIANT)
+    moved = p * n.keep - lion.move(m, g, n.lr, n.b1, n.one_minus_b1, VARIANT)
     advanced = lion.blend(m, g, n.b2, n.one_minus_b2)
     skips = 0
-    if PATH.plan.nonfinite == "skip":
+    if VARIANT.plan.nonfinite == "skip":
         largest = tiles.block_max(lion.magnitude(advanced))
         if tl.max(largest, 0) >= INFINITE:  # rare: what was read is read again, so that nobody has to keep it
             applied = lion.magnitude(advanced) < INFINITE
-            moved = tl.where(applied, moved, access.load_param(slot, tile, PATH))
-            advanced = tl.where(applied, advanced, access.load_momentum(slot, tile, PATH))
+            moved = tl.where(applied, moved, access.load_param(slot, tile, VARIANT))
+            advanced = tl.where(applied, advanced, access.load_momentum(slot, tile, VARIANT))
             largest = tiles.block_max(lion.magnitude(advanced))
             skips = tl.sum(tiles.block_sum((~applied & tile.mask).to(tl.int32)), 0)
     else:  # a factor that is not finite makes a NaN of what is not there
         largest = tiles.block_max(tl.where(tile.mask, lion.magnitude(advanced), 0))
-    access.store_param(moved, param, slot, tile, PATH)
-    lane = lion.bits_of(advanced)
-    if PATH.format.quantised:
-        lane = lanes.draw(state, slot, tile, PATH)
-    if PATH.format.tensor_wise:
-        largest = tl.full([PATH.rows], 0, tl.uint32) + lion.bits_of(absmax)
-    access.store_momentum(advanced, lion.float_of(largest), lane, slot, tile, PATH)
+    access.store_param(moved, param, slot, tile, VARIANT)
+    noise = lion.bits_of(advanced)
+    if VARIANT.format.quantised:
+        noise = dither.draw(state, slot, tile, VARIANT)
+    if VARIANT.format.tensor_wise:
+        largest = tl.full([VARIANT.rows], 0, tl.uint32) + lion.bits_of(absmax)
+    access.store_momentum(advanced, lion.float_of(largest), noise, slot, tile, VARIANT)
     return skips
 
 
 @device_function
-def step_item(item, n, state, param, absmax, PATH: tl.constexpr):
+def step_item(item, n, state, param, absmax, VARIANT: tl.constexpr):
     """Update the blocks of one item; how many elements were skipped comes back."""
     skips = 0
     first = item.first
     while first < item.last:
-        tile = tiles.tile_at(item.slot, first, item.last, PATH)
-        skips += step_tile(item.slot, item.grad, tile, n, state, param, absmax, PATH)
-        first += PATH.rows
+        tile = tiles.tile_at(item.slot, first, item.last, VARIANT)
+        skips += step_tile(item.slot, item.grad, tile, n, state, param, absmax, VARIANT)
+        first += VARIANT.rows
     return skips
 
 
@@ -107,7 +107,7 @@ def step_kernel(
 ):  # fmt: skip
     """Update every element of every slot, once."""
     item = load_item(table, calls, items)
-    n = Numbers(
+    n = KernelScalars(
         lr=tl.load(lr + item.j),
         keep=tl.load(keep + item.j),
         grad_scale=tl.load(grad_scale + item.j),
@@ -118,12 +118,12 @@ def step_kernel(
     )
     count = tl.load(step + item.j).to(tl.uint32)
     low, high = seed_low.to(tl.uint32), seed_high.to(tl.uint32)
-    state = lanes.Lanes(salt=count, phase=count, drawn=count, fixed=count)  # which nobody draws from
+    state = dither.Dither(salt=count, phase=count, drawn=count, fixed=count)  # unused
     param = state
     if EVEN.format.quantised:
-        state = lanes.state_lanes(item.slot.index, count, low, high, stochastic, nearest)
+        state = dither.state_noise(item.slot.index, count, low, high, stochastic, nearest)
     if EVEN.plan.draws_for_param:
-        param = lanes.param_lanes(item.slot.index, count, low, high, EVEN)
+        param = dither.param_noise(item.slot.index, count, low, high, EVEN)
     largest = tl.load(absmax + item.j)
     if item.even:
         skips = step_item(item, n, state, param, largest, EVEN)
@@ -137,26 +137,26 @@ def step_kernel(
 
 
 @device_function
-def count_item(item, n, PATH: tl.constexpr, ALIGNED: tl.constexpr):
+def count_item(item, n, VARIANT: tl.constexpr, ALIGNED: tl.constexpr):
     """Of the blocks of one item: elements that are aligned and not skipped, or the bits of the largest |m'|."""
-    found = tl.full([PATH.rows], 0, tl.int32)
+    found = tl.full([VARIANT.rows], 0, tl.int32)
     first = item.first
     while first < item.last:
-        tile = tiles.tile_at(item.slot, first, item.last, PATH)
-        g = access.load_grad(item.slot, item.grad, tile, PATH) * n.grad_scale
-        m = access.load_momentum(item.slot, tile, PATH)
+        tile = tiles.tile_at(item.slot, first, item.last, VARIANT)
+        g = access.load_grad(item.slot, item.grad, tile, VARIANT) * n.grad_scale
+        m = access.load_momentum(item.slot, tile, VARIANT)
         advanced = lion.magnitude(lion.blend(m, g, n.b2, n.one_minus_b2))
         counted = tile.mask
         if ALIGNED:
             counted = counted & lion.agree(lion.blend(m, g, n.b1, n.one_minus_b1), g)
-            if PATH.plan.nonfinite == "skip":
+            if VARIANT.plan.nonfinite == "skip":
                 counted = counted & (advanced < INFINITE)
             found += tiles.block_sum(counted.to(tl.int32))
         else:
-            if PATH.plan.nonfinite == "skip":
+            if VARIANT.plan.nonfinite == "skip":
                 advanced = tl.where(advanced < INFINITE, advanced, lion.magnitude(m))
             found = tl.maximum(found, tiles.block_max(tl.where(counted, advanced, 0).to(tl.int32)))
-        first += PATH.rows
+        first += VARIANT.rows
     if ALIGNED:
         return tl.sum(found, 0)
     else:
@@ -171,7 +171,7 @@ def count_kernel(
     """Per slot: how many elements are aligned (int64), or the bits of the largest |m'| (int32)."""
     item = load_item(table, calls, items)
     scale = tl.load(grad_scale + item.j)
-    n = Numbers(
+    n = KernelScalars(
         lr=scale, keep=scale, grad_scale=scale, b1=b1, one_minus_b1=one_minus_b1, b2=b2, one_minus_b2=one_minus_b2
     )
     if item.even:
@@ -200,8 +200,8 @@ def encode_kernel(table, calls, items, absmax, UNEVEN: tl.constexpr):
             largest = tl.full([UNEVEN.rows], 0, tl.uint32) + lion.bits_of(tl.load(absmax))
             scale = lion.block_scale(lion.float_of(largest), UNEVEN)
             tl.store(tiles.scale_pointers(item.slot, tile, UNEVEN), scale, mask=tile.block == 0)
-        lane = tl.full([UNEVEN.parts, UNEVEN.rows, UNEVEN.width], 0x8000, tl.uint32)
-        access.store_momentum(m, lion.float_of(largest), lane, item.slot, tile, UNEVEN)
+        noise = tl.full([UNEVEN.parts, UNEVEN.rows, UNEVEN.width], 0x8000, tl.uint32)
+        access.store_momentum(m, lion.float_of(largest), noise, item.slot, tile, UNEVEN)
         first += UNEVEN.rows
 
 

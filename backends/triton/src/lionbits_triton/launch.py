@@ -13,7 +13,7 @@ from lionbits_reference.spec import Plan, Slot, matrix_shape
 from lionbits_table import Table
 
 from .lion import INTERPRETED
-from .path import Path
+from .variant import KernelVariant
 
 #: How kernels are compiled, always: a*b + c rounds twice.
 EXACT = {"enable_fp_fusion": False}
@@ -36,14 +36,14 @@ INTERPRETED_TILE = 1 << 16
 class Cut(NamedTuple):
     """How slots are cut, and the two ways through their kernels."""
 
-    even: Path
-    uneven: Path
+    even: KernelVariant
+    uneven: KernelVariant
     item: int  # blocks that one program does at most
     warps: int  # of a program
 
 
-class Work(NamedTuple):
-    """Slots, ready for kernels."""
+class Prepared(NamedTuple):
+    """What kernels need to know of some slots."""
 
     cut: Cut
     table: Table
@@ -59,16 +59,16 @@ def cut(plan: Plan, slots: Sequence[Slot]) -> Cut:
         rows = uneven_rows = _interpreted_rows(slots, block)
     tiles = sum(slot.param.numel() for slot in slots) // (rows * block)
     return Cut(
-        even=Path(plan, rows, block, even=True),
-        uneven=Path(plan, uneven_rows, block, even=False),
+        even=KernelVariant(plan, rows, block, even=True),
+        uneven=KernelVariant(plan, uneven_rows, block, even=False),
         item=rows * min(max(tiles // ENOUGH_PROGRAMS, 1), TILES_PER_ITEM),
         warps=warps,
     )
 
 
-def launch(kernel: Any, work: Work, *arguments: Any, **constants: Any) -> None:
+def launch(kernel: Any, prepared: Prepared, *arguments: Any, **constants: Any) -> None:
     """Launch one program per work item."""
-    table = work.table
+    table = prepared.table
     if not len(table.items):
         return
     device = table.items.device
@@ -76,7 +76,7 @@ def launch(kernel: Any, work: Work, *arguments: Any, **constants: Any) -> None:
         kernel[(len(table.items),)](
             *(table.slots, table.calls, table.items, *arguments),
             **constants,
-            num_warps=work.cut.warps,
+            num_warps=prepared.cut.warps,
             **EXACT,
         )
 

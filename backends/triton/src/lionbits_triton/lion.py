@@ -1,4 +1,4 @@
-"""Lion's arithmetic on elements, for Triton: rule, codes, rounding lanes, 16-bit floats. No addresses here.
+"""Lion's arithmetic on elements, for Triton: rule, codes, rounding noise, 16-bit floats. No addresses here.
 
 Every written operation rounds once: these functions are compiled without contraction (``enable_fp_fusion=False``), and
 division is ``div_rn``. Numbers come ready-made from the host, as binary32: what is formed from them in a kernel
@@ -77,12 +77,12 @@ def towards(rate, x):
 
 
 @device_function
-def move(m, g, lr, b1, one_minus_b1, PATH: tl.constexpr):
+def move(m, g, lr, b1, one_minus_b1, VARIANT: tl.constexpr):
     """lr * u, u being the sign of c after caution. Signs are compared, not products, which can underflow."""
     c = blend(m, g, b1, one_minus_b1)
-    if PATH.plan.caution == "mask":
+    if VARIANT.plan.caution == "mask":
         return tl.where(agree(c, g), towards(lr, c), lr * 0.0)
-    elif PATH.plan.caution == "gradient":
+    elif VARIANT.plan.caution == "gradient":
         return towards(lr, tl.where(agree(c, -g), g, c))
     else:
         return towards(lr, c)
@@ -104,11 +104,11 @@ def magnitude(x):
 
 
 @device_function
-def decode(code, scale, PATH: tl.constexpr):
+def decode(code, scale, VARIANT: tl.constexpr):
     """m of uint32 codes: the float with bits k << w, times 2^127, times the block's scale."""
-    top = (code << (32 - PATH.format.bits)).to(tl.int32, bitcast=True)  # the sign stands where a float has it
-    bits = (top >> (32 - PATH.format.bits - PATH.format.shift)).to(tl.uint32, bitcast=True)
-    return float_of(bits & (_SIGN | (PATH.format.largest_code << PATH.format.shift))) * _UP * scale
+    top = (code << (32 - VARIANT.format.bits)).to(tl.int32, bitcast=True)  # the sign stands where a float has it
+    bits = (top >> (32 - VARIANT.format.bits - VARIANT.format.shift)).to(tl.uint32, bitcast=True)
+    return float_of(bits & (_SIGN | (VARIANT.format.largest_code << VARIANT.format.shift))) * _UP * scale
 
 
 @device_function
@@ -118,38 +118,38 @@ def held(absmax):
 
 
 @device_function
-def divided_by_top(x, PATH: tl.constexpr):
+def divided_by_top(x, VARIANT: tl.constexpr):
     """x / top, rounded once: as a product, which is exact, where top is a power of two."""
-    if PATH.top_is_power_of_two:
-        return x * (1 / PATH.format.top)
+    if VARIANT.top_is_power_of_two:
+        return x * (1 / VARIANT.format.top)
     else:
-        return tl.math.div_rn(x, tl.full(x.shape, PATH.format.top, tl.float32))
+        return tl.math.div_rn(x, tl.full(x.shape, VARIANT.format.top, tl.float32))
 
 
 @device_function
-def block_scale(absmax, PATH: tl.constexpr):
+def block_scale(absmax, VARIANT: tl.constexpr):
     """absmax / top; 0 where a block holds nothing, NaN where it is not finite."""
-    scale = tl.where(absmax > _TINY, divided_by_top(held(absmax), PATH), 0.0)
+    scale = tl.where(absmax > _TINY, divided_by_top(held(absmax), VARIANT), 0.0)
     return tl.where(magnitude(absmax) < INFINITE, scale, float("nan"))
 
 
 @device_function
-def block_inverse(absmax, PATH: tl.constexpr):
+def block_inverse(absmax, VARIANT: tl.constexpr):
     """r = top / absmax; 0 where a block holds nothing or is not finite."""
     usable = (absmax > _TINY) & (magnitude(absmax) < INFINITE)
-    top = tl.full(absmax.shape, PATH.format.top, tl.float32)
+    top = tl.full(absmax.shape, VARIANT.format.top, tl.float32)
     return tl.where(usable, tl.math.div_rn(top, tl.where(usable, held(absmax), 1.0)), 0.0)
 
 
 @device_function
-def encode(m, inverse, lane, PATH: tl.constexpr):
+def encode(m, inverse, noise, VARIANT: tl.constexpr):
     """The magnitude of a code, uint32: t = bits(|m| * r * 2^-127), k = min((t + dither) >> w, largest k)."""
     t = bits_of(tl.abs(m) * inverse * _DOWN)
-    largest = tl.where(inverse > 0, PATH.format.largest_code, 0).to(tl.uint32)
-    return tl.minimum((t + (lane << (PATH.format.shift - 16))) >> PATH.format.shift, largest)
+    largest = tl.where(inverse > 0, VARIANT.format.largest_code, 0).to(tl.uint32)
+    return tl.minimum((t + (noise << (VARIANT.format.shift - 16))) >> VARIANT.format.shift, largest)
 
 
-# --- rounding lanes -------------------------------------------------------------------------------------
+# --- rounding noise -------------------------------------------------------------------------------------
 
 
 @device_function
@@ -164,7 +164,7 @@ def fmix32(h):
 
 @device_function
 def salt(seed_low, seed_high, index, purpose: tl.constexpr):
-    """What tells the lanes of one parameter and purpose from all others; uint32."""
+    """What tells the noise of one parameter and purpose from all others; uint32."""
     mixed = fmix32(fmix32(seed_low) ^ seed_high)
     return fmix32(fmix32(mixed ^ index) ^ purpose)
 
@@ -199,25 +199,25 @@ def narrow(x, TYPE: tl.constexpr):
 
 
 @device_function
-def narrow_unbiased(x, lane):
-    """float32 to the bits of a bfloat16: (bits + lane) >> 16; NaN stays NaN."""
-    return tl.where(magnitude(x) > INFINITE, _NAN >> 16, (bits_of(x) + lane) >> 16).to(tl.uint16)
+def narrow_unbiased(x, noise):
+    """float32 to the bits of a bfloat16: (bits + noise) >> 16; NaN stays NaN."""
+    return tl.where(magnitude(x) > INFINITE, _NAN >> 16, (bits_of(x) + noise) >> 16).to(tl.uint16)
 
 
 @device_function
-def join_master(stored, rest, PATH: tl.constexpr):
+def join_master(stored, residual, VARIANT: tl.constexpr):
     """p of a compensated bfloat16 parameter, from its bits (uint16) and the rest (int16 or int8)."""
-    dropped = rest.to(tl.int32).to(tl.uint32, bitcast=True) << (32 - PATH.plan.master_bits)
+    dropped = residual.to(tl.int32).to(tl.uint32, bitcast=True) << (32 - VARIANT.plan.master_bits)
     return float_of((stored.to(tl.uint32) << 16) + dropped)
 
 
 @device_function
-def split_master(x, lane, PATH: tl.constexpr):
+def split_master(x, noise, VARIANT: tl.constexpr):
     """The nearest bfloat16 (ties away from zero) as uint16 bits, and what it drops as int32."""
     bits = bits_of(x)
-    if PATH.plan.master_bits == 24:
-        bits = (bits + (lane >> 8)) & 0xFFFFFF00
+    if VARIANT.plan.master_bits == 24:
+        bits = (bits + (noise >> 8)) & 0xFFFFFF00
     bits = tl.where(magnitude(x) > INFINITE, _NAN, bits)
     kept = (bits + 0x8000) >> 16
-    rest = (bits - (kept << 16)).to(tl.int32, bitcast=True) >> (32 - PATH.plan.master_bits)
-    return kept.to(tl.uint16), rest
+    residual = (bits - (kept << 16)).to(tl.int32, bitcast=True) >> (32 - VARIANT.plan.master_bits)
+    return kept.to(tl.uint16), residual

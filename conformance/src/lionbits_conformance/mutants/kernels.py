@@ -130,11 +130,11 @@ KERNELS = (
     kernel(
         "ties toward zero",
         "formats.py",
-        "(t + (lane << (format.shift - 16)))",
-        "(t + ((lane << (format.shift - 16)) - 1).clamp(min=0) if isinstance(lane, torch.Tensor) else t + (lane << (format.shift - 16)) - 1)",
+        "(t + (noise << (format.shift - 16)))",
+        "(t + ((noise << (format.shift - 16)) - 1).clamp(min=0) if isinstance(noise, torch.Tensor) else t + (noise << (format.shift - 16)) - 1)",
     ),
     kernel(
-        "dither one bit too low", "formats.py", "(lane << (format.shift - 16))", "(lane << (format.shift - 16) >> 1)"
+        "dither one bit too low", "formats.py", "(noise << (format.shift - 16))", "(noise << (format.shift - 16) >> 1)"
     ),
     kernel(
         "subnormal codes as normal ones",
@@ -187,11 +187,11 @@ KERNELS = (
         '    if absmax is not None:\n        piece.state["exp_avg_scale"].fill_(float(formats.block_scale(absmax, format)) * 2)\n    if absmax is None:\n',
     ),
     kernel("the largest momentum is not held", "formats.py", "HUGE = 2.0**127", "HUGE = 2.0**128 - 2.0**104"),
-    # the lanes
+    # the noise
     kernel("halves of the hash in the other order", "rounding.py", _HALVES, "return column >> 1, (~column & 1) << 4"),
-    kernel("one lane for both of a pair", "rounding.py", _HALVES, "return column >> 1, (column & 0) << 4"),
-    kernel("lane without the step", "rounding.py", "(step * _GOLDEN_16)", "(step * 0)"),
-    kernel("lane of the step before", "rounding.py", "(step * _GOLDEN_16)", "((step - 1) * _GOLDEN_16)"),
+    kernel("one noise for both of a pair", "rounding.py", _HALVES, "return column >> 1, (column & 0) << 4"),
+    kernel("noise without the step", "rounding.py", "(step * _GOLDEN_16)", "(step * 0)"),
+    kernel("noise of the step before", "rounding.py", "(step * _GOLDEN_16)", "((step - 1) * _GOLDEN_16)"),
     kernel(
         "stochastic draws without the step",
         "rounding.py",
@@ -201,8 +201,8 @@ KERNELS = (
     kernel(
         "index within the shard",
         "backend.py",
-        "return rounding.lanes(mode, salt, step, piece.start, piece.row_pitch,",
-        "return rounding.lanes(mode, salt, step, 0, piece.row_pitch,",
+        "return rounding.noise(mode, salt, step, piece.start, piece.row_pitch,",
+        "return rounding.noise(mode, salt, step, 0, piece.row_pitch,",
     ),
     kernel(
         "pairs that straddle rows",
@@ -243,7 +243,10 @@ KERNELS = (
         "moved = (p * keep).bfloat16().float() - lr * u",
     ),
     kernel(
-        "what bfloat16 drops is not read back", "rounding.py", "    if rest is None:\n", "    if rest is not None:\n"
+        "what bfloat16 drops is not read back",
+        "rounding.py",
+        "    if residual is None:\n",
+        "    if rest is not None:\n",
     ),
     kernel(
         "compensated parameter cut, not rounded",
@@ -251,7 +254,7 @@ KERNELS = (
         "kept = _upper_half(bits + 0x8000)",
         "kept = _upper_half(bits + 0x7FFF)",
     ),
-    kernel("24 bits by truncation", "rounding.py", "bits = (bits + (lane >> 8)) & ~0xFF", "bits = bits & ~0xFF"),
+    kernel("24 bits by truncation", "rounding.py", "bits = (bits + (noise >> 8)) & ~0xFF", "bits = bits & ~0xFF"),
     # many tensors
     kernel(
         "numbers of slot 0 for all",
@@ -260,16 +263,22 @@ KERNELS = (
         "scalars.lr[0], scalars.keep[0], hyper",
     ),
     kernel(
+        "a gradient is kept by what was prepared",
+        "backend.py",
+        "    del grads\n    return Prepared(plan, tuple(slots))",
+        "    prepare.kept = grads\n    return Prepared(plan, tuple(slots))",
+    ),
+    kernel(
         "gradient scale of slot 0 for all",
         "backend.py",
-        "    for j, piece in _pieces(plan.format, slots):\n        p = _load_param(piece, plan)\n        m, g = _load_momentum(piece, plan.format), _load_grad(piece, scalars.grad_scale[j])",
-        "    for j, piece in _pieces(plan.format, slots):\n        p = _load_param(piece, plan)\n        m, g = _load_momentum(piece, plan.format), _load_grad(piece, scalars.grad_scale[0])",
+        "    for j, piece, grad in _pieces(prepared, grads):\n        p = _load_param(piece, plan)\n        m, g = _load_momentum(piece, plan.format), _load_grad(grad, scalars.grad_scale[j])",
+        "    for j, piece, grad in _pieces(prepared, grads):\n        p = _load_param(piece, plan)\n        m, g = _load_momentum(piece, plan.format), _load_grad(grad, scalars.grad_scale[0])",
     ),
     kernel(
         "strides of the gradient ignored",
         "backend.py",
-        "return piece.grad.reshape(matrix_shape(piece.grad.shape))",
-        "return piece.grad.as_strided(piece.grad.shape, torch.empty(piece.grad.shape).stride()).reshape(matrix_shape(piece.grad.shape))",
+        "return grad.reshape(matrix_shape(grad.shape))",
+        "return grad.as_strided(grad.shape, torch.empty(grad.shape).stride()).reshape(matrix_shape(grad.shape))",
     ),
     kernel(
         "last column left out",

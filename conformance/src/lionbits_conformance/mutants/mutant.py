@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lionbits_conformance.universe import Edit
+from lionbits_conformance.patched_import import Edit
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Mutant:
 
     name: str
     edit: Edit
-    where: str  # "kernel": judged as a backend; "front end": judged as an optimizer
+    where: str  # "kernel": checked as a backend; "front end": checked as an optimizer
 
 
 def kernel(name: str, file: str, old: str, new: str) -> Mutant:

@@ -1,4 +1,4 @@
-"""The oracle: Lion in exact numbers, standard library only, to judge every other Lion (``judge`` needs torch)."""
+"""The oracle: Lion in exact numbers, standard library only, to check every other Lion (``check`` needs torch)."""
 
 from .lion import OracleLion
 from .records import Array, Grad, Param, Settings, State

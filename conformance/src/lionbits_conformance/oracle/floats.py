@@ -54,8 +54,8 @@ class Binary:
         dropped = max(significand.bit_length() - self.precision, self.unit - exponent)
         if dropped > 0:
             kept = significand >> dropped
-            rest, half = significand - (kept << dropped), 1 << (dropped - 1)
-            if rest > half or (rest == half and kept & 1):
+            residual, half = significand - (kept << dropped), 1 << (dropped - 1)
+            if residual > half or (residual == half and kept & 1):
                 kept += 1
             if not kept:
                 return (sign, 0, 0)

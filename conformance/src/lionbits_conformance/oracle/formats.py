@@ -129,14 +129,14 @@ def inverse_of(absmax: Number, fmt: StateFormat) -> Number | None:
     return BINARY32.div(fmt.top, held(absmax)) if usable else None
 
 
-def code_of(m: Number, inverse: Number | None, lane: int, fmt: StateFormat) -> int:
-    """sign and k = min(floor((t + dither) / 2^w), largest k), t the ticks of abs(m) * r, dither = lane * 2^(w-16).
+def code_of(m: Number, inverse: Number | None, noise: int, fmt: StateFormat) -> int:
+    """sign and k = min(floor((t + dither) / 2^w), largest k), t the ticks of abs(m) * r, dither = noise * 2^(w-16).
 
     The sign, the code's highest bit, is kept unless k = 0.
     """
     if inverse is None:
         return 0
-    dither = Fraction(lane * fmt.spacing, 1 << 16)
+    dither = Fraction(noise * fmt.spacing, 1 << 16)
     k = min(int((ticks(BINARY32.mul(magnitude(m), inverse)) + dither) // fmt.spacing), fmt.largest)
     return k + (fmt.largest + 1 if k and sign_of(m) < 0 else 0)
 
@@ -161,14 +161,14 @@ def unpack(row: Sequence[int], bits: int, columns: int) -> list[int]:
 
 
 def encode(
-    momenta: Sequence[Number], lanes: Iterable[int], columns: int, fmt: StateFormat
+    momenta: Sequence[Number], noise: Iterable[int], columns: int, fmt: StateFormat
 ) -> tuple[list[int], list[int]]:
     """(bytes, bits of scales) of a momentum in rows of ``columns``. Blocks run along a row and never cross it."""
     rows = [momenta[start : start + columns] for start in range(0, len(momenta), columns)]
     whole = None if fmt.block else absmax_of(momenta)
     packed: list[int] = []
     scales: list[int] = [] if whole is None else [BINARY32.to_bits(scale_of(whole, fmt))]
-    draw = iter(lanes)
+    draw = iter(noise)
     for row in rows:
         codes: list[int] = []
         for block in _blocks(row, fmt.block or columns):

@@ -1,6 +1,6 @@
 """The oracle: the whole optimizer in exact numbers, written from the meaning and from nothing else.
 
-It uses Python's integers and fractions, imports neither torch nor the code that it judges, and knows nothing of slots,
+It uses Python's integers and fractions, imports neither torch nor the code that it checks, and knows nothing of slots,
 slices, launches or backends: one parameter at a time, one element at a time, in the order of the equations. Beside
 the rule it covers what a front end decides: positions, numbers rounded on the host, which parameters are quantised,
 clipping and its history, caution over whole tensors, loss scaling, schedules, and what is counted.
@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import clipping, formats, rule
+from .dither import STATE, noise_of, salt_of
 from .floats import BINARY32, ONE, ZERO, Number, of_float, sign_of
-from .lanes import STATE, lanes_of, salt_of
 from .records import TYPES, Array, Grad, Param, Settings, State, Totals
 from .storing import Store
 
@@ -24,7 +24,7 @@ class OracleLion:
     """Lion over some parameters, which it changes in place.
 
     Attributes:
-        params: in the order of all groups; positions in this list are what rounding lanes depend on.
+        params: in the order of all groups; positions in this list are what rounding noise depend on.
         settings: one for each parameter.
         state: one for each parameter; None before its first update.
         skipped: element updates that were skipped so far, since g or m' was not finite.
@@ -109,29 +109,29 @@ class OracleLion:
         """Write p' and its rest, count what is skipped, give m'."""
         param, settings = self.params[position], self.settings[position]
         store = Store(param.dtype, settings, position, state.step, param.matrix[1])
-        rest = list(state.param_rest or [0] * len(g))
+        residual = list(state.param_residual or [0] * len(g))
         new = []
         for at, (m, x) in enumerate(zip(momenta, g, strict=True)):
-            p = store.load(param.bits[at], rest[at])
+            p = store.load(param.bits[at], residual[at])
             after = rule.moved(p, m, x, rates, settings.cautious, settings.nonfinite)
-            param.bits[at], rest[at] = store.store(after.param, at)
+            param.bits[at], residual[at] = store.store(after.param, at)
             new.append(after.momentum)
             self._totals.skipped += after.skipped
             self._totals.raised |= after.skipped and settings.nonfinite == "raise"
         if store.compensated:
-            state.param_rest = rest
+            state.param_residual = residual
         return new
 
     def _remember(self, position: int, state: State, momenta: list[Number]) -> None:
-        """Keep m': its bits, or codes and scales by the lanes of this step."""
+        """Keep m': its bits, or codes and scales by the noise of this step."""
         param, settings = self.params[position], self.settings[position]
         fmt = formats.format_of(settings, param)
         if fmt is None:
             state.exp_avg = [BINARY32.to_bits(m) for m in momenta]
             return
         salt = salt_of(settings.seed, position, STATE)
-        lanes = lanes_of(settings.rounding, salt, state.step, *param.matrix)
-        state.exp_avg_codes, state.exp_avg_scale = formats.encode(momenta, lanes, param.matrix[1], fmt)
+        noise = noise_of(settings.rounding, salt, state.step, *param.matrix)
+        state.exp_avg_codes, state.exp_avg_scale = formats.encode(momenta, noise, param.matrix[1], fmt)
 
 
 def known(values: list[int] | None) -> list[int]:

@@ -76,7 +76,7 @@ class State:
         exp_avg: binary32 bit patterns of an unquantised momentum.
         exp_avg_codes: bytes, row by row, packed.
         exp_avg_scale: binary32 bit patterns, block by block along each row; or one for the tensor.
-        param_rest: what compensated parameters keep beside their bfloat16, signed.
+        param_residual: what compensated parameters keep beside their bfloat16, signed.
         grad_norms: binary32 bit patterns of the last 100 gradient norms; number s is at s mod 100.
     """
 
@@ -84,12 +84,12 @@ class State:
     exp_avg: list[int] | None = None
     exp_avg_codes: list[int] | None = None
     exp_avg_scale: list[int] | None = None
-    param_rest: list[int] | None = None
+    param_residual: list[int] | None = None
     grad_norms: list[int] | None = None
 
 
 #: The fields of a state that hold one number for each of several places.
-LISTS = ("exp_avg", "exp_avg_codes", "exp_avg_scale", "param_rest", "grad_norms")
+LISTS = ("exp_avg", "exp_avg_codes", "exp_avg_scale", "param_residual", "grad_norms")
 
 
 @dataclass

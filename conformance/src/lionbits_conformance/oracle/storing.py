@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .dither import PARAMETER, lane_of, position, salt_of
 from .floats import BFLOAT16, BINARY32, NAN, Number, is_nan
-from .lanes import PARAMETER, lane_of, position, salt_of
 from .records import TYPES, Settings
 
 _SIGN = 1 << 31
@@ -19,11 +19,11 @@ class Stored(NamedTuple):
     """A stored parameter element."""
 
     bits: int  # pattern of the parameter's own type
-    rest: int  # of a compensated one, signed; else 0
+    residual: int  # of a compensated one, signed; else 0
 
 
 class Store:
-    """Storing for one parameter at one step: which rounding its type and settings ask for, and its lanes.
+    """Storing for one parameter at one step: which rounding its type and settings ask for, and its noise.
 
     Attributes:
         mode: ``param_rounding``, and "nearest" for float32, which loses nothing.
@@ -42,14 +42,14 @@ class Store:
         """Whether what bfloat16 drops is kept."""
         return self.mode == "compensated"
 
-    def load(self, bits: int, rest: int) -> Number:
+    def load(self, bits: int, residual: int) -> Number:
         """p as binary32; of a compensated one, the number whose bits are the stored ones' and the rest's sum."""
         if not self.compensated:
             return self.type.from_bits(bits)
-        return BINARY32.from_bits((bits * 2**16 + rest * self.unit) % 2**32)
+        return BINARY32.from_bits((bits * 2**16 + residual * self.unit) % 2**32)
 
-    def lane(self, at: int) -> int:
-        """The lane of element ``at`` in row-major order; compensated parameters draw dithered ones."""
+    def noise_of_pairs(self, at: int) -> int:
+        """The noise of element ``at`` in row-major order; compensated parameters draw dithered ones."""
         mode = "dithered" if self.compensated else self.mode
         return lane_of(mode, self.salt, self.step, position(*divmod(at, self.columns), self.columns))
 
@@ -58,26 +58,26 @@ class Store:
         if self.mode == "nearest" or is_nan(p):
             return Stored(self.type.to_bits(self.type.round(p)), 0)
         if self.compensated:
-            return split(p, self.unit, self.lane(at) if self.unit > 1 else 0)
-        return Stored(unbiased(p, self.lane(at)), 0)
+            return split(p, self.unit, self.noise_of_pairs(at) if self.unit > 1 else 0)
+        return Stored(unbiased(p, self.noise_of_pairs(at)), 0)
 
 
-def unbiased(p: Number, lane: int) -> int:
-    """Bits of the bfloat16 with magnitude floor((magnitude of p + lane) / 2^16), lane in 0..65535."""
+def unbiased(p: Number, noise: int) -> int:
+    """Bits of the bfloat16 with magnitude floor((magnitude of p + noise) / 2^16), noise in 0..65535."""
     if is_nan(p):
         return BFLOAT16.to_bits(NAN)
     sign, magnitude = divmod(BINARY32.to_bits(p), _SIGN)
-    return (sign << 15) + (magnitude + lane) // 2**16
+    return (sign << 15) + (magnitude + noise) // 2**16
 
 
-def split(p: Number, unit: int, lane: int) -> Stored:
+def split(p: Number, unit: int, noise: int) -> Stored:
     """The nearest bfloat16, ties away from zero, and the rest = magnitude - 2^16 * its magnitude, in units.
 
-    With units of 256 the magnitude is first rounded to one: floor((magnitude + lane's upper byte) / 256) * 256.
+    With units of 256 the magnitude is first rounded to one: floor((magnitude + noise's upper byte) / 256) * 256.
     """
     if is_nan(p):
         return Stored(BFLOAT16.to_bits(NAN), 0)
     sign, magnitude = divmod(BINARY32.to_bits(p), _SIGN)
-    units = (magnitude + lane // 256) // 256 if unit == 256 else magnitude
+    units = (magnitude + noise // 256) // 256 if unit == 256 else magnitude
     kept = (units * unit + 2**15) // 2**16
     return Stored((sign << 15) + kept, units - kept * 2**16 // unit)

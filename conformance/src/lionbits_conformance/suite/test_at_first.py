@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lionbits_conformance import laws, serving
+from lionbits_conformance import properties, serving
 from lionbits_conformance.cases import Case, TensorCase
 from lionbits_reference.spec import Backend
 
@@ -21,10 +21,10 @@ def test_it_serves_something(backend: Backend, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("bits", [32, 8, 4, 2])
-@pytest.mark.parametrize("law", laws.CALLS)
-def test_simplest_call(law: str, bits: int, backend: Backend, device: torch.device) -> None:
-    """The law holds for three rows of ordinary numbers, an odd count, under the plainest plan that is served."""
+@pytest.mark.parametrize("check", properties.CALLS)
+def test_simplest_call(check: str, bits: int, backend: Backend, device: torch.device) -> None:
+    """The property holds for three rows of ordinary numbers, an odd count, under the plainest plan that is served."""
     plan = serving.plainest(backend, device, bits)
     if plan is None:
         pytest.skip(f"the backend serves no plan with {bits} bits")
-    laws.CALLS[law](backend, Case(plan, (TensorCase((3, 41)),), weight_decay=0.1), device)
+    properties.CALLS[check](backend, Case(plan, (TensorCase((3, 41)),), weight_decay=0.1), device)

@@ -1,40 +1,40 @@
-"""Laws of single calls, over all plans that the backend supports."""
+"""Properties of single calls, over all plans that the backend supports."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lionbits_conformance import laws, serving, strategies
+from lionbits_conformance import properties, serving, strategies
 from lionbits_conformance.cases import Case
 from lionbits_reference.spec import FORMATS, Backend
 
-# The profile's examples of a law are shared out evenly over strata of plans.
+# The profile's examples of a property are shared out evenly over strata of plans.
 PER_STRATUM = max(settings().max_examples // len(strategies.STRATA), 4)
 
 
 @pytest.mark.parametrize(("bits", "dtype"), strategies.STRATA, ids=strategies.stratum_name)
-@pytest.mark.parametrize("law", laws.CALLS)
+@pytest.mark.parametrize("check", properties.CALLS)
 @settings(max_examples=PER_STRATUM)
 @given(data=st.data())
 def test_call(
-    law: str, bits: int, dtype: torch.dtype, data: st.DataObject, backend: Backend, device: torch.device
+    check: str, bits: int, dtype: torch.dtype, data: st.DataObject, backend: Backend, device: torch.device
 ) -> None:
-    """The law holds for any case."""
+    """The property holds for any case."""
     case = serving.fit_case(data.draw(strategies.cases(bits=bits, dtype=dtype)), backend, device, bits, dtype)
-    laws.CALLS[law](backend, case, device)
+    properties.CALLS[check](backend, case, device)
 
 
 @given(case=strategies.cases())
 def test_supports(case: Case, backend: Backend, device: torch.device) -> None:
     """``supports`` answers every plan, supported or not."""
-    laws.supports_answers(backend, case, device)
+    properties.supports_answers(backend, case, device)
 
 
 @given(case=strategies.cases(most=20))
 def test_twenty_tensors(case: Case, backend: Backend, device: torch.device) -> None:
     """Up to twenty tensors in a call get the reference's bits."""
-    laws.step_equals_reference(backend, serving.fit_case(case, backend, device), device)
+    properties.step_equals_reference(backend, serving.fit_case(case, backend, device), device)
 
 
 @pytest.mark.parametrize("name", [name for names in FORMATS.values() for name in names])
@@ -43,4 +43,4 @@ def test_twenty_tensors(case: Case, backend: Backend, device: torch.device) -> N
 def test_every_code(name: str, data: st.DataObject, backend: Backend, device: torch.device) -> None:
     """Each byte of codes decodes to the reference's value, whatever the scale and block size."""
     format = serving.fit_format(data.draw(strategies.formats(name=name)), backend, device)
-    laws.every_code_decodes(backend, format, device)
+    properties.every_code_decodes(backend, format, device)

@@ -32,9 +32,9 @@ def _stepped(
 ) -> dict[str, torch.Tensor]:
     """What one step makes of copies of these tensors."""
     state = {key: value.to(device) for key, value in reference.encode(plan.format, momentum).items()}
-    slot = Slot(param.clone().to(device), grad.clone().to(device), state, index=5)
+    slot, grads = Slot(param.clone().to(device), state, index=5), [grad.clone().to(device)]
     numbers = _numbers(device)
-    backend.step(plan, [slot], hyper, numbers)
+    backend.step(backend.prepare(plan, [slot], grads), grads, hyper, numbers)
     return {"param": slot.param, "skipped": numbers.skipped, **state}
 
 
@@ -60,7 +60,7 @@ def test_every_gradient(
 
 @pytest.mark.parametrize(("bits_of_state", "name"), NARROW)
 def test_every_interval_and_lane(bits_of_state: int, name: str, backend: Backend, device: torch.device) -> None:
-    """A momentum inside each interval between two codes, and at its ends, meets every one of the 65,536 lanes."""
+    """A momentum inside each interval between two codes, and at its ends, meets every one of the 65,536 noise."""
     format = Format.of(bits_of_state, name, block_size=4096)
     plan = Plan(torch.float32, torch.float32, format)
     if reason := backend.supports(plan, device):
@@ -79,8 +79,8 @@ def test_every_interval_and_lane(bits_of_state: int, name: str, backend: Backend
 
 
 def test_lanes_are_all_met() -> None:
-    """2^20 elements do meet every lane: what the test above relies on."""
+    """2^20 elements do meet every noise: what the test above relies on."""
     salt = rounding.salt(0, 5, rounding.STATE)
-    lanes = rounding.lanes("dithered", salt, torch.tensor(7), 0, 2**20, (1, 2**20))
-    assert isinstance(lanes, torch.Tensor)
-    assert len(lanes.unique()) == 65536
+    noise = rounding.noise("dithered", salt, torch.tensor(7), 0, 2**20, (1, 2**20))
+    assert isinstance(noise, torch.Tensor)
+    assert len(noise.unique()) == 65536

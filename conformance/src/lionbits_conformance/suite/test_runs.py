@@ -1,4 +1,4 @@
-"""Laws of whole runs, and lives of optimizers."""
+"""Properties of whole runs, and lives of optimizers."""
 
 import warnings
 
@@ -9,23 +9,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
 import lionbits
-from lionbits_conformance import judgement, runs, serving, strategies
-from lionbits_conformance.machine import Life
+from lionbits_conformance import oracle_check, runs, serving, strategies
+from lionbits_conformance.state_machine import OptimizerStateMachine
 from lionbits_reference.spec import Backend
 
 pytestmark = pytest.mark.filterwarnings("ignore:optim_bits=2 is for research")
 
 
-# The profile's examples of a law are shared out evenly over strata of plans.
+# The profile's examples of a property are shared out evenly over strata of plans.
 PER_STRATUM = max(settings().max_examples // len(strategies.STRATA), 4)
 
 
 @pytest.mark.parametrize(("bits", "dtype"), strategies.STRATA, ids=strategies.stratum_name)
-@pytest.mark.parametrize("law", runs.RUNS)
+@pytest.mark.parametrize("check", runs.RUNS)
 @settings(max_examples=PER_STRATUM)
 @given(data=st.data())
 def test_run(
-    law: str,
+    check: str,
     bits: int,
     dtype: torch.dtype,
     data: st.DataObject,
@@ -33,9 +33,9 @@ def test_run(
     backend_name: str,
     device: torch.device,
 ) -> None:
-    """The law holds for any run."""
+    """The property holds for any run."""
     run = serving.fit_run(data.draw(strategies.runs(bits=bits, dtype=dtype)), backend, device, bits, dtype)
-    runs.RUNS[law](lionbits.Lion, backend_name, run, device)
+    runs.RUNS[check](lionbits.Lion, backend_name, run, device)
 
 
 @pytest.mark.parametrize(("bits", "dtype"), strategies.STRATA, ids=strategies.stratum_name)
@@ -46,13 +46,13 @@ def test_oracle(
 ) -> None:
     """Exact rational arithmetic comes to the same bits."""
     run = serving.fit_run(data.draw(strategies.trials(bits=bits, dtype=dtype)), backend, device, bits, dtype)
-    judgement.oracle_agrees(lionbits.Lion, backend_name, run, device)
+    oracle_check.oracle_agrees(lionbits.Lion, backend_name, run, device)
 
 
-def test_life(backend_name: str, device: torch.device) -> None:
+def test_state_machine(backend_name: str, device: torch.device) -> None:
     """Whatever happens to an optimizer between its steps, it holds the bits of one that is left alone."""
 
-    class Judged(Life):
+    class Judged(OptimizerStateMachine):
         pass
 
     Judged.backend, Judged.device = backend_name, device

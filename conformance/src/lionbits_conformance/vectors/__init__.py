@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import elements, encodings, lives, texts
+from . import elements, encodings, texts, whole_steps
 
 #: Where the committed vectors are.
 HERE = Path(__file__).parent
@@ -29,9 +29,9 @@ KINDS = {
     "arithmetic": Kind("single elements: g, c, u, p' and m' from p, m and a gradient", elements.arithmetic),
     "numbers": Kind("numbers of a whole parameter: rates, cautious factors, norms, clipping", elements.numbers),
     "formats": Kind("every eXmY: values of all codes, encodings, packing", encodings.state_formats),
-    "lanes": Kind("rounding lanes", encodings.rounding_lanes),
+    "noise": Kind("rounding noise", encodings.rounding_noise),
     "parameters": Kind("how p' is stored in narrower types", encodings.parameter_rounding),
-    "steps": Kind("whole optimizers over several steps", lives.steps),
+    "steps": Kind("whole optimizers over several steps", whole_steps.steps),
 }
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lionbits_conformance.oracle.judge import Turn, patterns, take
+from lionbits_conformance.oracle.differential import StepInput, patterns, take
 from lionbits_conformance.oracle.records import TYPES
 
-from .lives import DOUBLES, WIDTHS
 from .texts import canonical, unwords, words
+from .whole_steps import DOUBLES, WIDTHS
 
 _INTEGERS = {32: torch.int32, 16: torch.int16}
 
@@ -83,7 +83,7 @@ def _step(optimizer: Any, params: list[torch.nn.Parameter], step: Mapping[str, A
         param.grad = None if given is None else tensor(given["bits"], given["dtype"], list(param.shape))
     scale = step["loss_scale"]
     loss_scale = None if scale is None else float(tensor(scale, "float32", []).item())
-    raised = take(optimizer, Turn([], settings(step["settings"]), loss_scale, step["found_inf"]))
+    raised = take(optimizer, StepInput([], settings(step["settings"]), loss_scale, step["found_inf"]))
     if raised != step["raised"]:
         return f"raised should be {step['raised']}"
     for at, (param, after) in enumerate(zip(params, step["after"], strict=True)):
@@ -106,7 +106,7 @@ def _spelled(value: Any, key: str) -> Any:
     if not isinstance(value, Tensor):
         return value
     bits = patterns(value)
-    if key == "param_rest":
+    if key == "param_residual":
         return bits
     binary = TYPES.get(str(value.dtype).removeprefix("torch."))
     width = WIDTHS[key] if binary is None else binary.width

@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lionbits.paging.lanes import lanes
+from lionbits.paging.streams import copy_streams
 
-from .moved import WAYS, Crossing
 from .results import Findings
 from .timing import Clock, Deadline, host_time
+from .transfers import WAYS, Crossing
 
 #: How often each is measured.
 SAMPLES = 5
@@ -45,7 +45,7 @@ class Bus:
     """
 
     def __init__(self, device: torch.device, size: int) -> None:
-        self._size, self._lanes = size, lanes(device)
+        self._size, self._streams = size, copy_streams(device)
         self.near_in, self.near_out = (
             torch.randint(0, 256, (size,), dtype=torch.uint8, device=device) for _ in range(2)
         )
@@ -57,17 +57,17 @@ class Bus:
 
     def cross(self, page_size: int, way: str) -> None:
         """Queue all copies; what the current stream is given from now on waits for the last of them."""
-        begin = self._lanes.computed()
+        begin = self._streams.computed()
         brought = taken = begin
         for at in range(0, self._size, page_size):
             page = slice(at, at + page_size)
             after = () if at else (begin,)
             if way != "out":
-                brought = self._lanes.bring(_copy(self.near_in[page], self.far_in[page]), after)
+                brought = self._streams.prefetch(_copy(self.near_in[page], self.far_in[page]), after)
             if way != "in":
-                taken = self._lanes.take_back(_copy(self.far_out[page], self.near_out[page]), after)
-        self._lanes.compute_after(brought)
-        self._lanes.compute_after(taken)
+                taken = self._streams.write_back(_copy(self.far_out[page], self.near_out[page]), after)
+        self._streams.compute_after(brought)
+        self._streams.compute_after(taken)
 
 
 def _copy(to: Tensor, of: Tensor) -> Callable[[], None]:

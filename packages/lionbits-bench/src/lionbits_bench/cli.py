@@ -60,7 +60,7 @@ def _add_run(commands: Commands) -> argparse.ArgumentParser:
                      "torch bitsandbytes (default: all)")  # fmt: skip
     run.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), help="of parameters and gradients (default: fp32 "
                      "on the CPU, both on a GPU)")  # fmt: skip
-    run.add_argument("--rounds", type=int, default=5, help="turns of each contestant (default: %(default)s)")
+    run.add_argument("--rounds", type=int, default=5, help="turns of each candidate (default: %(default)s)")
     run.add_argument("--seconds", type=float, default=0.5, help="of timing in a turn (default: %(default)g)")
     run.add_argument("--limit", type=float, default=180.0, help="seconds after which a turn is ended, compiling "
                      "included (default: %(default)g)")  # fmt: skip
@@ -73,13 +73,13 @@ def _add_gpu(commands: Commands) -> argparse.ArgumentParser:
     gpu = commands.add_parser(
         "gpu",
         help="everything that needs a GPU, in one call",
-        description="The court, speed, host time, paging, launches and recorded steps on a CUDA device, in one call "
+        description="Conformance, speed, host time, paging, launches and recorded steps on a CUDA device, in one call "
         "that ends in time. Exit code 0: all done; 1: something failed; 3: something was not reached.",
     )
     gpu.add_argument("--dry-run", action="store_true", help="the same on the CPU, tiny: does it all work?")
     gpu.add_argument("--out", type=Path, default=Path("lionbits-out/gpu"), help="folder (default: %(default)s)")
     gpu.add_argument("--backends", type=_names, help="such as triton,reference (default: all fast ones that serve)")
-    gpu.add_argument("--parts", nargs="+", metavar="NAME", help="some of: court speed host paging launches replay "
+    gpu.add_argument("--parts", nargs="+", metavar="NAME", help="of: conformance speed host paging launches replay "
                      "(default: all)")  # fmt: skip
     gpu.add_argument("--managed", action="store_true", help="let in peers that page by managed memory, which may hang "
                      "a machine that others use")  # fmt: skip
@@ -147,7 +147,7 @@ def _compare(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
 def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
     import torch
 
-    from . import contestants, peers, run, workloads
+    from . import candidates, peers, run, workloads
 
     cuda = given.device == "cuda"
     if cuda and not torch.cuda.is_available():
@@ -156,12 +156,12 @@ def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
         parser.error("--rounds, --seconds and --limit must be positive")
     lists = given.workloads or (workloads.FEW if given.quick else workloads.NAMES[:-1])
     libraries = {"all": peers.NAMES, "none": ()}.get(given.peers[0]) if len(given.peers) == 1 else None
-    variants = given.variants and _some(parser, "--variants", given.variants, contestants.SHORT)
+    variants = given.variants and _some(parser, "--variants", given.variants, candidates.SHORT)
     choice = run.Choice(
         device=given.device,
         backends=given.backends,
         workloads=_some(parser, "--workloads", lists, workloads.NAMES),
-        variants=variants and [contestants.SHORT[name] for name in variants],
+        variants=variants and [candidates.SHORT[name] for name in variants],
         peers=_some(parser, "--peers", given.peers, peers.NAMES) if libraries is None else libraries,
         dtypes=given.dtypes or (["bf16", "fp32"] if cuda else ["fp32"]),
         rounds=min(given.rounds, 2) if given.quick else given.rounds,
@@ -212,9 +212,9 @@ def _gpu(parser: argparse.ArgumentParser, given: argparse.Namespace, begin: floa
     parts = given.parts and _some(parser, "--parts", given.parts, gpu.PARTS)
     faulthandler.dump_traceback_later(60 * given.minutes + PATIENCE, exit=True, file=2)
     try:
-        programme = (gpu.trial if given.dry_run else gpu.full)(managed=given.managed)
+        suite = (gpu.trial if given.dry_run else gpu.full)(managed=given.managed)
         gone = time.monotonic() - begin
-        return gpu.run(programme, given.backends, given.out, given.minutes, gone, parts)
+        return gpu.run(suite, given.backends, given.out, given.minutes, gone, parts)
     finally:
         faulthandler.cancel_dump_traceback_later()
 

@@ -1,4 +1,4 @@
-"""``lionbits-bench compare``: two results of the same programme, row by row."""
+"""``lionbits-bench compare``: two results of the same suite, row by row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programme of one call on a machine with a GPU: the court, speed, host time, paging, launches, recorded steps."""
+"""All of one call on a machine with a GPU: conformance, speed, host time, paging, launches, recorded steps."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from . import bus, court, memory, paged, programme, report, workloads
-from .contestants import Contestant, lions
-from .measure import Effort, count_heat, judge, time_heat
+from . import bus, conformance, memory, paged, report, suite, workloads
+from .candidates import Candidate, lions
+from .measure import Effort, count_round, report_problems, time_round
 from .paged import Paging
 from .peers import peers
-from .programme import COMPLETE, CUT_SHORT, FAILED, Parts, Programme, look, race
 from .replay import try_replay
-from .results import Findings, Part, Results, Row, Verdict
+from .results import Findings, Part, Results, Row, SuiteResult
+from .suite import COMPLETE, CUT_SHORT, FAILED, Parts, Suite, look, race
 from .timing import Deadline
 from .workloads import Family, Workload
 
@@ -29,7 +29,7 @@ PEERS = ("torch", "bitsandbytes", "lion-pytorch", "flashoptim")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneCall(Programme):
+class OneCall(Suite):
     """What one call does beside timing. :func:`full` and :func:`trial` differ in nothing else."""
 
     many: Workload
@@ -37,16 +37,16 @@ class OneCall(Programme):
     replayed: Workload
     paging: Paging
     profile: str
-    court_arguments: tuple[str, ...] = ()
+    suite_arguments: tuple[str, ...] = ()
 
 
-class Run(programme.Run):
+class Run(suite.Run):
     """One call."""
 
-    programme: OneCall
+    suite: OneCall
 
 
-def everyone(device: torch.device, backends: Sequence[str], dtype: str, *, managed: bool) -> list[Contestant]:
+def everyone(device: torch.device, backends: Sequence[str], dtype: str, *, managed: bool) -> list[Candidate]:
     """lionbits, and the peers that compile nothing first."""
     return [*lions(backends, dtype), *peers(dtype, device, PEERS, compiled=False, managed=managed)]
 
@@ -111,61 +111,61 @@ def trial(*, managed: bool = False) -> OneCall:
         ),
         copy_bytes=1 << 20,
         profile="dev",
-        court_arguments=("-k", "supports or every_code"),
+        suite_arguments=("-k", "supports or every_code"),
     )
 
 
-def hold_court(run: Run, deadline: Deadline, findings: Findings) -> None:
-    """Every backend before the court, for an equal part of the time each."""
+def run_conformance(run: Run, deadline: Deadline, findings: Findings) -> None:
+    """Every backend before the conformance suite, for an equal part of the time each."""
     names = run.results.backends
     for i, name in enumerate(names):
-        verdict = Verdict(name, run.programme.device.type, run.programme.profile)
-        run.results.court.append(verdict)
+        outcome = SuiteResult(name, run.suite.device.type, run.suite.profile)
+        run.results.conformance.append(outcome)
         part = deadline.share(1 / (len(names) - i))
-        court.hold(verdict, run.out, part, run.programme.court_arguments, findings)
-        how = "" if verdict.finished else ", not finished"
-        run.say(f"court: {name}: {verdict.passed} passed, {verdict.failed} failed{how}")
+        conformance.hold(outcome, run.out, part, run.suite.suite_arguments, findings)
+        how = "" if outcome.finished else ", not finished"
+        run.say(f"conformance suite: {name}: {outcome.passed} passed, {outcome.failed} failed{how}")
         run.save()
 
 
 def race_host(run: Run, deadline: Deadline, findings: Findings) -> None:
     """How long the call of a step takes with many tensors, whatever the device does meanwhile."""
-    heats = run.heats((run.programme.many,))
-    for i, heat in enumerate(heats):
-        share, effort = 1 / (len(heats) - i), run.programme.host_effort
-        run.results.copies += time_heat(heat, run.bench, effort, share, deadline, run.results.host)
-    judge(run.results.host, findings)
+    rounds = run.rounds((run.suite.many,))
+    for i, round_ in enumerate(rounds):
+        share, effort = 1 / (len(rounds) - i), run.suite.host_effort
+        run.results.copies += time_round(round_, run.bench, effort, share, deadline, run.results.host)
+    report_problems(run.results.host, findings)
 
 
 def page(run: Run, deadline: Deadline, findings: Findings) -> None:
     """The bus, then steps whose state crosses it."""
-    paging, results, clock = run.programme.paging, run.results, run.bench.clock
+    paging, results, clock = run.suite.paging, run.results, run.bench.clock
     results.bus = bus.measure(clock, paging.bus_sizes, paging.bus_bytes, deadline, findings)
     run.save()
-    heats = list(paged.heats(paging, results.backends, run.programme.device))
-    for i, (heat, effort) in enumerate(heats):
+    rounds = list(paged.rounds(paging, results.backends, run.suite.device))
+    for i, (round_, effort) in enumerate(rounds):
         rows: list[Row] = []
-        results.copies += time_heat(heat, run.bench, effort, 1 / (len(heats) - i), deadline, rows)
+        results.copies += time_round(round_, run.bench, effort, 1 / (len(rounds) - i), deadline, rows)
         paged.complete(rows, results.bus)
         results.paging += rows
         run.save()
-    judge(results.paging, findings)
+    report_problems(results.paging, findings)
 
 
 def count(run: Run, deadline: Deadline, findings: Findings) -> None:
     """Launches of everything that was timed."""
-    for rows, families in ((run.results.host, ((run.programme.many,),)), (run.results.speed, run.programme.families)):
-        for heat in run.heats(*families):
-            count_heat(heat, run.bench, deadline, rows, findings)
+    for rows, families in ((run.results.host, ((run.suite.many,),)), (run.results.speed, run.suite.families)):
+        for round_ in run.rounds(*families):
+            count_round(round_, run.bench, deadline, rows, findings)
 
 
 def record(run: Run, deadline: Deadline, findings: Findings) -> None:
     """Recorded steps of every variant, bf16."""
-    for contestant in lions(run.results.backends, "bf16"):
+    for candidate in lions(run.results.backends, "bf16"):
         if deadline.expired:
-            findings.unfinished.append(f"{contestant.name} {contestant.variant}")
+            findings.unfinished.append(f"{candidate.name} {candidate.variant}")
             continue
-        result = try_replay(contestant, run.programme.replayed, run.bench.clock, findings)
+        result = try_replay(candidate, run.suite.replayed, run.bench.clock, findings)
         run.results.replay.append(result)
         run.bench.clock.release()
         run.say(f"replay: {result.name} {result.variant}: {result.problem or result.difference or 'the same bits'}")
@@ -175,7 +175,7 @@ def record(run: Run, deadline: Deadline, findings: Findings) -> None:
 #: recording may leave the device unusable: these two come last.
 PARTS: Parts[Run] = {
     "environment": (2, look),
-    "court": (33, hold_court),
+    "conformance suite": (33, run_conformance),
     "speed": (35, race),
     "host": (6, race_host),
     "paging": (10, page),
@@ -197,7 +197,7 @@ def run(
     dry = plan.device.type == "cpu"
     results = Results(dry, str(plan.device), minutes, [], {name: Part() for name in chosen})
     results.managed = plan.paging.managed
-    code = programme.carry_out(chosen, Run(plan, wanted, out.resolve(), results), _until(minutes, seconds_gone))
+    code = suite.carry_out(chosen, Run(plan, wanted, out.resolve(), results), _until(minutes, seconds_gone))
     print(report.summary(results))
     print(f"\n{out / 'results.md'}, {out / 'results.json'}", flush=True)
     return code

@@ -1,4 +1,4 @@
-"""Heats: contestants that take turns on the same tensors, A B C A B C, with a copy measured between any two.
+"""Rounds: candidates that take turns on the same tensors, A B C A B C, with a copy measured between any two.
 
 A device that warms up, or a neighbour that begins to use it, then slows all of them and the copy beside them, not
 whoever came last. In each round an optimizer is built anew, so only one state is in memory at a time.
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import rule, traffic, workloads
-from .contestants import DTYPES, Contestant
+from .candidates import DTYPES, Candidate
 from .results import Check, Findings, Row, in_a_line
 from .timing import Clock, CopyMeter, Deadline, TooSlow, host_time, limited, wall_time
 from .workloads import Family
@@ -30,11 +30,11 @@ Say = Callable[[str], None]
 NOT_REACHED = "not reached"
 
 
-class Heat(NamedTuple):
+class Round(NamedTuple):
     """A workload and who is measured on it; all have the same dtype."""
 
     family: Family
-    contestants: Sequence[Contestant]
+    candidates: Sequence[Candidate]
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Effort:
     """How often, and how long, an optimizer is measured in a round.
 
     Attributes:
-        rounds: turns that each contestant has.
+        rounds: turns that each candidate has.
         warm: steps before measuring.
         steps: timed steps, at most.
         host_steps: steps whose call alone is timed, at most; none where that is all there is to time.
-        seconds: after which a slow contestant is content with fewer, down to one.
+        seconds: after which a slow candidate is content with fewer, down to one.
         limit: seconds after which a turn is ended, compiling included.
         wall: steps are timed from an idle device to an idle device, whatever streams they use.
     """
@@ -69,15 +69,15 @@ class Bench:
     say: Say
 
 
-def time_heat(
-    heat: Heat, bench: Bench, effort: Effort, share: float, deadline: Deadline, rows: list[Row]
+def time_round(
+    round_: Round, bench: Bench, effort: Effort, share: float, deadline: Deadline, rows: list[Row]
 ) -> list[float]:
-    """Time all contestants; the bandwidths of the copies come back.
+    """Time all candidates; the bandwidths of the copies come back.
 
-    ``rows`` has all of them from the beginning, as not reached. Time that compiling takes is not this heat's fault, so
-    the first round may go on until the deadline, and later ones until the heat has had its ``share``.
+    ``rows`` has all of them from the beginning, as not reached. Time that compiling takes is not this round's fault, so
+    the first round may go on until the deadline, and later ones until the round has had its ``share``.
     """
-    workload, fresh = _rows(heat, bench.clock)
+    workload, fresh = _rows(round_, bench.clock)
     rows += fresh
     before = bench.clock.allocated() or 0
     tensors = workloads.tensors(workload, DTYPES[fresh[0].dtype], bench.clock.device)
@@ -86,12 +86,12 @@ def time_heat(
     for turn in range(effort.rounds):
         if turn:
             bench.say(f"{workload.name}, {fresh[0].dtype}: round {turn + 1} of {effort.rounds}")
-        for contestant, row in zip(heat.contestants, fresh, strict=True):
+        for candidate, row in zip(round_.candidates, fresh, strict=True):
             if deadline.expired or (turn and (row.problem or later_rounds.expired)):
                 continue
             beside.append(bench.meter.bandwidth())
             use = partial(_time, row, bench.clock, effort, before)
-            _attempt(contestant, tensors, bench.clock, row, use, effort.limit)
+            _attempt(candidate, tensors, bench.clock, row, use, effort.limit)
             if row.problem or turn == 0:
                 bench.say(f"{row.workload}: {row.title}: {row.problem or _glance(row, median(beside))}")
     beside.append(bench.meter.bandwidth())
@@ -100,39 +100,39 @@ def time_heat(
     return beside
 
 
-def count_heat(heat: Heat, bench: Bench, deadline: Deadline, rows: Sequence[Row], findings: Findings) -> None:
-    """Fill in how much each contestant launches, and how often it waits, in rows that were timed before."""
-    workload, fresh = _rows(heat, bench.clock)
+def count_round(round_: Round, bench: Bench, deadline: Deadline, rows: Sequence[Row], findings: Findings) -> None:
+    """Fill in how much each candidate launches, and how often it waits, in rows that were timed before."""
+    workload, fresh = _rows(round_, bench.clock)
     timed = {(row.workload, row.title): row for row in rows}
     tensors = workloads.tensors(workload, DTYPES[fresh[0].dtype], bench.clock.device)
     missing = []
-    for contestant, trial in zip(heat.contestants, fresh, strict=True):
+    for candidate, trial in zip(round_.candidates, fresh, strict=True):
         row = timed.get((trial.workload, trial.title))
         if row is None or row.problem:
             continue
         if deadline.expired:
             missing.append(row)
             continue
-        _attempt(contestant, tensors, bench.clock, trial, partial(_count, row, bench.clock))
+        _attempt(candidate, tensors, bench.clock, trial, partial(_count, row, bench.clock))
         if trial.problem:
             kind = findings.failed if row.ours else findings.unfinished
             kind.append(f"{row.title} on {row.workload}: {trial.problem}")
     _not_reached(missing, findings)
 
 
-def check(contestant: Contestant, clock: Clock, limit: float | None) -> Check:
+def check(candidate: Candidate, clock: Clock, limit: float | None) -> Check:
     """What it computes, before it is timed; what goes wrong is what was found."""
     begin = time.perf_counter()
     try:
         with limited(limit):
-            found = rule.told(contestant.check, contestant.build, clock.device)
+            found = rule.told(candidate.check, candidate.build, clock.device)
     except TooSlow as slow:
         found = str(slow)
     clock.wait()
-    return Check(contestant.name, contestant.variant, found, time.perf_counter() - begin)
+    return Check(candidate.name, candidate.variant, found, time.perf_counter() - begin)
 
 
-def judge(rows: Sequence[Row], findings: Findings) -> None:
+def report_problems(rows: Sequence[Row], findings: Findings) -> None:
     """Say which rows have no numbers. A peer's failure is in its row, and no failure of this run."""
     for row in rows:
         if row.problem and row.problem != NOT_REACHED and row.ours:
@@ -141,23 +141,23 @@ def judge(rows: Sequence[Row], findings: Findings) -> None:
 
 
 def _not_reached(rows: Sequence[Row], findings: Findings) -> None:
-    """One sentence per heat; the rows themselves say who it was."""
+    """One sentence per round_; the rows themselves say who it was."""
     for (name, dtype), count in Counter((row.workload, row.dtype) for row in rows).items():
         findings.unfinished.append(f"{name}, {dtype}: {count} not measured")
 
 
-def _rows(heat: Heat, clock: Clock) -> tuple[workloads.Workload, list[Row]]:
-    most = max(contestant.bytes_per_element for contestant in heat.contestants)
-    workload = workloads.fitting(heat.family, clock.free_bytes(), most)
+def _rows(round_: Round, clock: Clock) -> tuple[workloads.Workload, list[Row]]:
+    most = max(candidate.bytes_per_element for candidate in round_.candidates)
+    workload = workloads.fitting(round_.family, clock.free_bytes(), most)
     size = len(workload.shapes), workload.elements
     return workload, [
         Row(workload.name, workload.remark, *size, c.dtype, c.name, c.variant, c.ours, problem=NOT_REACHED)
-        for c in heat.contestants
+        for c in round_.candidates
     ]
 
 
 def _attempt(
-    contestant: Contestant,
+    candidate: Candidate,
     tensors: list[Tensor],
     clock: Clock,
     row: Row,
@@ -170,7 +170,7 @@ def _attempt(
     gc.disable()
     try:
         with limited(limit):
-            use(contestant.build(tensors))
+            use(candidate.build(tensors))
     except TooSlow as slow:
         row.problem = str(slow)
     except Exception as error:  # noqa: BLE001 - the row reports whatever goes wrong

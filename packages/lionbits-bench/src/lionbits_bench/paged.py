@@ -15,18 +15,18 @@ from torch.optim import Optimizer
 
 import lionbits
 from lionbits import select
-from lionbits.paging.arrangement import PAGE_SIZE
-from lionbits.paging.forecast import Machine, schedule
-from lionbits.paging.lanes import lanes
+from lionbits.paging.config import PAGE_SIZE
+from lionbits.paging.streams import copy_streams
 from lionbits_reference.spec import Format
 
-from . import moved, traffic
-from .contestants import DTYPES, Contestant, lions
-from .measure import Effort, Heat
-from .moved import Crossing, Moved
+from . import traffic, transfers
+from .candidates import DTYPES, Candidate, lions
+from .forecast import Machine, schedule
+from .measure import Effort, Round
 from .peers import peers
 from .results import Row
 from .rule import COMMON
+from .transfers import Crossing, TransferStats
 from .workloads import Family
 
 #: Of parameters and gradients, which are on the device: as large models are trained.
@@ -74,7 +74,7 @@ class Paging:
         return self.factors[len(self.factors) // 2]
 
 
-def heats(paging: Paging, backends: Sequence[str], device: torch.device) -> Iterator[tuple[Heat, Effort]]:
+def rounds(paging: Paging, backends: Sequence[str], device: torch.device) -> Iterator[tuple[Round, Effort]]:
     """In the order of what is wanted most: the first width of state, the update on the host, other widths."""
     if not backends:
         return
@@ -82,37 +82,37 @@ def heats(paging: Paging, backends: Sequence[str], device: torch.device) -> Iter
     sizes = [size for size in paging.page_sizes if size != paging.page_size]
     by_size = [streaming(backend, first, paging.middle, size) for size in sizes for backend in backends]
     everyone = [*_budgets(paging, backends, first), *by_size, *_by_managed_memory(paging, device)]
-    yield Heat(paging.family, everyone), paging.effort
+    yield Round(paging.family, everyone), paging.effort
     beside = streaming(backends[0], 32, paging.middle, paging.page_size)
     host = [*lions(backends[:1], DTYPE, ["32 bits"]), beside, on_host(paging)]
-    yield Heat(paging.host_family, host), paging.host_effort
+    yield Round(paging.host_family, host), paging.host_effort
     for bits in others:
-        yield Heat(paging.family, _budgets(paging, backends, bits)), paging.effort
+        yield Round(paging.family, _budgets(paging, backends, bits)), paging.effort
 
 
-def _budgets(paging: Paging, backends: Sequence[str], bits: int) -> list[Contestant]:
+def _budgets(paging: Paging, backends: Sequence[str], bits: int) -> list[Candidate]:
     """Resident state, then every budget: backends next to each other."""
     paged = [streaming(backend, bits, factor, paging.page_size) for factor in paging.factors for backend in backends]
     return [*lions(backends, DTYPE, [f"{bits} bits"]), *paged]
 
 
-def _by_managed_memory(paging: Paging, device: torch.device) -> list[Contestant]:
+def _by_managed_memory(paging: Paging, device: torch.device) -> list[Candidate]:
     library, variant = MANAGED
     return [peer for peer in peers(DTYPE, device, [library]) if paging.managed and peer.variant == variant]
 
 
-def streaming(backend: str, bits: int, factor: int, page_size: int) -> Contestant:
+def streaming(backend: str, bits: int, factor: int, page_size: int) -> Candidate:
     """State so many times as large as its budget on the device."""
 
     def build(parameters: list[Tensor]) -> Optimizer:
         state = traffic.planned_state_bytes(lionbits.Lion(parameters, optim_bits=bits))
         return _paged(parameters, optim_bits=bits, backend=backend, page_budget=state // factor, page_size=page_size)
 
-    variant = f"{bits} bits, {factor}x the budget, pages of {moved.memory(page_size)}"
-    return Contestant(backend, variant, DTYPE, Format.of(bits).bytes_per_element, build, True)
+    variant = f"{bits} bits, {factor}x the budget, pages of {transfers.memory(page_size)}"
+    return Candidate(backend, variant, DTYPE, Format.of(bits).bytes_per_element, build, True)
 
 
-def on_host(paging: Paging) -> Contestant:
+def on_host(paging: Paging) -> Candidate:
     """State of 32 bits that never moves; parameters and gradients do."""
     cpu = torch.device("cpu")
     backend = next(name for name in paging.host_backends if not select.diagnose(name, cpu))
@@ -120,7 +120,7 @@ def on_host(paging: Paging) -> Contestant:
     def build(parameters: list[Tensor]) -> Optimizer:
         return _paged(parameters, paged_compute="host", backend=backend, page_size=paging.page_size)
 
-    return Contestant(backend, "32 bits, updated on the host", DTYPE, 0.0, build, True)
+    return Candidate(backend, "32 bits, updated on the host", DTYPE, 0.0, build, True)
 
 
 def complete(rows: Iterable[Row], crossings: Sequence[Crossing]) -> None:
@@ -130,7 +130,7 @@ def complete(rows: Iterable[Row], crossings: Sequence[Crossing]) -> None:
     for row in rows:
         if row.moved is None:
             continue
-        row.moved.bus = moved.best(crossings, "both")
+        row.moved.bus = transfers.best(crossings, "both")
         if row.moved.budget is not None:  # else the host updates, and pages are something else
             bits = row.variant.split(",")[0]
             row.moved.resident_seconds = resident.get((row.workload, row.remark, row.name, bits))
@@ -139,7 +139,7 @@ def complete(rows: Iterable[Row], crossings: Sequence[Crossing]) -> None:
             row.moved.device_bytes = row.peak_bytes - 2 * row.elements * DTYPES[row.dtype].itemsize
 
 
-def forecast(found: Moved) -> float | None:
+def forecast(found: TransferStats) -> float | None:
     """Seconds of a pass over pages of one size, where the bus shares its bandwidth between the ways."""
     if found.bus is None or not found.resident_seconds or not found.pages:
         return None
@@ -153,5 +153,5 @@ def _paged(parameters: list[Tensor], **settings: Any) -> Optimizer:
     optimizer = lionbits.Lion(parameters, **COMMON, is_paged=True, **settings)
     if parameters[0].device.type == "cpu":
         pager: Any = optimizer._pager
-        optimizer._pager = replace(pager, lanes=lanes)
+        optimizer._pager = replace(pager, streams=copy_streams)
     return optimizer

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lionbits.paging.arrangement import PAGE_SIZE
+from lionbits.paging.config import PAGE_SIZE
 
-from .moved import ENOUGH, WAYS, Crossing, best, enough, memory
 from .results import Results, Row
 from .tables import NOTHING, markdown, milliseconds, number, percent
+from .transfers import ENOUGH, WAYS, Crossing, best, enough, memory
 
 BUS = """\
 Pages copied between pinned memory and the device by the lanes that paging uses, GB/s: medians; **both**: both ways at
@@ -16,7 +16,7 @@ once, their bytes together; **of the best**: of that."""
 
 STEPS = """\
 Parameters and gradients are on the device. **ms**: median, from an idle device to an idle device; **resident**: of a
-step of the same list with all state on the device, likewise; **forecast**: what `lionbits.paging.forecast` says of its
+step of the same list with all state on the device, likewise; **forecast**: what `lionbits_bench.forecast` says of its
 pages alone, for half of the bus each way and the resident update. **in**, **out**: MB of a step, by the optimizer's own
 account; **GB/s**: both ways together; **of the bus**: of the best both ways at once. **device**: the
 most MB in tensors during a step beyond parameters and gradients; **budget**: MB of state that may be there."""
@@ -35,13 +35,13 @@ def lines(results: Results) -> Iterator[str]:
     if not results.bus and not results.paging:
         return
     if results.bus:
-        yield from (BUS, "", *_bus(results.bus), "", verdict(results.bus), "")
+        yield from (BUS, "", *_bus(results.bus), "", outcome(results.bus), "")
     yield from (STEPS, "", LET_IN if results.managed else LEFT_OUT, "")
     for title in dict.fromkeys(_list(row) for row in results.paging):
         yield from _steps(title, [row for row in results.paging if _list(row) == title])
 
 
-def verdict(crossings: Sequence[Crossing]) -> str:
+def outcome(crossings: Sequence[Crossing]) -> str:
     """What the bus says about the size of a page."""
     size = enough(crossings)
     if size is None:

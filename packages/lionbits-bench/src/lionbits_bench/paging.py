@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lionbits.paging.forecast import Event, Machine, hit_rate, schedule, stalls
+from .forecast import Event, Machine, hit_rate, schedule, stalls
 
 #: An accelerator with a PCIe 5 bus and HBM3, bytes per second; updating 8-bit state moves eight times the state.
-PAPER = Machine(bring=50e9, take_back=50e9, compute=3e12 / 8)
+PAPER = Machine(bring=50e9, write_back=50e9, compute=3e12 / 8)
 
 #: Bytes of a page, pages of a pass, frames.
 PAGE, PAGES, FRAMES = 16 << 20, 12, 3

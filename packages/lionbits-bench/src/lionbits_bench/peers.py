@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import rule
-from .contestants import DTYPES, Contestant
+from .candidates import DTYPES, Candidate
 from .eager import EagerLion
 from .rule import COMMON, Check
 
@@ -116,7 +116,7 @@ def peers(
     *,
     compiled: bool = True,
     managed: bool = True,
-) -> list[Contestant]:
+) -> list[Candidate]:
     """Those of these libraries that can be imported here and work on the device."""
     able = [peer for peer in PEERS if peer.name in names and device.type in peer.devices]
     wanted = [peer for peer in able if (compiled or not peer.compiled) and (managed or not peer.managed)]
@@ -135,9 +135,9 @@ def _found(peer: Peer, device: torch.device) -> str:
     return _missing(peer) or (str(torch.__version__) if peer.name == "torch" else _version(peer.name))
 
 
-def _contestant(peer: Peer, dtype: str) -> Contestant:
+def _contestant(peer: Peer, dtype: str) -> Candidate:
     state = peer.state(DTYPES[dtype].itemsize)
-    return Contestant(peer.name, peer.variant, dtype, state, partial(_build, peer), False, peer.check, peer.main)
+    return Candidate(peer.name, peer.variant, dtype, state, partial(_build, peer), False, peer.check, peer.main)
 
 
 def _build(peer: Peer, parameters: list[Tensor]) -> Optimizer:

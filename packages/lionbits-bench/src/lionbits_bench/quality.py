@@ -210,7 +210,7 @@ def _load(path: Path, conditions: Mapping[str, Any]) -> list[Outcome]:
 def _write(out: Path, conditions: Mapping[str, Any], outcomes: Sequence[Outcome]) -> list[quality_table.Row]:
     """Everything, anew: the samples first, for table and chart can be made of them again."""
     runs = [outcome.as_json() for outcome in outcomes]
-    write_json(out / RESULTS, {"schema": SCHEMA, "programme": "quality", **conditions, "runs": runs})
+    write_json(out / RESULTS, {"schema": SCHEMA, "suite": "quality", **conditions, "runs": runs})
     rows = quality_table.rows(outcomes, list(VARIANTS))
     quality_table.save(rows, conditions, out / "quality.md")
     quality_chart.draw(rows, out / "quality.png")

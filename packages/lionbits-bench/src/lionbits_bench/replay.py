@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import workloads
-from .contestants import DTYPES, Contestant
+from .candidates import DTYPES, Candidate
 from .results import Findings, Replay, in_a_line
 from .timing import Clock
 from .workloads import Workload
@@ -15,15 +15,15 @@ from .workloads import Workload
 WARM, REPLAYS, TIMED = 3, 10, 20
 
 
-def try_replay(contestant: Contestant, workload: Workload, clock: Clock, findings: Findings) -> Replay:
+def try_replay(candidate: Candidate, workload: Workload, clock: Clock, findings: Findings) -> Replay:
     """Record after warming up, replay ten times, and compare with a twin that made as many steps.
 
     The step number is what recordings get wrong: rounding depends on it, so one that stands still shows in the bits
     of parameters or of state after the first replay.
     """
-    result = Replay(contestant.name, contestant.variant, contestant.dtype, len(workload.shapes))
+    result = Replay(candidate.name, candidate.variant, candidate.dtype, len(workload.shapes))
     try:
-        _try(result, contestant, workload, clock)
+        _try(result, candidate, workload, clock)
     except Exception as error:  # noqa: BLE001 - reported, and the next one is tried
         result.problem = in_a_line(error)
     if result.problem or not result.equal:
@@ -32,10 +32,10 @@ def try_replay(contestant: Contestant, workload: Workload, clock: Clock, finding
     return result
 
 
-def _try(result: Replay, contestant: Contestant, workload: Workload, clock: Clock) -> None:
-    dtype = DTYPES[contestant.dtype]
+def _try(result: Replay, candidate: Candidate, workload: Workload, clock: Clock) -> None:
+    dtype = DTYPES[candidate.dtype]
     recorded_tensors, twin_tensors = (workloads.tensors(workload, dtype, clock.device) for _ in range(2))
-    recorded, twin = contestant.build(recorded_tensors), contestant.build(twin_tensors)
+    recorded, twin = candidate.build(recorded_tensors), candidate.build(twin_tensors)
     replay = clock.capture(recorded.step, WARM)
     for _ in range(REPLAYS):
         replay()

@@ -11,7 +11,7 @@ from lionbits_cli import console
 from lionbits_cli.console import Table
 
 from . import paged_table, tables
-from .results import Check, Replay, Results, Row, Verdict
+from .results import Check, Replay, Results, Row, SuiteResult
 from .tables import count, milliseconds, number, percent
 from .tables import markdown as _table
 
@@ -36,8 +36,8 @@ def save(results: Results, out: Path) -> None:
 
 
 def markdown(results: Results) -> str:
-    """All sections; one that has nothing yet says so, and what a programme does not do has no section."""
-    title, sections = _gpu(results) if results.programme == "gpu" else _run(results)
+    """All sections; one that has nothing yet says so, and what a suite does not do has no section."""
+    title, sections = _gpu(results) if results.suite == "gpu" else _run(results)
     return "\n".join((title, *(line for name, lines in sections.items() for line in _section(name, lines))))
 
 
@@ -46,7 +46,7 @@ def _gpu(results: Results) -> tuple[str, Sections]:
     return title + (DRY if results.dry_run else ""), {
         "How it went": _parts(results),
         "Environment": _environment(results),
-        "The court": _court(results.court),
+        "The conformance suite": _conformance(results.conformance),
         "Speed": _speed(results.speed),
         "Host time": _speed(results.host),
         "Paging": paged_table.lines(results),
@@ -73,9 +73,9 @@ def summary(results: Results) -> str:
     for (name, dtype, who), rows in groupby(keyed, lambda row: (row.workload, row.dtype, row.name)):
         lines += [f"{name}, {dtype}, {who}:", *(f"    {row.variant:28} {_glance(row)}" for row in rows)]
     lines += paged_table.glances(results.paging)
-    for verdict in results.court:
-        how = "finished" if verdict.finished else "NOT FINISHED"
-        lines.append(f"court of {verdict.backend}: {verdict.passed} passed, {verdict.failed} failed, {how}")
+    for outcome in results.conformance:
+        how = "finished" if outcome.finished else "NOT FINISHED"
+        lines.append(f"conformance suite of {outcome.backend}: {outcome.passed} passed, {outcome.failed} failed, {how}")
     lines += [f"replay of {r.name} {r.variant}: {_outcome(r)}" for r in results.replay]
     return "\n".join((*lines, *_troubles(results)))
 
@@ -127,18 +127,18 @@ def _environment(results: Results) -> Iterator[str]:
     yield from _table(("peer", "version"), results.peers.items())
 
 
-def _court(verdicts: Sequence[Verdict]) -> Iterator[str]:
-    if not verdicts:
+def _conformance(outcomes: Sequence[SuiteResult]) -> Iterator[str]:
+    if not outcomes:
         return
     columns = ("backend", "profile", "passed", "failed", "skipped", "of", "seconds", "")
     rows = [
         (v.backend, v.profile, str(v.passed), str(v.failed), str(v.skipped), count(v.collected), f"{v.seconds:.0f}",
          "finished" if v.finished else "**not finished**")
-        for v in verdicts
+        for v in outcomes
     ]  # fmt: skip
     yield from _table(columns, rows)
-    for verdict in verdicts:
-        yield from ("", f"The end of what it printed about {verdict.backend}:", "", "```text", *verdict.tail, "```")
+    for outcome in outcomes:
+        yield from ("", f"The end of what it printed about {outcome.backend}:", "", "```text", *outcome.tail, "```")
 
 
 def _speed(rows: Sequence[Row]) -> Iterator[str]:

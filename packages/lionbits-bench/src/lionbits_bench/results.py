@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median, quantiles
 from typing import Any
 
-from .moved import Crossing, Moved
+from .transfers import Crossing, TransferStats
 
 SCHEMA = 1
 
@@ -47,7 +47,7 @@ class Findings:
 
 @dataclass
 class Part:
-    """How a part of the programme went: ``waiting``, ``started``, ``complete``, ``cut short`` or ``failed``."""
+    """How a part of the suite went: ``waiting``, ``started``, ``complete``, ``cut short`` or ``failed``."""
 
     status: str = "waiting"
     seconds: float = 0.0
@@ -56,8 +56,8 @@ class Part:
 
 
 @dataclass
-class Verdict:
-    """What the court says of a backend. ``collected`` is None where it never got that far."""
+class SuiteResult:
+    """What the conformance suite says of a backend. ``collected`` is None where it never got that far."""
 
     backend: str
     device: str
@@ -98,7 +98,7 @@ class Row:
     kernels: int | None = None
     transfers: int | None = None
     waits: int | None = None
-    moved: Moved | None = None
+    moved: TransferStats | None = None
 
     @property
     def title(self) -> str:
@@ -201,12 +201,12 @@ class Results:
     environment: dict[str, str] = field(default_factory=dict)
     diagnoses: dict[str, str] = field(default_factory=dict)
     peers: dict[str, str] = field(default_factory=dict)
-    court: list[Verdict] = field(default_factory=list)
+    conformance: list[SuiteResult] = field(default_factory=list)
     copies: list[float] = field(default_factory=list)
     speed: list[Row] = field(default_factory=list)
     host: list[Row] = field(default_factory=list)
     replay: list[Replay] = field(default_factory=list)
-    programme: str = "gpu"
+    suite: str = "gpu"
     checks: list[Check] = field(default_factory=list)
     sizes: list[Row] = field(default_factory=list)
     managed: bool = False

@@ -18,7 +18,7 @@ from .results import in_a_line
 Build = Callable[[list[Tensor]], Optimizer]
 Check = Callable[[Build, torch.device], str]
 
-#: Settings of every contestant that knows them; the time of a step does not depend on their values.
+#: Settings of every candidate that knows them; the time of a step does not depend on their values.
 COMMON: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.1}
 B1, B2 = 0.9, 0.99
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from . import charts, memory, programme, report, workloads
-from .contestants import Contestant, lions
-from .measure import Effort, Heat, check, time_heat
+from . import charts, memory, report, suite, workloads
+from .candidates import Candidate, lions
+from .measure import Effort, Round, check, time_round
 from .peers import peers
-from .programme import Parts, Programme, look, race
 from .results import Findings, Part, Results
+from .suite import Parts, Suite, look, race
 from .timing import Deadline
 
 #: Where torch.compile keeps what it compiled.
@@ -56,28 +56,28 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideBySide(Programme):
+class SideBySide(Suite):
     """``log2_sizes`` of one tensor, gone through with ``sizes_effort``."""
 
     log2_sizes: Sequence[int]
     sizes_effort: Effort
 
 
-class Run(programme.Run):
+class Run(suite.Run):
     """One comparison."""
 
-    programme: SideBySide
+    suite: SideBySide
 
 
 def planned(choice: Choice) -> SideBySide:
-    """The programme. Nothing but lists, rounds and sizes differs where it is quick."""
+    """The suite. Nothing but lists, rounds and sizes differs where it is quick."""
     device = torch.device(choice.device)
     cuda = device.type == "cuda"
     lists = workloads.tiny() if choice.quick else workloads.full(30 if cuda else 24)
     # on the CPU the call is the step: there is no time of the host beside it
     effort = partial(Effort, warm=3, steps=1000, host_steps=5 if cuda else 0, limit=choice.limit)
 
-    def everyone(backends: Sequence[str], dtype: str) -> list[Contestant]:
+    def everyone(backends: Sequence[str], dtype: str) -> list[Candidate]:
         return [*lions(backends, dtype, choice.variants), *peers(dtype, device, choice.peers)]
 
     return SideBySide(
@@ -97,22 +97,22 @@ def planned(choice: Choice) -> SideBySide:
 def check_everyone(run: Run, deadline: Deadline, findings: Findings) -> None:
     """What each computes. A peer that is wrong is told; ours has no business here before it is right."""
     del deadline
-    everyone = [contestant for dtype in run.programme.dtypes for contestant in run.contestants(dtype)]
-    for contestant in {(one.name, one.variant): one for one in everyone}.values():
-        found = check(contestant, run.bench.clock, run.programme.effort.limit)
+    everyone = [candidate for dtype in run.suite.dtypes for candidate in run.candidates(dtype)]
+    for candidate in {(one.name, one.variant): one for one in everyone}.values():
+        found = check(candidate, run.bench.clock, run.suite.effort.limit)
         run.results.checks.append(found)
         run.say(f"check: {found.name} {found.variant}: {found.found}")
-        if contestant.ours and contestant.check and not found.right:
+        if candidate.ours and candidate.check and not found.right:
             findings.failed.append(f"{found.name} {found.variant}: {found.found}")
 
 
 def go_through_sizes(run: Run, deadline: Deadline, findings: Findings) -> None:
-    """The main contestants on one tensor, from a thousand elements on."""
-    for dtype in run.programme.dtypes:
-        main = [contestant for contestant in run.contestants(dtype) if contestant.main]
-        for log2 in run.programme.log2_sizes if main else ():
-            heat = Heat((workloads.one_tensor(log2),), main)
-            run.results.copies += time_heat(heat, run.bench, run.programme.sizes_effort, 1, deadline, run.results.sizes)
+    """The main candidates on one tensor, from a thousand elements on."""
+    for dtype in run.suite.dtypes:
+        main = [candidate for candidate in run.candidates(dtype) if candidate.main]
+        for log2 in run.suite.log2_sizes if main else ():
+            round_ = Round((workloads.one_tensor(log2),), main)
+            run.results.copies += time_round(round_, run.bench, run.suite.sizes_effort, 1, deadline, run.results.sizes)
             run.save()
 
 
@@ -153,10 +153,10 @@ PARTS: Parts[Run] = {
 
 def run(choice: Choice, out: Path) -> int:
     """All parts; however long it takes."""
-    results = Results(choice.quick, choice.device, None, [], {name: Part() for name in PARTS}, programme="run")
+    results = Results(choice.quick, choice.device, None, [], {name: Part() for name in PARTS}, suite="run")
     going = Run(planned(choice), choice.backends, out.resolve(), results)
     with compiling_anew():
-        code = programme.carry_out(PARTS, going, Deadline(math.inf))
+        code = suite.carry_out(PARTS, going, Deadline(math.inf))
     report.show(results)
     print(f"\n{out / 'results.md'}, {out / 'results.json'}", flush=True)
     return code

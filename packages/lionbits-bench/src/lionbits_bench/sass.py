@@ -79,7 +79,7 @@ def listing(name: str, ptx: str, cubin: bytes, elements_per_thread: int = 1) -> 
 
 
 def faults(found: Listing, fast: bool = True) -> list[str]:
-    """What breaks the law or wastes bandwidth in a compiled kernel; ``fast`` says that it has a fast path."""
+    """What breaks the property or wastes bandwidth in a compiled kernel; ``fast`` says that it has a fast path."""
     told = [f"PTX {meaning}" for pattern, meaning in FORBIDDEN.items() if re.search(pattern, found.ptx)]
     if found.stack or any(re.search(r"\b(LDL|STL)\b", text) for text in found.instructions):
         told.append(f"SASS spills to local memory, {found.stack} bytes")

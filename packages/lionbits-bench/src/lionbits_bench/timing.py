@@ -49,7 +49,7 @@ class Deadline:
 
 
 class TooSlow(BaseException):
-    """Time for one contestant is up. It is no Exception: nothing that it interrupts may take it for one of its own."""
+    """Time for one candidate is up. It is no Exception: nothing that it interrupts may take it for one of its own."""
 
 
 @contextmanager

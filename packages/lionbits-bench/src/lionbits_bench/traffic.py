@@ -20,11 +20,11 @@ from collections.abc import Collection, Iterable, Sequence
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lionbits import Lion, options
+from lionbits import Lion, settings
 from lionbits.paging import Paged, PagingStats
 from lionbits_reference.spec import Plan, TensorSpec
 
-from .moved import Moved
+from .transfers import TransferStats
 
 #: State that a step neither reads nor writes, by the class that holds it.
 IDLE = {"DeepSpeedCPULion": ("exp_avg_sq",)}
@@ -46,7 +46,7 @@ def floor_bytes(optimizer: Optimizer) -> int:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if isinstance(optimizer, Lion):
-                total += plan_bytes(options.plan(group, parameter, parameter.grad.dtype), parameter.shape)
+                total += plan_bytes(settings.plan(group, parameter, parameter.grad.dtype), parameter.shape)
             else:
                 idle = IDLE.get(type(optimizer).__name__, ())
                 state = state_bytes(optimizer, parameter, idle)
@@ -63,7 +63,7 @@ def state_bytes(optimizer: Optimizer, parameter: Tensor, without: Collection[str
 def planned_state_bytes(optimizer: Lion) -> int:
     """Bytes of the state that a step will have, whether one was made or not."""
     return sum(
-        _spec_bytes(options.plan(group, parameter, parameter.grad.dtype).state_spec(parameter.shape).values())
+        _spec_bytes(settings.plan(group, parameter, parameter.grad.dtype).state_spec(parameter.shape).values())
         for group in optimizer.param_groups
         for parameter in group["params"]
     )
@@ -76,14 +76,14 @@ def account(optimizer: Optimizer) -> PagingStats | None:
     return None
 
 
-def moved(optimizer: Optimizer, before: PagingStats | None) -> Moved | None:
+def moved(optimizer: Optimizer, before: PagingStats | None) -> TransferStats | None:
     """What paging has moved since that account."""
     if before is None:
         return None
     assert isinstance(optimizer, Lion)
     assert isinstance(optimizer._pager, Paged)
     now = optimizer.paging_stats()
-    return Moved(
+    return TransferStats(
         state_bytes=planned_state_bytes(optimizer),
         budget=optimizer._pager.page_budget,
         page_size=optimizer._pager.page_size,

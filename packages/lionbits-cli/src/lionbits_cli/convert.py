@@ -15,10 +15,10 @@ import torch
 
 import lionbits
 from lionbits import interop
-from lionbits.interop import alone, comparison
-from lionbits.interop.ours import out_of
+from lionbits.interop import comparison, standalone
+from lionbits.interop.imported import ImportedStateDict
+from lionbits.interop.lion import export
 from lionbits.interop.peers import PEERS, read
-from lionbits.interop.reading import Reading
 from lionbits_reference.spec import DEFAULTS
 
 from .console import CommandError, Table, show
@@ -116,10 +116,10 @@ def convert(state_dict: Mapping[str, Any], args: argparse.Namespace) -> tuple[di
     before = examine(state_dict, args)
     bits = args.bits or (8 if any(held.quantised for held in before.held.values()) else 32)
     if args.to == OURS:
-        optimizer = alone.restored(before, bits)
-        converted, after = optimizer.state_dict(), out_of(optimizer)
+        optimizer = standalone.restored(before, bits)
+        converted, after = optimizer.state_dict(), export(optimizer)
     else:
-        optimizer = alone.restored(before, 32)
+        optimizer = standalone.restored(before, 32)
         if args.to == "bitsandbytes":
             converted = interop.to_bitsandbytes(optimizer, bits)
         elif args.bits in (None, 32):
@@ -130,13 +130,13 @@ def convert(state_dict: Mapping[str, Any], args: argparse.Namespace) -> tuple[di
     return converted, comparison.differences(before, after, zip(before.ids, after.ids, strict=True))
 
 
-def examine(state_dict: Mapping[str, Any], args: argparse.Namespace) -> Reading:
+def examine(state_dict: Mapping[str, Any], args: argparse.Namespace) -> ImportedStateDict:
     """What the state dict says, whoever wrote it."""
     peer = args.peer or interop.recognise(state_dict)
     if peer is None:
         raise ValueError("it does not look like a Lion's state dict; if it is one, name it with --from")
     if peer == OURS:
-        return out_of(alone.revived(state_dict))
+        return export(standalone.revived(state_dict))
     return read(state_dict, peer, written_on=args.written_on)
 
 

@@ -37,14 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, judge, draw; the exit code is 1 if a check fails."""
+    """Measure, check, draw; the exit code is 1 if a check fails."""
     require("matplotlib", "rich")
     if args.steps < 2 * EXPLOSION_STEP:
         raise CommandError(f"--steps must be at least {2 * EXPLOSION_STEP}: the explosion is at {EXPLOSION_STEP}")
     check_seed(args.seed)
     targets.prepare_folder(args.out, ("report.png", "report.json"))
     record = measure(args.steps, args.seed)
-    checks = judge(record)
+    checks = check(record)
     charts.report_chart(record, args.out / "report.png")
     results.write_json(
         args.out / "report.json",
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(check.passed for check in checks) else 1
 
 
-def judge(record: Record) -> list[Check]:
+def check(record: Record) -> list[Check]:
     """The checks of the original test, the last one by its effects: p.grad is not ours to modify."""
     first, last = record.losses[0], record.losses[-1]
     coverage = min(record.coverage)

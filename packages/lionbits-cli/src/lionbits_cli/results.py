@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lionbits import saving
+from lionbits.checkpoint import saving
 
 from . import variants
 from .console import Table, human_bytes

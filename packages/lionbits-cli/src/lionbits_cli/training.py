@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lionbits import saving
+from lionbits.checkpoint import saving
 
 from . import corpus as corpora
 from . import targets, variants

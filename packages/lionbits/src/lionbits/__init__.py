@@ -2,25 +2,17 @@
 
 from . import interop
 from .advice import from_adamw
-from .backward import fuse_into_backward
-from .convert import convert
+from .checkpoint.convert import convert
+from .checkpoint.safetensors_files import load_safetensors, save_safetensors
+from .checkpoint.saving import save
+from .checkpoint.state_dicts import LoadedKeys
+from .checkpoint.weights import float32_parameters
 from .optimizer import Lion
 from .paging import PagingStats
 from .qlion import QLion, SymmetricQuantizer
-from .saving import save
 from .select import BackendUnavailable
-from .state_dicts import LoadedKeys
-from .tensorfile import load_safetensors, save_safetensors
-from .variants import (
-    Lion4bit,
-    Lion8bit,
-    Lion32bit,
-    PagedLion,
-    PagedLion4bit,
-    PagedLion8bit,
-    PagedLion32bit,
-)
-from .weights import float32_parameters
+from .step.backward import fuse_into_backward
+from .variants import Lion4bit, Lion8bit, Lion32bit, PagedLion, PagedLion4bit, PagedLion8bit, PagedLion32bit
 
 __version__ = "0.1.0.dev0"
 

@@ -13,7 +13,7 @@ import torch
 
 from lionbits_reference.spec import Backend, checks
 
-from . import advice, options, select, shards, spelling
+from . import advice, select, settings, sharding, spelling
 from .paging import Pager
 
 #: Settings of the optimizer as a whole, which a parameter group may not have.
@@ -126,14 +126,14 @@ def check_overrides(overrides: Mapping[str, Mapping[str, Any]] | None, known: Ma
     if overrides is None:
         return {}
     if not isinstance(overrides, Mapping) or not all(
-        isinstance(pattern, str) and isinstance(settings, Mapping) for pattern, settings in overrides.items()
+        isinstance(pattern, str) and isinstance(values, Mapping) for pattern, values in overrides.items()
     ):
         raise checks.mistyped("overrides", overrides, rule)
-    for settings in overrides.values():
-        for key in settings.keys() - known.keys() - set(WHOLE):
+    for values in overrides.values():
+        for key in values.keys() - known.keys() - set(WHOLE):
             hint = spelling.meant(key, tuple(known))
-            raise checks.refusal(ValueError, "overrides", {key: settings[key]}, "has no such setting", hint)
-    return {pattern: dict(settings) for pattern, settings in overrides.items()}
+            raise checks.refusal(ValueError, "overrides", {key: values[key]}, "has no such setting", hint)
+    return {pattern: dict(values) for pattern, values in overrides.items()}
 
 
 def check_used(overrides: Overrides, groups: Iterable[Group]) -> None:
@@ -165,18 +165,18 @@ def split(group: Group, overrides: Overrides) -> Iterator[Group]:
         if not isinstance(named, tuple):
             hint = "Pass model.named_parameters() instead of model.parameters()."
             raise checks.refusal(ValueError, "overrides", overrides, "needs parameters with names", hint)
-        settings: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for pattern, extra in overrides.items():
             if fnmatch.fnmatchcase(named[0], pattern):
-                settings |= extra
+                values |= extra
         for same, members in parts:
-            if same == settings:
+            if same == values:
                 members.append(named)
                 break
         else:
-            parts.append((settings, [named]))
-    for settings, members in parts:
-        yield {**group, **settings, "params": members}
+            parts.append((values, [named]))
+    for values, members in parts:
+        yield {**group, **values, "params": members}
 
 
 def inherit(group: Group, defaults: Mapping[str, Any]) -> None:
@@ -197,7 +197,7 @@ def inherit(group: Group, defaults: Mapping[str, Any]) -> None:
     if "block_wise" in group:
         group.setdefault("block_size", None)
     for key, value in defaults.items():
-        group[key] = options.plain(group.get(key, value))
+        group[key] = settings.plain(group.get(key, value))
 
 
 def check_whole(group: Mapping[str, Any]) -> None:
@@ -210,6 +210,17 @@ def check_whole(group: Mapping[str, Any]) -> None:
         if key in group:
             hint = "Pass it to the constructor."
             raise checks.refusal(ValueError, key, group[key], "is the optimizer's, not a parameter group's", hint)
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Refuse what is no optimizer of this family.
+
+    Raises:
+        TypeError: naming what was given.
+    """
+    if not hasattr(optimizer, "_step_cache"):
+        hint = "Make one over the parameters first."
+        raise checks.refusal(TypeError, "optimizer", optimizer, "must be an optimizer of lionbits", hint)
 
 
 def holding(param: torch.Tensor, groups: Iterable[Group]) -> Group:
@@ -235,17 +246,17 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
     Raises:
         TypeError, ValueError. RuntimeError: this torch has no way to save it.
     """
-    options.check(group)
+    settings.check(group)
     for param in group["params"]:
         if not param.requires_grad and param.grad is None:
             continue  # what is frozen is left alone, whatever it is: quantised weights, say
         try:
-            plan = options.plan(group, param, param.dtype)
-            shards.check_settings(group, plan, param)
+            plan = settings.plan(group, param, param.dtype)
+            sharding.check_settings(group, plan, param)
         except (TypeError, ValueError) as error:
             raise type(error)(f"a parameter of shape {tuple(param.shape)}: {error}") from None
         if pager.moves(param.device):
-            shards.check_moving(param)
+            sharding.check_moving(param)
         select.serving(backend, plan, pager.computes_on(param.device), offloaded=pager.offloads)
 
 
@@ -255,8 +266,8 @@ def tell_of_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None
     Args:
         members: parameters that get their state, and their groups.
     """
-    wide = [(group, param) for group, param in members if not shards.cuts_rows(param) and _wants_codes(group, param)]
-    if not wide or any(shards.coordinate(wide[0][1])):
+    wide = [(group, param) for group, param in members if not sharding.cuts_rows(param) and _wants_codes(group, param)]
+    if not wide or any(sharding.coordinate(wide[0][1])):
         return
     shown = ", ".join(_name(group, param) for group, param in wide[:5]) + (", ..." if len(wide) > 5 else "")
     advice.warn(
@@ -267,7 +278,7 @@ def tell_of_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None
 
 
 def _wants_codes(group: Group, param: torch.Tensor) -> bool:
-    return options.state_format(group).for_parameter(param.shape, group["min_8bit_size"]).quantised
+    return settings.state_format(group).for_parameter(param.shape, group["min_8bit_size"]).quantised
 
 
 def _name(group: Group, param: torch.Tensor) -> str:
@@ -280,5 +291,5 @@ def _name(group: Group, param: torch.Tensor) -> str:
 
 def name_format(group: Group) -> None:
     """Write the format and block size in place of None, so that a checkpoint says them."""
-    chosen = options.state_format(group)
+    chosen = settings.state_format(group)
     group["state_format"], group["block_size"] = chosen.name, chosen.block_size or None

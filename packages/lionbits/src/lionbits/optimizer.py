@@ -1,4 +1,4 @@
-"""The optimizer: torch.optim's contract around :mod:`lionbits.work`."""
+"""The optimizer: torch.optim's contract around :mod:`lionbits.step.prepare`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import advice, copies, groups, momenta, options, paging, select, shards, state_dicts, summary, work
-from .backward import InBackward, tell_of_others
+from . import advice, groups, paging, select, settings, sharding, summary
+from .checkpoint import copies, state_dicts
+from .checkpoint.state_dicts import LoadedKeys
 from .hooks import hooked_if_watched
 from .inference import outside_inference_mode
 from .interrupts import uninterrupted
-from .paging import Movement, PagingStats
-from .parameter_step import ParameterStep, step_parameter
+from .paging import PagingStats, Prefetcher
 from .spelling import known_arguments
-from .state_dicts import LoadedKeys
-from .steady import Steady, update
+from .step import launch, momenta, prepare
+from .step.backward import InBackward, tell_of_others
+from .step.cache import StepCache, update
+from .step.single import ParameterStep, step_parameter
 from .uncompiled import uncompiled
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -68,7 +70,7 @@ class Lion(Optimizer):
             counted; ``"raise"``: likewise, and the step ends in FloatingPointError (one host sync);
             ``"propagate"``: plain arithmetic.
         maximize: go up instead of down.
-        seed: of the rounding lanes, 0..2^64-1. No global generator is used.
+        seed: of the rounding noise, 0..2^64-1. No global generator is used.
         page_budget: with ``is_paged``: bytes of state that may be on the device at a time. None: what it can spare.
         page_size: with ``is_paged``: bytes that move at a time. None: 16 MiB.
         page_dir: with ``is_paged``: a folder for memory-mapped files, for state larger than memory.
@@ -96,7 +98,7 @@ class Lion(Optimizer):
     _step_supports_amp_scaling = True
 
     #: What the last step left ready for the next. It is never copied: the copy makes its own.
-    _steady: Steady | None = None
+    _step_cache: StepCache | None = None
 
     #: What the last steps of single parameters left ready for the next. Never copied either.
     _parameter_steps: dict[Tensor, ParameterStep] | None = None
@@ -105,7 +107,7 @@ class Lion(Optimizer):
     _in_backward: InBackward | None = None
 
     #: What brings state to the device, if it lives elsewhere. Never copied either.
-    _movement: Movement | None = None
+    _prefetcher: Prefetcher | None = None
 
     @known_arguments
     def __init__(
@@ -157,15 +159,15 @@ class Lion(Optimizer):
             "maximize": maximize,
             "seed": seed,
         }
-        defaults = {key: options.plain(value) for key, value in (defaults | options.from_args(args)).items()}
-        options.check(defaults)
-        self._pager = paging.arrangement(
+        defaults = {key: settings.plain(value) for key, value in (defaults | settings.from_args(args)).items()}
+        settings.check(defaults)
+        self._pager = paging.paging_config(
             is_paged, page_budget=page_budget, page_dir=page_dir, page_size=page_size, paged_compute=paged_compute
         )
-        options.check_fixed(type(self).__name__, self._fixed, defaults | {"is_paged": is_paged})
+        settings.check_fixed(type(self).__name__, self._fixed, defaults | {"is_paged": is_paged})
         self._backend = select.requested(self.default_backend if backend is None else backend)
         self._overrides = groups.check_overrides(overrides, {**defaults, **self._own_settings})
-        self._skipped: work.Counts = {}
+        self._skipped: launch.Counts = {}
         super().__init__(cast(Any, groups.checked_params(params)), defaults)
         groups.check_used(self._overrides, self.param_groups)
         advice.on_surroundings()
@@ -220,9 +222,9 @@ class Lion(Optimizer):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
             return
-        before = self._steady
+        before = self._step_cache
         update(self)
-        if self._steady is not before:
+        if self._step_cache is not before:
             tell_of_others(self)
 
     @torch.no_grad()
@@ -282,19 +284,19 @@ class Lion(Optimizer):
         Torch's checkpoint tools take a step at learning rate 0 where there is no state at all, which counts as one, and
         leave out parameters that never had a gradient. Call this before them, and neither happens.
         """
-        work.allocate(work.learning(self.param_groups), self.state, self._moves())
+        prepare.allocate(prepare.learning(self.param_groups), self.state, self._get_prefetcher())
 
     def skipped_elements(self) -> int:
         """How many element updates were skipped as something was not finite. Waits for the device.
 
         Where parameters are sharded it is a collective call: every rank has to make it, and gets the whole number.
         """
-        counts = [shards.total(count.clone(), spread) for (_, spread), count in self._skipped.items()]
+        counts = [sharding.total(count.clone(), spread) for (_, spread), count in self._skipped.items()]
         return sum(int(count.item()) for count in counts)
 
     def paging_stats(self) -> PagingStats:
         """What paging has moved since this optimizer was made, copied or unpickled; all zeros where nothing has to."""
-        return replace(self._moves().stats)
+        return replace(self._get_prefetcher().stats)
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, not a copy; the same for every backend, paged or resident.
@@ -335,7 +337,7 @@ class Lion(Optimizer):
         super().__setstate__(state)
         copies.take_up(self, state)
 
-    def _moves(self) -> Movement:
+    def _get_prefetcher(self) -> Prefetcher:
         paging.check_process(self.state.values())
-        self._movement = self._movement or Movement(self._pager)
-        return self._movement
+        self._prefetcher = self._prefetcher or Prefetcher(self._pager)
+        return self._prefetcher

@@ -13,7 +13,6 @@ from lionbits_reference.spec import Hyper, checks
 from .optimizer import Lion, Params
 
 #: QLion's own names for settings that decide in which form momentum is held.
-FORM = ("use_4bit", "quant_threshold")
 
 
 class _Options(TypedDict, total=False):

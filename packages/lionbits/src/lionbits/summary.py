@@ -8,8 +8,8 @@ from typing import Any
 
 from lionbits_reference.spec import Backend
 
-from . import options, select, shards
-from .paging import Paged, Pager, host
+from . import select, settings, sharding
+from .paging import Paged, Pager, host_memory
 
 
 def told(text: str, groups: Sequence[Mapping[str, Any]], backend: Backend | None, pager: Pager) -> str:
@@ -39,9 +39,9 @@ def _of_group(group: Mapping[str, Any], backend: Backend | None, pager: Pager) -
     serving: set[str] = set()
     size = 0
     for param in (param for param in group["params"] if param.requires_grad or param.grad is not None):
-        plan = options.plan(group, param, param.dtype)
+        plan = settings.plan(group, param, param.dtype)
         formats[str(plan.format)] += 1
-        size += sum(map(host.bytes_of, plan.state_spec(shards.here(param).shape).values()))
+        size += sum(map(host_memory.bytes_of, plan.state_spec(sharding.local_tensor(param).shape).values()))
         device = pager.computes_on(param.device)
         serving.add(select.serving(backend, plan, device, offloaded=pager.offloads).name)
     if not formats:

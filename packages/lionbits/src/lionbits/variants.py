@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .optimizer import Lion, Params
-from .options import Options
+from .settings import Options
 
 
 class _BitsByKeyword(Options, total=False):

@@ -54,7 +54,7 @@ def over_tensor_parallelism(settings: dict[str, Any]) -> None:
     module, parts = Block(dtype), parallel(dtype)
     settings = {**SETTINGS, "optim_bits": 8, **settings}
     optimizer = Lion(module.named_parameters(), **settings, overrides={"down.weight": {"optim_bits": 32}})
-    own_group = {"down.weight": {"lr": SETTINGS["lr"]}}  # as above: lanes depend on the position over all groups
+    own_group = {"down.weight": {"lr": SETTINGS["lr"]}}  # as above: noise depend on the position over all groups
     other = Lion(parts.named_parameters(), **settings, overrides=own_group)
     for step in (1, 2, 3):
         train(module, optimizer, [step])
@@ -77,7 +77,7 @@ def over_tensor_parallelism(settings: dict[str, Any]) -> None:
     ids=str,
 )
 def test_fsdp_over_tensor_parallelism(world: World, settings: dict[str, Any]) -> None:
-    """Cuts through rows keep float32 momentum, with one warning; columns that begin at odd places draw their lanes."""
+    """Cuts through rows keep float32 momentum, with one warning; columns that begin at odd places draw their noise."""
     if not all(world(gathers_all_rows)):
         pytest.skip("this torch's full_tensor has zeros for some uneven rows, before any step")
     world(over_tensor_parallelism, settings)

@@ -46,7 +46,7 @@ def data_parallel(settings: dict[str, Any]) -> None:
 
 
 def test_ddp_keeps_ranks_alike(world: World) -> None:
-    """There is nothing to do: equal gradients make equal steps, lanes and all."""
+    """There is nothing to do: equal gradients make equal steps, noise and all."""
     world(data_parallel, {"optim_bits": 4, "cautious": "mask", "percentile_clipping": 50})
 
 
@@ -73,7 +73,7 @@ def zero_redundancy(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [32, 8, 4])
 def test_zero_redundancy_equals_ddp(world: World, bits: int) -> None:
-    """Also when it is consolidated and resumed, by itself or under DDP. To nearest: lanes count from a rank's first."""
+    """Also when it is consolidated and resumed, by itself or under DDP. To nearest: noise count from a rank's first."""
     world(zero_redundancy, bits)
 
 

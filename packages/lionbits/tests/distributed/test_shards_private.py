@@ -16,7 +16,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from lionbits import Lion, Lion8bit, PagedLion8bit, paging, shards, torch_private
+from lionbits import Lion, Lion8bit, PagedLion8bit, paging, sharding, torch_private
 
 from ..family import assert_same
 from .problem import SETTINGS, Bag, assert_equal, sharded, states, train
@@ -45,11 +45,11 @@ def trains_without_the_local_tensor() -> None:
             optimizer, other = Lion(module.parameters(), **settings), Lion(parts.parameters(), **settings)
             train(module, optimizer, [1])
             train(parts, other, [1])
-            kept = other._steady
+            kept = other._step_cache
             for step in (2, 3):
                 train(module, optimizer, [step])
                 train(parts, other, [step])
-            assert other._steady is kept
+            assert other._step_cache is kept
             assert_equal(parts, other, module, optimizer, f"{bits} bits")
             again = Lion(parts.parameters(), **settings)
             again.load_state_dict(copy.deepcopy(other.state_dict()))
@@ -82,13 +82,13 @@ def take(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lies_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let parameters on the CPU be taken for such whose state is on other devices."""
-    monkeypatch.setattr(paging.arrangement(True).__class__, "moves", lambda self, device: True)
+    monkeypatch.setattr(paging.paging_config(True).__class__, "moves", lambda self, device: True)
 
 
 def refuses_before_anything_is_written(name: str) -> None:
     parts = sharded(Bag(), meshes()[4])
     whole = Bag().plain
-    before = [shards.here(param.detach()).clone() for param in parts.parameters()]
+    before = [sharding.local_tensor(param.detach()).clone() for param in parts.parameters()]
     with pytest.MonkeyPatch.context() as monkeypatch:
         lies_elsewhere(monkeypatch)
         optimizer = PagedLion8bit([whole], **SETTINGS)
@@ -100,7 +100,7 @@ def refuses_before_anything_is_written(name: str) -> None:
             optimizer.add_param_group({"params": list(parts.parameters())})
         assert len(optimizer.param_groups) == 1
         assert not optimizer.state
-        assert_same([shards.here(param.detach()) for param in parts.parameters()], before)
+        assert_same([sharding.local_tensor(param.detach()) for param in parts.parameters()], before)
 
 
 @pytest.mark.parametrize("name", GONE)
@@ -121,7 +121,7 @@ def does_without_where_state_is_where_the_mesh_is(name: str) -> None:
                 again = kind(parts.parameters(), **SETTINGS)
                 again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
                 train(parts, again, [3])
-                ends.append([*states(again), *(shards.here(param.detach()) for param in parts.parameters())])
+                ends.append([*states(again), *(sharding.local_tensor(param.detach()) for param in parts.parameters())])
     for end in ends[1:]:
         assert_same(end, ends[0])
 
@@ -144,8 +144,8 @@ def keeps_what_is_elsewhere_where_it_is() -> None:
     there.__class__ = OfMeta
     local = torch.arange(12.0).reshape(3, 4)
     assert DTensor.from_local(local, there, [Shard(0)]).to_local().is_meta
-    placed = shards.place.dtensor(local, there, (Shard(0),), (12, 4))
-    near = shards.place.dtensor(local, here, (Shard(0),), (12, 4))
+    placed = sharding.local.dtensor(local, there, (Shard(0),), (12, 4))
+    near = sharding.local.dtensor(local, here, (Shard(0),), (12, 4))
     assert near.to_local().data_ptr() == placed.to_local().data_ptr() == local.data_ptr()
     for key in ("shape", "dtype", "placements", "requires_grad", "is_leaf"):
         assert getattr(placed, key) == getattr(near, key)

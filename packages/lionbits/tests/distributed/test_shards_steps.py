@@ -41,7 +41,7 @@ def equals_the_whole(form: str, ranks: int | str) -> None:
             train(module, optimizer, [step])
             train(parts, other, [step])
             assert_equal(parts, other, module, optimizer, f"{bits} bits, step {step}")
-        assert other._steady is not None
+        assert other._step_cache is not None
 
 
 @pytest.mark.filterwarnings("ignore:optim_bits=2")

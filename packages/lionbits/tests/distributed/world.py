@@ -1,6 +1,6 @@
-"""Four processes that stay, over gloo on the CPU, and judge one case after the other: starting them is what costs.
+"""Four processes that stay, over gloo on the CPU, and check one case after the other: starting them is what costs.
 
-A judge is a function of a test module that all ranks call. It asserts; what it asks for beyond ranks it takes from
+A check is a function of a test module that all ranks call. It asserts; what it asks for beyond ranks it takes from
 ``meshes``. Smaller worlds are the first ranks of this one.
 """
 
@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 SIZE = 4
 
-#: Seconds within which every judge has to come to an end.
+#: Seconds within which every check has to come to an end.
 PATIENCE = 100
 
 
@@ -48,14 +48,14 @@ class World:
             sys.path[:] = before
         self._processes = multiprocessing.active_children()
 
-    def __call__(self, judge: Callable[..., Any], *args: Any, **settings: Any) -> list[Any]:
-        """What the judge returns on each rank.
+    def __call__(self, check: Callable[..., Any], *args: Any, **settings: Any) -> list[Any]:
+        """What the check returns on each rank.
 
         Raises:
             AssertionError: it raised on one; with the traceback.
         """
         for end in self._ends:
-            end.send((judge, args, settings))
+            end.send((check, args, settings))
         found: dict[int, Any] = {}
         while len(found) < SIZE:
             ready = wait([end for rank, end in enumerate(self._ends) if rank not in found], timeout=PATIENCE)
@@ -103,16 +103,16 @@ def takes_part(ranks: int | str) -> bool:
 
 def _serve(rank: int, rendezvous: str, end: Connection) -> None:
     torch.set_num_threads(1)
-    warnings.filterwarnings("error", message=".*sharded parameter")  # judges expect it where it belongs
+    warnings.filterwarnings("error", message=".*sharded parameter")  # checks expect it where it belongs
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=SIZE)
     meshes()
     while True:
         try:
-            judge, args, settings = end.recv()
+            check, args, settings = end.recv()
         except EOFError:
             return
         try:
-            answer = True, judge(*args, **settings)
+            answer = True, check(*args, **settings)
         except BaseException:  # noqa: BLE001 -- CheckpointException is one
             answer = False, traceback.format_exc()
         end.send(answer)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import lionbits
 from lionbits import Lion8bit, Lion32bit, interop
+from lionbits.checkpoint.recognise import WRAPPED
 from lionbits.interop import dynamic_map
-from lionbits.recognition import WRAPPED
 
 from ..family import assert_same, snapshot, train, weights
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lionbits import Lion, Lion4bit, Lion8bit, Lion32bit, interop
+from lionbits.checkpoint.recognise import WRAPPED
 from lionbits.interop import dynamic_map
-from lionbits.recognition import WRAPPED
 
 from ..family import assert_same, snapshot, weights
 

@@ -160,7 +160,7 @@ def test_what_a_peer_cannot_carry_on_is_told() -> None:
     params = weights(torch.bfloat16)
     ours = Lion8bit(params, cautious="mask", grad_clip=1.0, percentile_clipping=90, param_rounding="compensated")
     train(ours, params, [0])
-    lost = r"cautious='mask', grad_clip=1.0, param_rest, .*, percentile_clipping=90"
+    lost = r"cautious='mask', grad_clip=1.0, param_residual, .*, percentile_clipping=90"
     with pytest.warns(UserWarning, match=lost) as told:
         interop.to_bitsandbytes(ours)
     assert (len(told), told[0].filename) == (1, __file__)

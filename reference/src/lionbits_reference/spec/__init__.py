@@ -1,6 +1,6 @@
-"""The nouns that optimizers and backends share: all that a backend may import of the reference."""
+"""The types that optimizers and backends share: all that a backend may import of the reference."""
 
-from .call import Backend, Batch, Scalars, Slot
+from .call import Backend, Prepared, Scalars, Slot
 from .format import DEFAULTS, FLOAT32, FORMATS, MIN_COLUMNS, Format, TensorSpec, matrix_shape
 from .plan import (
     CAUTIONS,
@@ -29,10 +29,10 @@ __all__ = [
     "PARAM_ROUNDINGS",
     "ROUNDINGS",
     "Backend",
-    "Batch",
     "Format",
     "Hyper",
     "Plan",
+    "Prepared",
     "Scalars",
     "Slot",
     "TensorSpec",

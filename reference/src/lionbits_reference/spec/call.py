@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,25 +12,21 @@ from .format import Format, matrix_shape
 from .plan import Hyper, Plan
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Slot:
-    """One tensor of a call: a whole parameter, or a rectangle of it (a shard, a page, a slice).
-
-    Only ``grad`` may be set anew; where anything else changes, so does the slot.
+    """One tensor of a call: a whole parameter, or a rectangle of it (a shard, a page, a slice). It has no gradient.
 
     Attributes:
         param: written in place, strides kept. Any rank; seen as (rows, columns) in logical row-major order.
             It may require a gradient: calls are made under ``torch.no_grad``.
-        grad: the same shape; read only. A batch has one only while a call is under way.
         state: what :meth:`Plan.state_spec` names, for this rectangle, written in place; other keys do not matter.
-        index: the parameter's position over all groups; rounding lanes depend on it.
+        index: the parameter's position over all groups; the dither depends on it.
         start: counting position, in the whole parameter, of this rectangle's first element; even.
         pitch: counting positions from one row to the next: the whole parameter's columns, rounded up to even.
             None: this rectangle is as wide as the parameter.
     """
 
     param: torch.Tensor
-    grad: torch.Tensor
     state: Mapping[str, Any]
     index: int
     start: int = 0
@@ -43,21 +39,6 @@ class Slot:
             return self.pitch
         columns = matrix_shape(self.param.shape)[1]
         return columns + columns % 2
-
-
-class Batch(list[Slot]):
-    """Slots that come again, call after call, with nothing new in them but gradients.
-
-    Those are new tensors, of the dtype, shape, strides and device that the first ones had. Whoever keeps a batch sees
-    to that, and to it that no other tensor of it has moved.
-
-    Attributes:
-        memo: what a backend made of the slots (a table of addresses, say), under its name; gone when they are.
-    """
-
-    def __init__(self, slots: Iterable[Slot] = ()) -> None:
-        super().__init__(slots)
-        self.memo: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -97,8 +78,12 @@ class Scalars:
         return Scalars(self.lr[at], self.keep[at], self.grad_scale[at], self.step[at], self.skipped, absmax)
 
 
+#: What :meth:`Backend.prepare` returns: a type of the backend's own.
+Prepared = Any
+
+
 class Backend(Protocol):
-    """A backend is a module with these names. The k slots of a call share plan and device."""
+    """A backend is a module with these names."""
 
     @property
     def name(self) -> str:
@@ -107,14 +92,29 @@ class Backend(Protocol):
     def supports(self, plan: Plan, device: torch.device) -> str:
         """Empty, or the reason why this plan cannot be served on this device."""
 
-    def aligned(self, plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> torch.Tensor:
+    def prepare(self, plan: Plan, slots: Sequence[Slot], grads: Sequence[torch.Tensor]) -> Prepared:
+        """Do once what depends on addresses, shapes, strides and settings (a table, views, cuts).
+
+        It writes to no tensor of the slots. It may look at everything about the gradients but their values, and keeps
+        none of them. A simple backend returns ``(plan, slots)``. The caller prepares again when a tensor of a slot has
+        moved, or gradients have another dtype, shape, strides or device.
+
+        Args:
+            plan: of all slots.
+            slots: k of them, on one device.
+            grads: one for each slot, of its parameter's shape: like those to come.
+        """
+
+    def aligned(
+        self, prepared: Prepared, grads: Sequence[torch.Tensor], hyper: Hyper, scalars: Scalars
+    ) -> torch.Tensor:
         """int64[k]: elements whose c and g share a non-zero sign and that are not skipped. Writes nothing."""
 
-    def absmax(self, plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> torch.Tensor:
+    def absmax(self, prepared: Prepared, grads: Sequence[torch.Tensor], hyper: Hyper, scalars: Scalars) -> torch.Tensor:
         """float32[k]: the largest |m'| that ``step`` would encode. Writes nothing."""
 
-    def step(self, plan: Plan, slots: Sequence[Slot], hyper: Hyper, scalars: Scalars) -> None:
-        """Update parameters and state in place and add to ``scalars.skipped``.
+    def step(self, prepared: Prepared, grads: Sequence[torch.Tensor], hyper: Hyper, scalars: Scalars) -> None:
+        """Update parameters and state in place and add to ``scalars.skipped``. Gradients are read only.
 
         A tensor-wise ``exp_avg_scale`` is read and left alone, as other rectangles of the tensor may still
         have to read it; the caller stores the new one afterwards.

@@ -64,14 +64,14 @@ class Plan:
 
     @property
     def draws_for_param(self) -> bool:
-        """Whether parameters are rounded by lanes, so that an element's position matters to them."""
+        """Whether parameters are rounded by noise, so that an element's position matters to them."""
         return self.param_rounding in ("dithered", "stochastic") or self.master_bits == 24
 
     def state_spec(self, shape: Sequence[int]) -> dict[str, TensorSpec]:
         """Names, shapes and dtypes of the state that kernels see, of a parameter (or shard) of ``shape``."""
         spec = self.format.momentum_spec(shape)
         if self.param_rounding == "compensated":
-            spec["param_rest"] = TensorSpec(tuple(shape), torch.int16 if self.master_bits == 32 else torch.int8)
+            spec["param_residual"] = TensorSpec(tuple(shape), torch.int16 if self.master_bits == 32 else torch.int8)
         return spec
 
 
@@ -81,7 +81,7 @@ class Hyper:
 
     Attributes:
         b1, one_minus_b1, b2, one_minus_b2: the betas; the differences are formed in binary64 before rounding.
-        seed: an int in 0..2^64-1 that every rounding lane depends on.
+        seed: an int in 0..2^64-1 that every rounding noise depends on.
         rounding: ``"dithered"``, ``"stochastic"`` or ``"nearest"``, of the momentum.
     """
 

@@ -4,19 +4,19 @@
 
 #include "tiles.cuh"
 
-// --- rounding lanes -------------------------------------------------------------------------------------
+// --- rounding noise -------------------------------------------------------------------------------------
 
-// 0..65535 for each element, shifted as the lanes are; elements 2i and 2i + 1 of a row share a hash.
+// 0..65535 for each element, shifted as the dither says; elements 2i and 2i + 1 of a row share a hash.
 template <bool EVEN>
-LIONBITS_DEVICE void draw(uint32 (&lane)[SPAN], const Lanes& lanes, const Slot& slot, const Tile& tile) {
+LIONBITS_DEVICE void draw(uint32 (&noise)[SPAN], const Dither& dither, const Slot& slot, const Tile& tile) {
     const int64 first = (slot.start + tile.row * slot.pitch + tile.column) >> 1;
     const uint32 low = uint32(first), high = uint32(first >> 32);
-    const uint32 mixed = fmix32((EVEN ? uint32(slot.start >> 33) : high) ^ lanes.salt);  // the table sees to even tiles
-    const uint32 carried = EVEN ? mixed : fmix32((high + 1) ^ lanes.salt);
+    const uint32 mixed = fmix32((EVEN ? uint32(slot.start >> 33) : high) ^ dither.salt);  // the table sees to even tiles
+    const uint32 carried = EVEN ? mixed : fmix32((high + 1) ^ dither.salt);
     for (int i = 0; i < SPAN / 2; ++i) {
         const uint32 h = fmix32((low + i) ^ (low + i < low ? carried : mixed));
-        lane[2 * i] = even_lane(h, lanes);
-        lane[2 * i + 1] = odd_lane(h, lanes);
+        noise[2 * i] = even_noise(h, dither);
+        noise[2 * i + 1] = odd_noise(h, dither);
     }
 }
 
@@ -56,36 +56,36 @@ template <bool EVEN>
 LIONBITS_DEVICE void load_param(float (&p)[SPAN], const Slot& slot, const Tile& tile) {
     load_numbers<EVEN>(p, slot.param, PLAN.param_dtype, places<EVEN>(slot, tile, param_strides(slot)), tile.count);
     if (PLAN.param_rounding != COMPENSATED) return;
-    uint32 rest[SPAN] = {};
+    uint32 residual[SPAN] = {};
     if (PLAN.master_bits == 24) {
-        load_bits<EVEN, 8>(rest, slot.rest, state_places(slot, tile), tile.count);
+        load_bits<EVEN, 8>(residual, slot.residual, state_places(slot, tile), tile.count);
     } else {
-        load_bits<EVEN, 16>(rest, slot.rest, state_places(slot, tile), tile.count);
+        load_bits<EVEN, 16>(residual, slot.residual, state_places(slot, tile), tile.count);
     }
-    for (int j = 0; j < SPAN; ++j) p[j] = join_master(bits_of(p[j]) >> 16, rest[j]);
+    for (int j = 0; j < SPAN; ++j) p[j] = join_master(bits_of(p[j]) >> 16, residual[j]);
 }
 
 // p', rounded once, and what that drops where the state has a place for it.
 template <bool EVEN>
-LIONBITS_DEVICE void store_param(const float (&p)[SPAN], const Lanes& lanes, const Slot& slot, const Tile& tile) {
-    uint32 stored[SPAN], rest[SPAN], lane[SPAN] = {};
-    if (param_draws()) draw<EVEN>(lane, lanes, slot, tile);
+LIONBITS_DEVICE void store_param(const float (&p)[SPAN], const Dither& dither, const Slot& slot, const Tile& tile) {
+    uint32 stored[SPAN], residual[SPAN], noise[SPAN] = {};
+    if (param_draws()) draw<EVEN>(noise, dither, slot, tile);
     for (int j = 0; j < SPAN; ++j) {
         if (PLAN.param_rounding == NEAREST) {
             stored[j] = narrow(p[j], PLAN.param_dtype);
         } else if (PLAN.param_rounding == COMPENSATED) {
-            stored[j] = split_master(p[j], lane[j], rest[j]);
+            stored[j] = split_master(p[j], noise[j], residual[j]);
         } else {
-            stored[j] = narrow_unbiased(p[j], lane[j]);
+            stored[j] = narrow_unbiased(p[j], noise[j]);
         }
     }
     const Places where = places<EVEN>(slot, tile, param_strides(slot));
     store_numbers<EVEN>(stored, slot.param, PLAN.param_dtype, where, tile.count);
     if (PLAN.param_rounding != COMPENSATED) return;
     if (PLAN.master_bits == 24) {
-        store_bits<EVEN, 8>(rest, slot.rest, state_places(slot, tile), tile.count);
+        store_bits<EVEN, 8>(residual, slot.residual, state_places(slot, tile), tile.count);
     } else {
-        store_bits<EVEN, 16>(rest, slot.rest, state_places(slot, tile), tile.count);
+        store_bits<EVEN, 16>(residual, slot.residual, state_places(slot, tile), tile.count);
     }
 }
 
@@ -162,10 +162,10 @@ LIONBITS_DEVICE void store_plain(const float (&m)[SPAN], const Slot& slot, const
 // m as codes of blocks with these largest magnitudes. A tensor-wise scale is left to the caller.
 template <bool EVEN>
 LIONBITS_DEVICE void store_momentum(
-    const float (&m)[SPAN], float absmax, const uint32 (&lane)[SPAN], const Slot& slot, const Tile& tile) {
+    const float (&m)[SPAN], float absmax, const uint32 (&noise)[SPAN], const Slot& slot, const Tile& tile) {
     const float inverse = block_inverse(absmax);
     uint32 k[SPAN];
-    for (int j = 0; j < SPAN; ++j) k[j] = encode(m[j], inverse, lane[j]);
+    for (int j = 0; j < SPAN; ++j) k[j] = encode(m[j], inverse, noise[j]);
     if (PLAN.bits == 8) store_packed_codes<EVEN, 8>(k, m, slot, tile);
     if (PLAN.bits == 4) store_packed_codes<EVEN, 4>(k, m, slot, tile);
     if (PLAN.bits == 2) store_packed_codes<EVEN, 2>(k, m, slot, tile);

@@ -1,20 +1,20 @@
-// Lion as CUDA kernels: one launch for all slots of a plan. A crew of threads takes item after item of the table.
+// Lion as CUDA kernels: one launch for all slots of a plan. A thread group takes item after item of the table.
 
 #include "access.cuh"
 
 // --- items ----------------------------------------------------------------------------------------------
 
-struct Crews {  // the crew of this thread, and how many there are
+struct ThreadGroups {  // the thread group of this thread, and how many there are
     int64 mine, all;
 };
 
-LIONBITS_DEVICE Crews crews() {
-    const int here = blockDim.x / crew();  // one, if it is more than a warp
-    return {int64(blockIdx.x) * here + threadIdx.x / crew(), int64(gridDim.x) * here};
+LIONBITS_DEVICE ThreadGroups thread_groups() {
+    const int here = blockDim.x / thread_group();  // one, if it is more than a warp
+    return {int64(blockIdx.x) * here + threadIdx.x / thread_group(), int64(gridDim.x) * here};
 }
 
-// Blocks that a crew takes at a time.
-LIONBITS_DEVICE int tile_blocks() { return crew() * SPAN / PLAN.block; }
+// Blocks that a thread group takes at a time.
+LIONBITS_DEVICE int tile_blocks() { return thread_group() * SPAN / PLAN.block; }
 
 // Whether the item takes the fast path.
 LIONBITS_DEVICE bool is_even(const Slot& slot, const Call& call, const Item& item) {
@@ -31,7 +31,7 @@ LIONBITS_DEVICE Numbers numbers(
 // Update the thread's part of a tile; how many of its elements were skipped comes back.
 template <bool EVEN>
 LIONBITS_DEVICE uint32 step_tile(
-    const Slot& slot, int64 grad, const Tile& tile, const Numbers& n, const Lanes& state, const Lanes& param,
+    const Slot& slot, int64 grad, const Tile& tile, const Numbers& n, const Dither& state, const Dither& param,
     float absmax) {
     float p[SPAN], g[SPAN], m[SPAN];
     load_param<EVEN>(p, slot, tile);
@@ -64,16 +64,16 @@ LIONBITS_DEVICE uint32 step_tile(
         store_plain<EVEN>(m, slot, tile);
         return skips;
     }
-    uint32 lane[SPAN];
-    draw<EVEN>(lane, state, slot, tile);
-    store_momentum<EVEN>(m, PLAN.tensor_wise ? absmax : float_of(block_max(largest)), lane, slot, tile);
+    uint32 noise[SPAN];
+    draw<EVEN>(noise, state, slot, tile);
+    store_momentum<EVEN>(m, PLAN.tensor_wise ? absmax : float_of(block_max(largest)), noise, slot, tile);
     return skips;
 }
 
 // Update the blocks of one item.
 template <bool EVEN>
 LIONBITS_DEVICE uint32 step_item(
-    const Slot& slot, int64 grad, const Item& item, const Numbers& n, const Lanes& state, const Lanes& param,
+    const Slot& slot, int64 grad, const Item& item, const Numbers& n, const Dither& state, const Dither& param,
     float absmax) {
     uint32 skips = 0;
     for (int first = int(item.first); first < item.last; first += tile_blocks())
@@ -86,7 +86,7 @@ extern "C" __global__ void step_kernel(
     const Slot* table, const Call* calls, const Item* items, int64 count, const float* lr, const float* keep,
     const float* grad_scale, const int64* step, const float* absmax, unsigned long long* skipped, float b1,
     float one_minus_b1, float b2, float one_minus_b2, uint32 seed_low, uint32 seed_high, int rounding) {
-    const Crews here = crews();
+    const ThreadGroups here = thread_groups();
     uint32 skips = 0;
     for (int64 i = here.mine; i < count; i += here.all) {
         const Item item = items[i];
@@ -95,9 +95,9 @@ extern "C" __global__ void step_kernel(
         const Call call = calls[j];
         const Numbers n = numbers(lr[j], keep[j], grad_scale[j], b1, one_minus_b1, b2, one_minus_b2);
         const uint32 index = uint32(slot.index), updates = uint32(step[j]);
-        const Lanes state = lanes_of(salt(seed_low, seed_high, index, STATE), updates, rounding, state_up());
+        const Dither state = dither_of(salt(seed_low, seed_high, index, STATE), updates, rounding, state_up());
         const int drawn = PLAN.param_rounding == STOCHASTIC ? STOCHASTIC : DITHERED;
-        const Lanes param = lanes_of(salt(seed_low, seed_high, index, PARAMETER), updates, drawn, 0);
+        const Dither param = dither_of(salt(seed_low, seed_high, index, PARAMETER), updates, drawn, 0);
         skips += is_even(slot, call, item) ? step_item<true>(slot, call.grad, item, n, state, param, absmax[j])
                                            : step_item<false>(slot, call.grad, item, n, state, param, absmax[j]);
     }
@@ -137,7 +137,7 @@ LIONBITS_DEVICE uint32 count_item(const Slot& slot, int64 grad, const Item& item
 extern "C" __global__ void count_kernel(
     const Slot* table, const Call* calls, const Item* items, int64 count, const float* grad_scale, int64 found,
     float b1, float one_minus_b1, float b2, float one_minus_b2, int aligned) {
-    const Crews here = crews();
+    const ThreadGroups here = thread_groups();
     for (int64 i = here.mine; i < count; i += here.all) {
         const Item item = items[i];
         const int64 j = item.slot;
@@ -162,7 +162,7 @@ extern "C" __global__ void count_kernel(
 // strides, here, keeps NVRTC 13.0 busy for ever.
 extern "C" __global__ void encode_kernel(
     const Slot* table, const Call* calls, const Item* items, int64 count, const float* absmax) {
-    const Crews here = crews();
+    const ThreadGroups here = thread_groups();
     for (int64 i = here.mine; i < count; i += here.all) {
         const Item item = items[i];
         const Slot slot = table[item.slot];
@@ -170,10 +170,10 @@ extern "C" __global__ void encode_kernel(
             const Tile tile = tile_at<false>(slot, first, int(item.last));
             float m[SPAN];
             load_numbers<false>(m, calls[item.slot].grad, FLOAT32, state_places(slot, tile), tile.count);
-            uint32 largest = 0, lane[SPAN];
-            for (int j = 0; j < SPAN; ++j) largest = max(largest, magnitude(m[j])), lane[j] = 0x8000u << state_up();
+            uint32 largest = 0, noise[SPAN];
+            for (int j = 0; j < SPAN; ++j) largest = max(largest, magnitude(m[j])), noise[j] = 0x8000u << state_up();
             const float scaled_for = PLAN.tensor_wise ? *absmax : float_of(block_max(largest));
-            store_momentum<false>(m, scaled_for, lane, slot, tile);
+            store_momentum<false>(m, scaled_for, noise, slot, tile);
             if (PLAN.tensor_wise && tile.block == 0 && tile.column == 0)
                 *scale_address(slot, tile) = block_scale(scaled_for);
         }
@@ -182,7 +182,7 @@ extern "C" __global__ void encode_kernel(
 
 // float32 momentum, into where parameters stand, contiguous.
 extern "C" __global__ void decode_kernel(const Slot* table, const Call* calls, const Item* items, int64 count) {
-    const Crews here = crews();
+    const ThreadGroups here = thread_groups();
     for (int64 i = here.mine; i < count; i += here.all) {
         const Item item = items[i];
         const Slot slot = table[item.slot];

@@ -1,4 +1,4 @@
-// Lion's arithmetic on elements: the plan, the rule, codes, rounding lanes, 16-bit floats. No addresses here.
+// Lion's arithmetic on elements: the plan, the rule, codes, rounding noise, 16-bit floats. No addresses here.
 //
 // Every written operation rounds once: the intrinsics (__fmul_rn and the like) are never contracted, and the compiler
 // is told to keep subnormal numbers. Bits are unsigned, so that shifts are logical and sums wrap.
@@ -112,14 +112,14 @@ LIONBITS_DEVICE float block_inverse(float absmax) {
 }
 
 // The magnitude of a code: t = bits(|m| * r * 2^-127), k = min((t + dither) >> w, largest k). It is left in the highest
-// bits, k << (32 - bits), above a fraction that pack drops; the dither is a lane of the momentum.
-LIONBITS_DEVICE uint32 encode(float m, float inverse, uint32 lane) {
+// bits, k << (32 - bits), above a fraction that pack drops; the noise is that of the momentum.
+LIONBITS_DEVICE uint32 encode(float m, float inverse, uint32 noise) {
     const uint32 t = bits_of(__fmul_rn(__fmul_rn(fabsf(m), inverse), DOWN));
     const uint32 most = inverse > 0 ? ((PLAN.largest_code + 1u) << PLAN.shift) - 1 : 0;
-    return min(t + lane, most) << (32 - PLAN.bits - PLAN.shift);
+    return min(t + noise, most) << (32 - PLAN.bits - PLAN.shift);
 }
 
-// --- rounding lanes -------------------------------------------------------------------------------------
+// --- rounding noise -------------------------------------------------------------------------------------
 
 // MurmurHash3's 32-bit finalizer.
 LIONBITS_DEVICE uint32 fmix32(uint32 h) {
@@ -128,13 +128,13 @@ LIONBITS_DEVICE uint32 fmix32(uint32 h) {
     return h ^ h >> 16;
 }
 
-// What tells the lanes of one parameter and purpose from all others.
+// What tells the noise of one parameter and purpose from all others.
 LIONBITS_DEVICE uint32 salt(uint32 seed_low, uint32 seed_high, uint32 index, uint32 purpose) {
     const uint32 mixed = fmix32(fmix32(seed_low) ^ seed_high);
     return fmix32(fmix32(mixed ^ index) ^ purpose);
 }
 
-struct Lanes {      // what the lanes of a slot are made of
+struct Dither {      // what the noise of a slot is made of
     uint32 salt;
     int up;         // how far they are shifted; so are the numbers below
     uint32 phase;   // how far the golden-ratio sequence of "dithered" has come
@@ -142,22 +142,22 @@ struct Lanes {      // what the lanes of a slot are made of
     uint32 fixed;   // 0; half of what is dropped for "nearest"
 };
 
-// How far the lanes of the momentum are shifted: their 16 bits are the highest of the w that a code drops.
+// How far the noise of the momentum is shifted: its 16 bits are the highest of the w that a code drops.
 LIONBITS_DEVICE int state_up() { return PLAN.shift - 16; }
 
 // One code path for three roundings, which differ in numbers.
-LIONBITS_DEVICE Lanes lanes_of(uint32 salted, uint32 step, int rounding, int up) {
+LIONBITS_DEVICE Dither dither_of(uint32 salted, uint32 step, int rounding, int up) {
     if (rounding == STOCHASTIC) return {fmix32(salted ^ step * 0x9E3779B9), up, 0, 0xFFFFu << up, 0};
     if (rounding == NEAREST) return {salted, up, 0, 0, 0x8000u << up};
     return {salted, up, step * 40503 << up, 0xFFFFu << up, 0};
 }
 
-LIONBITS_DEVICE uint32 even_lane(uint32 h, const Lanes& lanes) {
-    return (((h << lanes.up) + lanes.phase) & lanes.drawn) | lanes.fixed;
+LIONBITS_DEVICE uint32 even_noise(uint32 h, const Dither& dither) {
+    return (((h << dither.up) + dither.phase) & dither.drawn) | dither.fixed;
 }
 
-LIONBITS_DEVICE uint32 odd_lane(uint32 h, const Lanes& lanes) {
-    return (((h >> 16 << lanes.up) + lanes.phase) & lanes.drawn) | lanes.fixed;
+LIONBITS_DEVICE uint32 odd_noise(uint32 h, const Dither& dither) {
+    return (((h >> 16 << dither.up) + dither.phase) & dither.drawn) | dither.fixed;
 }
 
 // --- 16-bit floats --------------------------------------------------------------------------------------
@@ -166,9 +166,9 @@ LIONBITS_DEVICE uint32 odd_lane(uint32 h, const Lanes& lanes) {
 LIONBITS_DEVICE float widen(uint32 stored, int dtype) {
     if (dtype == FLOAT32) return float_of(stored);
     if (dtype == BFLOAT16) return float_of(stored << 16);
-    const uint32 sign = (stored & 0x8000) << 16, rest = (stored & 0x7FFF) << 13;
-    if (rest >= 0x7C00 << 13) return float_of(sign | rest | INFINITE);
-    return float_of(sign | bits_of(__fmul_rn(float_of(rest), 0x1p112f)));
+    const uint32 sign = (stored & 0x8000) << 16, unsigned_bits = (stored & 0x7FFF) << 13;
+    if (unsigned_bits >= 0x7C00 << 13) return float_of(sign | unsigned_bits | INFINITE);
+    return float_of(sign | bits_of(__fmul_rn(float_of(unsigned_bits), 0x1p112f)));
 }
 
 // float16 bits of a float32, to nearest even.
@@ -189,31 +189,31 @@ LIONBITS_DEVICE uint32 narrow(float x, int dtype) {
     return x != x ? NOT_A_NUMBER >> 16 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
 }
 
-// float32 to the bits of a bfloat16: (bits + lane) >> 16; NaN stays NaN.
-LIONBITS_DEVICE uint32 narrow_unbiased(float x, uint32 lane) {
-    return x != x ? NOT_A_NUMBER >> 16 : (bits_of(x) + lane) >> 16;
+// float32 to the bits of a bfloat16: (bits + noise) >> 16; NaN stays NaN.
+LIONBITS_DEVICE uint32 narrow_unbiased(float x, uint32 noise) {
+    return x != x ? NOT_A_NUMBER >> 16 : (bits_of(x) + noise) >> 16;
 }
 
-// Whether parameters are rounded by lanes.
+// Whether parameters are rounded by noise.
 LIONBITS_DEVICE bool param_draws() {
     if (PLAN.param_rounding == COMPENSATED) return PLAN.master_bits == 24;
     return PLAN.param_rounding != NEAREST;
 }
 
-// p of a compensated bfloat16 parameter, from its bits and those of the rest, an int16 or int8.
-LIONBITS_DEVICE float join_master(uint32 stored, uint32 rest) {
-    const uint32 dropped = PLAN.master_bits == 24 ? uint32((signed char)rest) << 8 : uint32((short)rest);
+// p of a compensated bfloat16 parameter, from its bits and those of the residual, an int16 or int8.
+LIONBITS_DEVICE float join_master(uint32 stored, uint32 residual) {
+    const uint32 dropped = PLAN.master_bits == 24 ? uint32((signed char)residual) << 8 : uint32((short)residual);
     return float_of((stored << 16) + dropped);
 }
 
 // The nearest bfloat16 (ties away from zero), and the bits of what it drops.
-LIONBITS_DEVICE uint32 split_master(float x, uint32 lane, uint32& rest) {
+LIONBITS_DEVICE uint32 split_master(float x, uint32 noise, uint32& residual) {
     uint32 bits = bits_of(x);
-    if (PLAN.master_bits == 24) bits = (bits + (lane >> 8)) & 0xFFFFFF00;
+    if (PLAN.master_bits == 24) bits = (bits + (noise >> 8)) & 0xFFFFFF00;
     if (x != x) bits = NOT_A_NUMBER;
     const uint32 kept = (bits + 0x8000) >> 16;
-    rest = bits - (kept << 16);
-    if (PLAN.master_bits == 24) rest >>= 8;
-    rest &= PLAN.master_bits == 24 ? 0xFF : 0xFFFF;
+    residual = bits - (kept << 16);
+    if (PLAN.master_bits == 24) residual >>= 8;
+    residual &= PLAN.master_bits == 24 ? 0xFF : 0xFFFF;
     return kept & 0xFFFF;
 }

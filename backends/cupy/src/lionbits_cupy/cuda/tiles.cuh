@@ -1,6 +1,6 @@
 // Where elements lie, and how they come and go: from (slot, blocks) to addresses, vectors and packed bytes.
 //
-// A thread has SPAN consecutive elements of a block, so that a crew of threads has whole blocks: a tile. On an even
+// A thread has SPAN consecutive elements of a block, so that a thread group has whole blocks: a tile. On an even
 // tile it moves 16 bytes at a time; the other path serves tails, misaligned views and any strides, one by one.
 
 #pragma once
@@ -13,7 +13,7 @@ constexpr int LARGEST_CREW = 4096 / SPAN;
 
 // A row of the device table: the fields of lionbits_table.Record. Strides are in elements.
 struct Slot {
-    int64 param, momentum, scale, rest;  // addresses
+    int64 param, momentum, scale, residual;  // addresses
     int64 columns, row_blocks, even_blocks;
     int64 index, start, pitch;
     int64 param_row, param_outer, param_middle, param_inner;
@@ -25,7 +25,7 @@ struct Call {  // what may differ between two calls: the gradient's address, and
     int64 grad, even;
 };
 
-struct Item {  // blocks of a slot, for one crew
+struct Item {  // blocks of a slot, for one thread group
     int64 slot, first, last;
 };
 
@@ -40,12 +40,12 @@ struct Strides {
     int64 row, outer, middle, inner;
 };
 
-// --- crews ----------------------------------------------------------------------------------------------
+// --- thread groups ----------------------------------------------------------------------------------------------
 
 // Threads that share the largest momentum of a tile's blocks: a warp, or all of a thread block.
-LIONBITS_DEVICE int crew() { return PLAN.block / SPAN > WARP ? PLAN.block / SPAN : WARP; }
+LIONBITS_DEVICE int thread_group() { return PLAN.block / SPAN > WARP ? PLAN.block / SPAN : WARP; }
 
-// Over the threads of a block of elements; every thread of the crew has to come.
+// Over the threads of a block of elements; every thread of the thread group has to come.
 LIONBITS_DEVICE uint32 block_max(uint32 value) {
     const int threads = PLAN.block / SPAN;
     for (int offset = 1; offset < WARP && offset < threads; offset *= 2)
@@ -78,11 +78,11 @@ LIONBITS_DEVICE T* at(int64 address, int64 element = 0) {
     return (T*)__cvta_global_to_generic(size_t(address)) + element;
 }
 
-// This thread's part of the crew's tile that begins with block `first`; blocks from `last` on have no elements. On an
+// This thread's part of the thread group's tile that begins with block `first`; blocks from `last` on have no elements. On an
 // even tile, a thread without elements reads those of the slot's beginning, so that no load waits for a branch.
 template <bool EVEN>
 LIONBITS_DEVICE Tile tile_at(const Slot& slot, int first, int last) {
-    const int element = threadIdx.x % crew() * SPAN;
+    const int element = threadIdx.x % thread_group() * SPAN;
     const int block = first + element / PLAN.block;
     const uint32 row = slot.row_blocks < last ? block / int(slot.row_blocks) : 0;  // large tensors are mostly one row
     const int64 column = int64(block - int(row * slot.row_blocks)) * PLAN.block + element % PLAN.block;
@@ -108,8 +108,8 @@ struct Places {
 
     LIONBITS_DEVICE int64 operator[](int j) const {
         if (inner == 0) return first + j;
-        const int rest = (column + j) / inner;
-        return first + rest / middle * strides.outer + rest % middle * strides.middle +
+        const int outer_index = (column + j) / inner;
+        return first + outer_index / middle * strides.outer + outer_index % middle * strides.middle +
                (column + j) % inner * strides.inner;
     }
 };

@@ -26,14 +26,14 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lionbits.convert import check_optimizer
-from lionbits.recognition import reader, recognise
+from lionbits.checkpoint.recognise import reader, recognise
+from lionbits.groups import check_optimizer
 
 from . import bitsandbytes, comparison, exp_avg, flashlion, optax, qlion
 from .comparison import Difference
-from .ours import into, matched, out_of, warn_of_losses
+from .imported import ImportedStateDict
+from .lion import export, import_, matched, warn_of_losses
 from .peers import PEERS, read
-from .reading import Reading
 
 if TYPE_CHECKING:
     from lionbits.optimizer import Lion
@@ -79,7 +79,9 @@ def from_bitsandbytes(
         written_on: ``"cuda"`` or ``"cpu"``, needed where a parameter was channels_last when its state was made: on
             CUDA bitsandbytes then keeps its state in another order than the tensor says.
     """
-    return into(_read("bitsandbytes", partial(bitsandbytes.read, written_on=written_on), state_dict), optimizer, names)
+    return import_(
+        _read("bitsandbytes", partial(bitsandbytes.read, written_on=written_on), state_dict), optimizer, names
+    )
 
 
 def to_bitsandbytes(optimizer: Lion, optim_bits: int | None = None) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def from_qlion(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -
     """
     check_optimizer(optimizer)
     lions_order = any(group.get("momentum_first") is False for group in optimizer.param_groups)
-    return into(_read("qlion", partial(qlion.read, lions_order=lions_order), state_dict), optimizer, names)
+    return import_(_read("qlion", partial(qlion.read, lions_order=lions_order), state_dict), optimizer, names)
 
 
 def to_qlion(optimizer: Lion) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def from_lion_pytorch(state_dict: StateDict, optimizer: Lion, *, names: Names = 
     Such state dicts do not count steps: the next update is the first. lion-pytorch's ``decoupled_weight_decay`` is not
     in its state dict; where it was on, divide ``weight_decay`` by the initial learning rate.
     """
-    return into(_read("lion-pytorch", exp_avg.LION_PYTORCH.read, state_dict), optimizer, names)
+    return import_(_read("lion-pytorch", exp_avg.LION_PYTORCH.read, state_dict), optimizer, names)
 
 
 def to_lion_pytorch(optimizer: Lion) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def to_lion_pytorch(optimizer: Lion) -> dict[str, Any]:
 
 def from_timm(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
     """For ``optimizer``, what timm's Lion saved. ``maximize`` is carried over; ``caution`` as ``cautious="timm"``."""
-    return into(_read("timm", exp_avg.TIMM.read, state_dict), optimizer, names)
+    return import_(_read("timm", exp_avg.TIMM.read, state_dict), optimizer, names)
 
 
 def to_timm(optimizer: Lion) -> dict[str, Any]:
@@ -144,7 +146,7 @@ def to_timm(optimizer: Lion) -> dict[str, Any]:
 
 def from_pytorch_optimizer(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
     """For ``optimizer``, what pytorch_optimizer's Lion saved. ``cautious`` is carried over as ``"c-optim"``."""
-    return into(_read("pytorch-optimizer", exp_avg.PYTORCH_OPTIMIZER.read, state_dict), optimizer, names)
+    return import_(_read("pytorch-optimizer", exp_avg.PYTORCH_OPTIMIZER.read, state_dict), optimizer, names)
 
 
 def to_pytorch_optimizer(optimizer: Lion) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def to_pytorch_optimizer(optimizer: Lion) -> dict[str, Any]:
 
 def from_optimi(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
     """For ``optimizer``, what torch-optimi's Lion saved. A warning tells where it held Kahan compensation."""
-    return into(_read("optimi", exp_avg.OPTIMI.read, state_dict), optimizer, names)
+    return import_(_read("optimi", exp_avg.OPTIMI.read, state_dict), optimizer, names)
 
 
 def to_optimi(optimizer: Lion) -> dict[str, Any]:
@@ -168,7 +170,7 @@ def from_flashlion(state_dict: StateDict, optimizer: Lion, *, names: Names = Non
     What its parameters are short of (``error_bits``) is theirs, not the momentum's; a warning tells where it is left
     behind. ``decouple_lr`` is not in its state dict.
     """
-    return into(_read("flashlion", flashlion.read, state_dict), optimizer, names)
+    return import_(_read("flashlion", flashlion.read, state_dict), optimizer, names)
 
 
 def from_optax(state: object, optimizer: Lion) -> dict[str, Any]:
@@ -180,7 +182,7 @@ def from_optax(state: object, optimizer: Lion) -> dict[str, Any]:
             parameter's shape. A square weight that was not transposed on its way to torch looks like one that was.
         optimizer: that is to load the result.
     """
-    return into(optax.read(state, _sizes(optimizer)), optimizer)
+    return import_(optax.read(state, _sizes(optimizer)), optimizer)
 
 
 def to_optax(optimizer: Lion) -> dict[str, Any]:
@@ -223,12 +225,12 @@ def compare(
     if peer in (None, "lionbits"):
         raise ValueError(f"state_dict is not one of {', '.join(PEERS)}; recognise() says {peer!r}.")
     reading = read(state_dict, str(peer), written_on=written_on, sizes=_sizes(optimizer))
-    after = out_of(optimizer)
+    after = export(optimizer)
     keys = [key for group in matched(reading, optimizer, names) for key in group]
     return comparison.differences(reading, after, zip(keys, after.ids, strict=True))
 
 
-def _read(peer: str, read: Callable[[StateDict], Reading], state_dict: StateDict) -> Reading:
+def _read(peer: str, read: Callable[[StateDict], ImportedStateDict], state_dict: StateDict) -> ImportedStateDict:
     """What ``read`` says. Where it fails on what another peer saved, the error ends with the function for that."""
     try:
         return read(state_dict)
@@ -247,8 +249,10 @@ def _sizes(optimizer: Lion) -> list[int]:
 
 
 def _written(
-    optimizer: Lion, write: Callable[[Reading], dict[str, Any]], carries: Mapping[str, object] = MappingProxyType({})
+    optimizer: Lion,
+    write: Callable[[ImportedStateDict], dict[str, Any]],
+    carries: Mapping[str, object] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    state_dict = write(out_of(optimizer))
+    state_dict = write(export(optimizer))
     warn_of_losses(optimizer, carries)
     return state_dict

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lionbits import counts
-from lionbits.recognition import WRAPPED
+from lionbits.checkpoint.recognise import WRAPPED
+from lionbits.state import counts
 from lionbits_reference.spec import checks
 
 from . import dynamic_map
-from .reading import Held, Reading, common, groups_of, settings, states_of, tensor
+from .imported import DecodedState, ImportedStateDict, common, groups_of, settings, states_of, tensor
 
 DEVICES = ("cpu", "cuda")
 
@@ -22,15 +22,15 @@ DEVICES = ("cpu", "cuda")
 SMALLEST = 4096
 
 
-def read(state_dict: Mapping[str, Any], written_on: str | None = None) -> Reading:
+def read(state_dict: Mapping[str, Any], written_on: str | None = None) -> ImportedStateDict:
     """Decode with the table and block size that each state carries; see :func:`lionbits.interop.from_bitsandbytes`."""
     checks.choice("written_on", written_on, (None, *DEVICES))
     groups = [_group(i, group) for i, group in enumerate(groups_of(state_dict))]
     held = {key: _held(key, _unwrapped(key, state), written_on) for key, state in states_of(state_dict)}
-    return Reading(held, groups)
+    return ImportedStateDict(held, groups)
 
 
-def write(reading: Reading, optim_bits: int | None = None) -> dict[str, Any]:
+def write(reading: ImportedStateDict, optim_bits: int | None = None) -> dict[str, Any]:
     """A wrapped state dict; see :func:`lionbits.interop.to_bitsandbytes`."""
     checks.choice("optim_bits", optim_bits, (None, 32, 8))
     values = dynamic_map.table()
@@ -69,7 +69,7 @@ def _unwrapped(key: Any, state: dict[str, Any]) -> dict[str, Any]:
     return {**state, **inner}
 
 
-def _held(key: Any, state: dict[str, Any], written_on: str | None) -> Held:
+def _held(key: Any, state: dict[str, Any], written_on: str | None) -> DecodedState:
     if "state2" in state:
         raise ValueError(f"state of parameter {key!r} has 'state2': an optimizer with two moments (Adam), not Lion.")
     state1 = _in_order(key, tensor(key, state, "state1"), written_on)
@@ -78,14 +78,14 @@ def _held(key: Any, state: dict[str, Any], written_on: str | None) -> Held:
     if state1.dtype == torch.uint8:
         absmax, block, form = _scales(key, state1.numel(), state)
         decode = partial(dynamic_map.dequantise, state1, _table(key, state), absmax, block)
-        return Held(state1.shape, decode, form, quantised=True, step=step, grad_norms=norms)
+        return DecodedState(state1.shape, decode, form, quantised=True, step=step, grad_norms=norms)
     if "qmap1" in state or state1.dtype != torch.float32:
         beside = " beside qmap1" if "qmap1" in state else ""
         raise ValueError(
             f"state of parameter {key!r} has state1 of {state1.dtype}{beside}: codes are uint8 and momentum is "
             f"float32; something has cast the state since it was saved."
         )
-    return Held(state1.shape, lambda: state1, "float32", step=step, grad_norms=norms)
+    return DecodedState(state1.shape, lambda: state1, "float32", step=step, grad_norms=norms)
 
 
 def _table(key: Any, state: dict[str, Any]) -> Tensor:

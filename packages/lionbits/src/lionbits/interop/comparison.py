@@ -9,7 +9,7 @@ from typing import Any
 
 from lionbits_reference.spec import binary64
 
-from .reading import Held, Reading
+from .imported import DecodedState, ImportedStateDict
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class Difference:
         return math.prod(self.shape)
 
 
-def differences(before: Reading, after: Reading, pairs: Iterable[tuple[Any, Any]]) -> list[Difference]:
+def differences(
+    before: ImportedStateDict, after: ImportedStateDict, pairs: Iterable[tuple[Any, Any]]
+) -> list[Difference]:
     """One for each parameter that has state on both sides.
 
     Args:
@@ -60,7 +62,7 @@ def differences(before: Reading, after: Reading, pairs: Iterable[tuple[Any, Any]
     return found
 
 
-def _difference(name: str, before: Held, after: Held) -> Difference:
+def _difference(name: str, before: DecodedState, after: DecodedState) -> Difference:
     if before.shape != after.shape:
         raise ValueError(f"{name} has shape {tuple(before.shape)} before and {tuple(after.shape)} after.")
     old = binary64(before.exp_avg())

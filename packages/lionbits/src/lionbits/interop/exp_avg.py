@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from lionbits import advice, counts
+from lionbits import advice
+from lionbits.state import counts
 
-from .reading import Held, Reading, common, groups_of, plain, settings, states_of
+from .imported import DecodedState, ImportedStateDict, common, groups_of, plain, settings, states_of
 
 Group = dict[str, Any]
 
@@ -28,7 +29,7 @@ class Plain:
         defaults: settings beside lr, betas and weight_decay that its groups need, with what they are by default.
         inward: from its group to settings of ours.
         outward: from our group to settings of its own, over ``defaults``.
-        carries: settings beyond Lion's own that ``outward`` knows; see :func:`lionbits.interop.ours.warn_of_losses`.
+        carries: settings beyond Lion's own that ``outward`` knows; see :func:`lionbits.interop.lion.warn_of_losses`.
         beside: what it keeps beside ``exp_avg``, empty.
     """
 
@@ -37,9 +38,9 @@ class Plain:
     inward: Callable[[Mapping[str, Any]], Group] = settings
     outward: Callable[[Mapping[str, Any]], Group] = lambda group: {}
     carries: Mapping[str, object] = field(default_factory=dict)
-    beside: Callable[[Held], dict[str, Any]] = lambda held: {}
+    beside: Callable[[DecodedState], dict[str, Any]] = lambda held: {}
 
-    def read(self, state_dict: Mapping[str, Any]) -> Reading:
+    def read(self, state_dict: Mapping[str, Any]) -> ImportedStateDict:
         """See :func:`lionbits.interop.from_lion_pytorch`."""
         groups = groups_of(state_dict)
         steps = {key: {"step": group.get("step", 0)} for group in groups for key in group["params"]}
@@ -47,14 +48,14 @@ class Plain:
         for key, state in states_of(state_dict):
             left_behind(key, state, "kahan_comp", "what the parameter is short of in its dtype is not added to it.")
             held[key] = plain(key, state, counts.read(steps[key], f"state of parameter {key!r}"))
-        return Reading(held, [self.inward(group) for group in groups])
+        return ImportedStateDict(held, [self.inward(group) for group in groups])
 
-    def write(self, reading: Reading) -> dict[str, Any]:
+    def write(self, reading: ImportedStateDict) -> dict[str, Any]:
         """See :func:`lionbits.interop.to_lion_pytorch`."""
         states = {key: {"exp_avg": held.exp_avg(), **self.beside(held)} for key, held in reading.held.items()}
         return {"state": states, "param_groups": [self._group(group, reading) for group in reading.groups]}
 
-    def _group(self, group: Mapping[str, Any], reading: Reading) -> Group:
+    def _group(self, group: Mapping[str, Any], reading: ImportedStateDict) -> Group:
         found = {**self.defaults, **common(group), **self.outward(group)}
         if "step" in found:
             found["step"] = max((reading.held[key].step for key in group["params"] if key in reading.held), default=0)
@@ -101,7 +102,7 @@ def _to_optimi(group: Mapping[str, Any]) -> Group:
     return {"beta1": group["betas"][0], "beta2": group["betas"][1]}
 
 
-def _kahan(held: Held) -> dict[str, Any]:
+def _kahan(held: DecodedState) -> dict[str, Any]:
     """Without this optimi takes the momentum for missing; float32 parameters need no compensation."""
     narrow = held.dtype in (torch.bfloat16, torch.float16)
     return {"kahan_comp": torch.zeros(held.shape, dtype=held.dtype) if narrow else None}

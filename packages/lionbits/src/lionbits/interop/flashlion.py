@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lionbits import counts
+from lionbits.state import counts
 
 from .exp_avg import left_behind
-from .reading import Held, Reading, groups_of, plain, settings, states_of, tensor
+from .imported import DecodedState, ImportedStateDict, groups_of, plain, settings, states_of, tensor
 
 GROUP = 32
 _CODES, _SCALES = "exp_avg::quantized", "exp_avg::scales"
 
 
-def read(state_dict: Mapping[str, Any]) -> Reading:
+def read(state_dict: Mapping[str, Any]) -> ImportedStateDict:
     """See :func:`lionbits.interop.from_flashlion`."""
     groups = [settings(group) for group in groups_of(state_dict)]
-    return Reading({key: _held(key, state) for key, state in states_of(state_dict)}, groups)
+    return ImportedStateDict({key: _held(key, state) for key, state in states_of(state_dict)}, groups)
 
 
-def _held(key: Any, state: Mapping[str, Any]) -> Held:
+def _held(key: Any, state: Mapping[str, Any]) -> DecodedState:
     left_behind(key, state, "error_bits", "take float32 parameters from its get_fp32_model_state_dict first.")
     step = counts.read(state, f"state of parameter {key!r}") if "step" in state else 0
     if _CODES not in state:
@@ -35,7 +35,7 @@ def _held(key: Any, state: Mapping[str, Any]) -> Held:
     return _coded(key, state, step)
 
 
-def _coded(key: Any, state: Mapping[str, Any], step: int) -> Held:
+def _coded(key: Any, state: Mapping[str, Any], step: int) -> DecodedState:
     codes, scales = tensor(key, state, _CODES), tensor(key, state, _SCALES)
     if scales.dtype == torch.bfloat16:  # the bits of float16, so labelled that torch casts nothing
         scales = scales.view(torch.float16)
@@ -46,7 +46,7 @@ def _coded(key: Any, state: Mapping[str, Any], step: int) -> Held:
             f"make {wanted}. A shard of a tensor cannot be read: gather it first."
         )
     form = f"int8 in blocks of {GROUP}"
-    return Held(codes.shape, partial(_decoded, codes, scales), form, quantised=True, step=step)
+    return DecodedState(codes.shape, partial(_decoded, codes, scales), form, quantised=True, step=step)
 
 
 def _decoded(codes: Tensor, scales: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lionbits_reference.spec import checks
 
-from .reading import Held, Reading
+from .imported import DecodedState, ImportedStateDict
 
 
-def read(state: object, sizes: Sequence[int]) -> Reading:
+def read(state: object, sizes: Sequence[int]) -> ImportedStateDict:
     """See :func:`lionbits.interop.from_optax`; ``sizes``: how many parameters each group of the optimizer has."""
     mu, count = _member(state, "mu"), _member(state, "count")
     whole = getattr(count, "item", lambda: count)()
@@ -31,10 +31,10 @@ def read(state: object, sizes: Sequence[int]) -> Reading:
         starts = [sum(sizes[:i]) for i in range(len(sizes))] if sum(sizes) == len(mu) else [0]
         ends = [*starts[1:], len(mu)]
         groups = [{"params": list(range(start, end))} for start, end in zip(starts, ends, strict=True)]
-    return Reading({key: _held(array, int(whole)) for key, array in arrays}, groups)
+    return ImportedStateDict({key: _held(array, int(whole)) for key, array in arrays}, groups)
 
 
-def write(reading: Reading) -> dict[str, Any]:
+def write(reading: ImportedStateDict) -> dict[str, Any]:
     """See :func:`lionbits.interop.to_optax`."""
     names, ids = reading.names, reading.ids
     arrays = [reading.held[key].exp_avg().cpu().numpy() if key in reading.held else None for key in ids]
@@ -63,10 +63,10 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _held(array: Any, count: int) -> Held:
+def _held(array: Any, count: int) -> DecodedState:
     form = str(getattr(array, "dtype", "array")).removeprefix("torch.")
     if not isinstance(array, Tensor):
         import numpy as np
 
         array = torch.from_numpy(np.array(array, dtype=np.float32))
-    return Held(array.shape, lambda: array, form, step=count)
+    return DecodedState(array.shape, lambda: array, form, step=count)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import bitsandbytes, exp_avg, flashlion, optax, qlion
-from .reading import Reading
+from .imported import ImportedStateDict
 
-_PLAIN: dict[str, Callable[[Mapping[str, Any]], Reading]] = {
+_PLAIN: dict[str, Callable[[Mapping[str, Any]], ImportedStateDict]] = {
     "qlion": qlion.read,
     "lion-pytorch": exp_avg.LION_PYTORCH.read,
     "timm": exp_avg.TIMM.read,
@@ -19,7 +19,7 @@ _PLAIN: dict[str, Callable[[Mapping[str, Any]], Reading]] = {
 PEERS = ("bitsandbytes", *_PLAIN, "optax")
 
 
-def read(state_dict: Any, peer: str, *, written_on: str | None = None, sizes: Sequence[int] = ()) -> Reading:
+def read(state_dict: Any, peer: str, *, written_on: str | None = None, sizes: Sequence[int] = ()) -> ImportedStateDict:
     """What a peer's state dict says.
 
     Args:

@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from .exp_avg import Plain
-from .reading import Held, Reading, groups_of, plain, settings, states_of, tensor
+from .imported import DecodedState, ImportedStateDict, groups_of, plain, settings, states_of, tensor
 
 
-def read(state_dict: Mapping[str, Any], *, lions_order: bool = False) -> Reading:
+def read(state_dict: Mapping[str, Any], *, lions_order: bool = False) -> ImportedStateDict:
     """See :func:`lionbits.interop.from_qlion`; ``lions_order``: betas stay as they are."""
     groups = [_inward(group, lions_order) for group in groups_of(state_dict)]
-    return Reading({key: _held(key, state) for key, state in states_of(state_dict)}, groups)
+    return ImportedStateDict({key: _held(key, state) for key, state in states_of(state_dict)}, groups)
 
 
 def _inward(group: Mapping[str, Any], lions_order: bool) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def _inward(group: Mapping[str, Any], lions_order: bool) -> dict[str, Any]:
     return found | {"betas": (b1, b2) if lions_order else (b1 * b2, b2), "cautious": cautious}
 
 
-def _held(key: Any, state: Mapping[str, Any]) -> Held:
+def _held(key: Any, state: Mapping[str, Any]) -> DecodedState:
     if "quant_exp_avg" not in state:
         return plain(key, state)
     codes, scale = tensor(key, state, "quant_exp_avg"), state.get("scale")
@@ -36,7 +36,7 @@ def _held(key: Any, state: Mapping[str, Any]) -> Held:
     elif not isinstance(scale, (int, float)):
         raise ValueError(f"state of parameter {key!r} has quant_exp_avg and scale={scale!r}; one number is needed.")
     # In the dtype of QLion's own product; torch's load_state_dict has made floats of the codes, which changes nothing.
-    return Held(codes.shape, lambda: codes * scale, "int4, one scale", quantised=True)
+    return DecodedState(codes.shape, lambda: codes * scale, "int4, one scale", quantised=True)
 
 
 def _outward(group: Mapping[str, Any]) -> dict[str, Any]:

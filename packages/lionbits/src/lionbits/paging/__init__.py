@@ -1,14 +1,28 @@
-"""Where state lives and when it moves. Kernels only ever see tensors that they can reach.
+"""State in host memory, and its way to where the update runs. Backends only ever see tensors that they can reach.
 
-``arrangement`` has the two arrangements; ``host`` the memory of pages; ``residence`` says who lives on the device;
-``pages`` how slots are cut and how pages are copied; ``movement`` brings them, on the ``lanes`` of a device;
-``account`` counts.
+``config`` says where state is kept; ``placement`` chooses what stays on the device; ``host_memory`` and ``huge_pages``
+allocate. ``pages`` cuts what travels; ``staging`` lays pages out in buffers; ``prefetch`` moves them on the ``streams``
+of a device; ``stats`` counts. ``colocated`` allocates state beside its parameter.
 """
 
-from .account import PagingStats
-from .arrangement import Paged, Pager, Resident, adopt, arrangement
-from .beside import apart
-from .host import check_process
-from .movement import Movement
+from .colocated import apart
+from .config import Paged, Pager, Resident, adopt, paging_config
+from .host_memory import check_process
+from .pages import moving
+from .prefetch import PagedCalls, Prefetcher, ResidentCalls
+from .stats import PagingStats
 
-__all__ = ["Movement", "Paged", "Pager", "PagingStats", "Resident", "adopt", "apart", "arrangement", "check_process"]
+__all__ = [
+    "Paged",
+    "PagedCalls",
+    "Pager",
+    "PagingStats",
+    "Prefetcher",
+    "Resident",
+    "ResidentCalls",
+    "adopt",
+    "apart",
+    "check_process",
+    "moving",
+    "paging_config",
+]

@@ -1,35 +1,34 @@
-"""How state is cut into pages, and how a page's bytes lie where the update runs while it passes through."""
+"""How what travels is cut into pages, and how a page's bytes lie in a staging buffer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from lionbits_reference import slices
 from lionbits_reference.spec import Plan, Slot, TensorSpec, matrix_shape
 
-from . import host
+from . import host_memory
 
-#: Frames on the device that pages pass through: one is updated, one arrives, one leaves.
-FRAMES = 3
+#: Staging buffers that pages pass through: one is updated, one arrives, one leaves.
+STAGING_BUFFERS = 3
 
-#: What columns are cut at where the format has no blocks; even, so that pairs of lanes stay together.
+#: What columns are cut at where the format has no blocks; even, so that pairs that share a hash stay together.
 _COLUMNS = 256
 
 
 class Piece(NamedTuple):
-    """A slot of a call, or some of its rows, or some columns of its only row."""
+    """A slot of a launch group, or some of its rows, or some columns of its only row."""
 
     place: int
     axis: str  # "whole", "rows" or "columns"
     first: int = 0
     last: int = 0
 
-    def of(self, plan: Plan, slots: Sequence[Slot]) -> Slot:
+    def slot(self, plan: Plan, slots: Sequence[Slot]) -> Slot:
         """The slot itself, or a slot of views."""
         slot = slots[self.place]
         if self.axis == "whole":
@@ -37,14 +36,21 @@ class Piece(NamedTuple):
         cut = slices.rows if self.axis == "rows" else slices.columns
         return cut(slot, plan.format, self.first, self.last)
 
+    def grad(self, grads: Sequence[Tensor]) -> Tensor:
+        """The slot's gradient, or a view of the same part of it."""
+        grad = grads[self.place]
+        if self.axis == "whole":
+            return grad
+        return grad[self.first : self.last] if self.axis == "rows" else slices.column_part(grad, self.first, self.last)
+
 
 @dataclass(frozen=True)
 class Page:
-    """Pieces whose state is brought together.
+    """Pieces that travel together.
 
     Attributes:
-        pieces: in the order of the call.
-        size: bytes in a frame.
+        pieces: in the order of the slots; no slot has two pieces in a page.
+        size: bytes in a staging buffer.
     """
 
     pieces: tuple[Piece, ...]
@@ -52,32 +58,8 @@ class Page:
 
     @property
     def places(self) -> list[int]:
-        """The slots that the pieces are of; no slot has two pieces in a page."""
+        """The slots that the pieces are of."""
         return [piece.place for piece in self.pieces]
-
-
-@dataclass
-class Visit:
-    """A page in a frame: its slots, for which what travels is there, and the bytes that go there and back."""
-
-    slots: list[Slot]
-    copies: list[tuple[Tensor, Tensor]]  # in the frame, at home
-    back: list[tuple[Tensor, Tensor]]  # likewise
-
-    def bring(self) -> None:
-        """From home to the frame."""
-        for near, far in self.copies:
-            near.copy_(far, non_blocking=True)
-
-    def take_back(self) -> None:
-        """From the frame to home."""
-        for near, far in self.back:
-            far.copy_(near, non_blocking=True)
-
-    @property
-    def bytes_back(self) -> int:
-        """What :meth:`take_back` copies."""
-        return sum(near.nbytes for near, _ in self.back)
 
 
 def cut(
@@ -87,7 +69,7 @@ def cut(
 
     Args:
         plan: of the slots.
-        slots: of a call.
+        slots: of a launch group.
         places: of those that are cut.
         page_size: bytes.
         compute: where the update runs: to the ``"device"`` travels state, to the ``"host"`` parameter and gradient.
@@ -107,37 +89,13 @@ def cut(
     return pages
 
 
-def visit(plan: Plan, slots: Sequence[Slot], page: Page, frame: Tensor, compute: str = "device") -> Visit:
-    """The page's slots with what travels in ``frame``: bytes, at least as many as the page has."""
-    parts = [piece.of(plan, slots) for piece in page.pieces]
-    near: list[dict[str, Tensor]] = [{} for _ in parts]
-    copies: list[_Copy] = []
-    at = 0
-    for key in _travelling(plan, (), compute):  # as on the host, where tensors of one kind are neighbours
-        for part, found in zip(parts, near, strict=True):
-            far = part.state[key] if compute == "device" else getattr(part, key)
-            begin = at
-            found[key], at = host.carve(frame, at, TensorSpec(tuple(far.shape), far.dtype))
-            copies.append(_Copy(key, found[key], far, begin, *host.place(far)))
-    if compute == "host":
-        there = [
-            replace(part, param=found["param"], grad=found["grad"], pitch=part.row_pitch)
-            for part, found in zip(parts, near, strict=True)
-        ]
-        back = [copy for copy in copies if copy.key != "grad"]
-        return Visit(there, list(_joined(copies, frame)), list(_joined(back, frame)))
-    there = [replace(p, state={**p.state, **f}, pitch=p.row_pitch) for p, f in zip(parts, near, strict=True)]
-    joined = list(_joined(copies, frame))
-    return Visit(there, joined, joined)
-
-
 def moving(plan: Plan) -> list[str]:
     """State that moves. One scale for a whole tensor stays where its parameter is."""
     return [key for key in plan.state_spec(()) if not (key == "exp_avg_scale" and plan.format.tensor_wise)]
 
 
-def _travelling(plan: Plan, shape: Sequence[int], compute: str) -> dict[str, TensorSpec]:
-    """What travels of a parameter, so that it meets the rest where the update runs."""
+def travelling(plan: Plan, shape: Sequence[int], compute: str) -> dict[str, TensorSpec]:
+    """What travels of a parameter of this shape, so that it meets the rest where the update runs."""
     if compute == "host":
         return {
             "param": TensorSpec(tuple(shape), plan.param_dtype),
@@ -149,7 +107,7 @@ def _travelling(plan: Plan, shape: Sequence[int], compute: str) -> dict[str, Ten
 
 def _pieces(plan: Plan, slot: Slot, place: int, page_size: int, compute: str) -> Iterator[tuple[Piece, int]]:
     def size(*shape: int) -> int:
-        return host.size(_travelling(plan, shape, compute))
+        return host_memory.size(travelling(plan, shape, compute))
 
     shape = tuple(slot.param.shape)
     whole = size(*shape)
@@ -165,35 +123,3 @@ def _pieces(plan: Plan, slot: Slot, place: int, page_size: int, compute: str) ->
         last = min(first + step, count)
         taken = size(1, last - first) if rows == 1 else size(last - first, *shape[1:])
         yield Piece(place, axis, first, last), taken
-
-
-class _Copy(NamedTuple):
-    key: str
-    near: Tensor
-    far: Tensor
-    begin: int  # in the frame, in bytes
-    memory: torch.UntypedStorage  # in which it lies at home,
-    at: int  # from this byte on
-
-    def follows(self, before: _Copy) -> bool:
-        """Whether the two lie on the host as they do in the frame."""
-        mine, other = self.memory, before.memory  # the first tensor of a page begins where the page does
-        together = mine.data_ptr() == other.data_ptr() and mine.nbytes() == other.nbytes()
-        return together and self.at - before.at == self.begin - before.begin
-
-
-def _joined(copies: Sequence[_Copy], frame: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Copies of neighbours as one copy: pairs of bytes in the frame and on the host."""
-    runs: list[list[_Copy]] = []
-    for copy in copies:
-        if not copy.far.is_contiguous() or copy.far.is_neg():  # the sign of a negated view is not in its bytes
-            yield copy.near, copy.far
-        elif runs and copy.follows(runs[-1][-1]):
-            runs[-1].append(copy)
-        else:
-            runs.append([copy])
-    for first, *_, last in ([*run, run[-1]] for run in runs):
-        end = last.begin + last.far.nbytes
-        memory = torch.empty(0, dtype=torch.uint8, device=first.far.device)
-        memory.set_(first.memory, first.at, (end - first.begin,), (1,))
-        yield frame[first.begin : end], memory

@@ -1,0 +1,90 @@
+"""What a pass will wait for, and what staying pages save: arithmetic, without a tensor.
+
+The lanes of :mod:`.lanes` and the order of :mod:`.movement`, with durations in place of copies. What it says of a pass
+is what the engine itself does on lanes that only count time; tests hold the two together.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Event(NamedTuple):
+    """Something that a lane or the device is busy with, in seconds since the pass began."""
+
+    kind: str  # "bring", "compute" or "take back"
+    page: int
+    begin: float
+    end: float
+
+
+class Machine(NamedTuple):
+    """Bandwidths in bytes per second."""
+
+    bring: float
+    write_back: float
+    compute: float  # of the update, in bytes of state
+
+
+def schedule(sizes: Sequence[int], machine: Machine, frames: int) -> list[Event]:
+    """Every event of one pass over pages of these sizes, in the order in which the engine asks for them."""
+    events: list[Event] = []
+    came: list[float] = []
+    free = [0.0] * frames
+    computed = left = 0.0
+    for i, size in enumerate(sizes):
+        while len(came) < min(i + frames, len(sizes)):
+            j = len(came)
+            begin = max(came[-1] if came else 0.0, free[j % frames])
+            came.append(begin + sizes[j] / machine.bring)
+            events.append(Event("bring", j, begin, came[-1]))
+        begin = max(computed, came[i])
+        computed = begin + size / machine.compute
+        events.append(Event("compute", i, begin, computed))
+        begin = max(left, computed)
+        left = free[i % frames] = begin + size / machine.write_back
+        events.append(Event("take back", i, begin, left))
+    return events
+
+
+def stalls(events: Sequence[Event]) -> list[float]:
+    """How long the device waited before it updated each page."""
+    computing = [event for event in events if event.kind == "compute"]
+    ends = [0.0, *(event.end for event in computing)]
+    return [event.begin - end for event, end in zip(computing, ends, strict=False)]
+
+
+def hit_rate(policy: str, pages: int, room: int, passes: int = 20) -> float:
+    """The part of page uses that find their page on the device, once the first pass is over.
+
+    Args:
+        policy: ``"staying"``: some pages stay and the others pass through one place; ``"lru"``: the page that was used
+            longest ago goes; ``"belady"``: the one that will be used latest goes, which no policy can better.
+        pages: all of the same size, used in the same order at every pass.
+        room: pages that the device holds.
+        passes: how often all are used.
+    """
+    uses = [page for _ in range(passes) for page in range(pages)]
+    if room >= pages:
+        return 1.0
+    held: OrderedDict[int, None] = OrderedDict()
+    hits = 0
+    for at, page in enumerate(uses):
+        if page in held:
+            hits += at >= pages
+            held.move_to_end(page)
+            continue
+        if len(held) >= room:
+            held.pop(_victim(policy, held, at, pages))
+        held[page] = None
+    return hits / (len(uses) - pages)
+
+
+def _victim(policy: str, held: OrderedDict[int, None], at: int, pages: int) -> int:
+    if policy == "lru":
+        return next(iter(held))
+    if policy == "staying":
+        return max(held)  # those that came first stay; the last place is the one that others pass through
+    return max(held, key=lambda page: (page - at) % pages)

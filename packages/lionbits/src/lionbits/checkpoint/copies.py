@@ -1,0 +1,55 @@
+"""What copying and pickling an optimizer keep, and how a copy takes it up."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor
+
+from lionbits import groups, paging, select
+from lionbits.state import counts
+
+from . import form
+
+if TYPE_CHECKING:
+    from lionbits.optimizer import Lion
+
+
+def recount(optimizer: Lion) -> None:
+    """Let the state be what all steps so far have made of it.
+
+    Raises:
+        ValueError: settings were edited so that codes would be read in another format.
+    """
+    optimizer._get_prefetcher().settle()
+    if optimizer._step_cache is not None:
+        optimizer._step_cache.recount()
+    counts.in_tensors(optimizer.state)
+    optimizer._get_prefetcher().formats.check_all(optimizer.param_groups, optimizer.state)
+
+
+def kept(optimizer: Lion) -> dict[str, Any]:
+    """What an optimizer has beside torch's parts, to be copied or pickled. A backend is kept by its module's name."""
+    recount(optimizer)
+    backend = None if optimizer._backend is None else cast(Any, optimizer._backend).__name__
+    held = {key: vars(optimizer)[key] for key in ("_pager", "_overrides", "_skipped")}
+    return held | {"_backend": backend, "state": paging.apart(optimizer.state)}
+
+
+def take_up(optimizer: Lion, state: Mapping[str, Any]) -> None:
+    """Complete an optimizer that has been given ``state``: that of a copy, of a pickle, or loaded."""
+    optimizer.defaults.pop("differentiable", None)  # torch puts it there, as one of its own optimizers' settings
+    if isinstance(optimizer._backend, str):
+        optimizer._backend = select.requested(importlib.import_module(optimizer._backend))
+    # a checkpoint has a seed of its own
+    optimizer.defaults["seed"] = optimizer.param_groups[0].get("seed", optimizer.defaults["seed"])
+    for group in optimizer.param_groups:
+        groups.inherit(group, optimizer.defaults)
+    form.reveal(optimizer.state)
+    if "_pager" in state:  # unpickled or copied, rather than loaded
+        params = [param for param in optimizer.state if isinstance(param, Tensor)]
+        copies = paging.adopt(optimizer._pager, [(param.device, optimizer.state[param]) for param in params])
+        optimizer.state.update(zip(params, copies, strict=True))
+        optimizer._get_prefetcher().formats.note_all(optimizer.param_groups, optimizer.state)

@@ -1,0 +1,80 @@
+"""State of parts as the rest of the world sees it: DTensors, placed like their parameter, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils import dlpack
+
+from lionbits_reference.spec import TensorSpec
+
+from .local import box, distributed, dtensor, local_tensor, placement
+
+State = dict[str, Any]
+
+
+def to_dtensor(param: Tensor, specs: Mapping[str, TensorSpec], state: Mapping[str, Any]) -> State:
+    """The state of a parameter, if it is distributed with DTensors that are placed like it, over the same memory.
+
+    Args:
+        param: whose state it is.
+        specs: of its whole tensors.
+        state: local tensors.
+    """
+    return {
+        **state,
+        **{key: placed_like(param, state[key], specs[key].shape) for key in _cut(param, specs) & state.keys()},
+    }
+
+
+def placed_like(param: Tensor, local: Tensor, shape: Sequence[int]) -> Tensor:
+    """A local part of a tensor of ``shape`` as a DTensor with the parameter's placements, over the same memory.
+
+    Many tensors of paged state share a storage: parts that do not begin theirs torch.save takes for plain tensors, and
+    fails. So they get one that they do.
+    """
+    if not distributed(param):
+        return local
+    if local.storage_offset():
+        local = dlpack.from_dlpack(local) if local.numel() else local.new_empty(local.shape)
+    return dtensor(local, *placement(param), shape)
+
+
+def from_dtensor(param: Tensor, specs: Mapping[str, TensorSpec], state: Mapping[str, Any]) -> State:
+    """The other way round: the state with local tensors, from DTensors or whole tensors.
+
+    Raises:
+        ValueError: one is not of the shape that it should have in all, or lies otherwise than the parameter.
+    """
+    local, cut = dict(state), _cut(param, specs)
+    for key in [key for key in state if distributed(state[key]) or key in cut]:
+        value, spec = state[key], specs.get(key)
+        if not isinstance(value, Tensor) or spec is None or not _fits(value, spec):
+            there = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            wanted = "nothing" if spec is None else f"{spec.dtype} of shape {spec.shape}"
+            raise ValueError(
+                f"{key} of a parameter of shape {tuple(param.shape)} should be {wanted} in all, the state has {there}."
+            )
+        if not distributed(value):
+            local[key] = value[box(param, spec.shape)]
+        elif placement(value) != placement(param):
+            raise ValueError(
+                f"{key} of a parameter of shape {tuple(param.shape)} has mesh and placements {placement(value)}, the "
+                f"parameter {placement(param)}. Use torch.distributed.checkpoint, or a full state dict."
+            )
+        else:
+            local[key] = local_tensor(value)
+    return local
+
+
+def _cut(param: Tensor, specs: Mapping[str, TensorSpec]) -> set[str]:
+    """Which of these tensors are cut as the parameter is: all that have its rows. One scale of a tensor has one."""
+    if not distributed(param):
+        return set()
+    return {key for key, spec in specs.items() if key != "exp_avg_scale" or spec.shape != (1, 1)}
+
+
+def _fits(value: Tensor, spec: TensorSpec) -> bool:
+    return tuple(value.shape) == spec.shape and value.dtype == spec.dtype

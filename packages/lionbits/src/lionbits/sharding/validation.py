@@ -1,0 +1,84 @@
+"""What cannot be sharded, or not so: refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor
+
+from lionbits import torch_private
+from lionbits_reference.spec import Plan, checks
+
+from .local import cut_dims, distributed, placement
+
+#: Settings that are about whole tensors, each with the values that are not.
+_ELEMENTWISE: dict[str, tuple[Any, ...]] = {
+    "optim_bits": (32,),
+    "percentile_clipping": (100,),
+    "grad_clip": (0,),
+    "cautious": (None, "gradient"),
+    "nonfinite": ("skip", "propagate"),
+}
+
+
+def check(param: Tensor) -> None:
+    """Refuse a DTensor whose ranks each hold a term of it, rather than a part.
+
+    Raises:
+        TypeError: naming the placements.
+    """
+    if distributed(param) and any(p.is_partial() for p in cast(Any, param).placements):
+        raise TypeError(
+            f"placements={cast(Any, param).placements} is not accepted: what ranks hold of it are terms of a sum. "
+            f"Call redistribute() with Shard or Replicate placements first."
+        )
+
+
+def check_moving(param: Tensor) -> None:
+    """Refuse a parameter whose state may lie on other devices than its mesh has, where that would be in no state dict.
+
+    Raises:
+        RuntimeError: naming the version of torch.
+    """
+    if distributed(param):
+        torch_private.check_elsewhere(*placement(param))
+
+
+def check_gradient(param: Tensor, grad: Tensor) -> None:
+    """Refuse a gradient that is not placed like its parameter.
+
+    Raises:
+        RuntimeError: naming both placements.
+    """
+    if placement(param) != placement(grad):
+        raise RuntimeError(
+            f"the gradient of a parameter of shape {tuple(param.shape)} has placements "
+            f"{getattr(grad, 'placements', None)}, the parameter {getattr(param, 'placements', None)}; both must be "
+            f"placed alike, on one mesh. Call redistribute() on the gradient, which adds up what is Partial."
+        )
+
+
+def check_settings(group: Mapping[str, Any], plan: Plan, param: Tensor) -> None:
+    """Refuse settings for which one would have to know more of the whole tensor than its part tells.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if torch_private.is_flat_piece(param):
+        _check_flattened(group, plan)
+    if plan.draws_for_param and distributed(param) and any(dim is not None and dim > 1 for dim in cut_dims(param)):
+        rule = "is cut along a dimension beyond the second, and rounding by noise asks where in a row an element lies"
+        hint = "Shard another dimension, or use param_rounding='nearest', or 'compensated' with master_bits=32."
+        raise checks.refusal(ValueError, "placements", placement(param)[1], rule, hint)
+
+
+def _check_flattened(group: Mapping[str, Any], plan: Plan) -> None:
+    """FSDP1 puts many tensors into one vector, and cuts it where it likes: each element has to be enough for itself."""
+    rule = "is about whole tensors, of which FullyShardedDataParallel (FSDP1) leaves but flat pieces"
+    hint = "Use torch.distributed.fsdp.fully_shard, or optim_bits=32 without clipping and caution."
+    for name, values in _ELEMENTWISE.items():
+        if group[name] not in values:
+            raise checks.refusal(ValueError, name, group[name], rule, hint)
+    if plan.param_rounding != "nearest":
+        raise checks.refusal(ValueError, "param_rounding", plan.param_rounding, rule, hint)

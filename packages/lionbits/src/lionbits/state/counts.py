@@ -1,0 +1,97 @@
+"""The number of updates that a parameter has had: ``step`` in its state, int64, 0-d, on the CPU.
+
+It is a tensor as in torch's optimizers, so that tools which fill tensors in place, or call ``cpu()`` on each value of a
+state, treat it right. A step counts all parameters in one addition: their counts are views of one vector.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lionbits_reference.spec import checks
+
+State = dict[str, Any]
+
+#: Where a state holds its count.
+KEY = "step"
+
+
+def tensor(count: int) -> Tensor:
+    """A count as a state holds it: int64, 0-d, on the CPU."""
+    return torch.tensor(count, dtype=torch.int64, device="cpu")
+
+
+def read(state: Mapping[str, Any], whose: str) -> int:
+    """The number of updates that a state says.
+
+    Args:
+        state: with an int, a whole float, or a tensor of one such number on any device.
+        whose: begins the message of an error, such as ``"state of parameter 3"``.
+
+    Raises:
+        ValueError: it says none, or no whole number in 0..2^62-1.
+    """
+    if KEY not in state:
+        raise ValueError(f"{whose} has no 'step', only {sorted(map(str, state))}: not lionbits state.")
+    step = state[KEY]
+    value = _number(step) if isinstance(step, Tensor) else step
+    if type(value) is int and 0 <= value < 2**62:
+        return value
+    whole = isinstance(value, numbers.Integral) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or not 0 <= int(value) < 2**62:
+        raise ValueError(f"{whose} has step={checks.shown(step)}; it must be an int >= 0 that int64 holds.")
+    return int(value)
+
+
+def _number(step: Tensor) -> Any:
+    """The number in a tensor of one that can be read, else None."""
+    if step.layout != torch.strided or step.is_meta or step.is_nested or step.numel() != 1:
+        return None
+    return step.item()
+
+
+def in_tensors(states: Mapping[Any, Any]) -> None:
+    """Let a tensor hold the count of every state where an int does: it was set by hand, or comes from an old pickle."""
+    for param, state in states.items():
+        if isinstance(param, Tensor) and isinstance(state.get(KEY), numbers.Integral):
+            state[KEY] = tensor(int(state[KEY]))
+
+
+class Counts:
+    """The counts of some states, as views of one vector.
+
+    Args:
+        states: whose counts are replaced by these views.
+        values: the counts.
+    """
+
+    def __init__(self, states: Sequence[State], values: Sequence[int]) -> None:
+        self.values = list(values)
+        self._vector = torch.tensor(self.values, dtype=torch.int64, device="cpu")
+        self._views = list(self._vector.unbind())
+        self._addresses = list(map(Tensor.data_ptr, self._views))
+        self._states = states
+        for state, view in zip(states, self._views, strict=True):
+            state[KEY] = view
+
+    def unchanged(self) -> bool:
+        """Whether no count was changed in place. That no other tensor has its place in a state is not looked at."""
+        return self._vector.tolist() == self.values and list(map(Tensor.data_ptr, self._views)) == self._addresses
+
+    def add_one(self) -> None:
+        """Count an update of each."""
+        self._vector.add_(1)
+        self.values = [value + 1 for value in self.values]
+
+    def set(self, values: Sequence[int]) -> None:
+        """Let the counts be these, but for a state whose count was changed by hand since."""
+        now = self._vector.tolist()
+        pairs = zip(self._states, self._views, now, self.values, strict=True)
+        own = [state.get(KEY) is view and here == known for state, view, here, known in pairs]
+        self.values = [value if kept else here for value, kept, here in zip(values, own, now, strict=True)]
+        self._vector.copy_(torch.tensor(self.values, dtype=torch.int64, device="cpu"))

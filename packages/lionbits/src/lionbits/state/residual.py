@@ -1,0 +1,77 @@
+"""What compensation keeps of a bfloat16 parameter, joined to it again: the float32 weight, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lionbits_reference import rounding
+from lionbits_reference.spec import Plan
+
+from .entries import RESIDUAL
+
+
+def joined(param: Tensor, rest: Tensor) -> Tensor:
+    """The float32 weights of which bfloat16 kept the upper half, and ``rest`` what was dropped.
+
+    Args:
+        param: the values that bfloat16 kept, as bfloat16 or as float32; or float32 weights that are complete already.
+        rest: int16 or int8 of the same shape, on any device.
+
+    Returns:
+        float32 of the parameter's shape, on its device, over memory of its own.
+
+    Raises:
+        ValueError: the float32 values are neither what bfloat16 kept nor complete: somebody else changed them.
+    """
+    near = rest.to(param.device)
+    if param.dtype == torch.float32:
+        low = param.view(torch.int32) & 0xFFFF
+        kept, whole = low == 0, low == (rounding.residual_bits(near) & 0xFFFF)
+        spoilt = int((~(kept | whole)).sum())
+        if spoilt:
+            raise ValueError(
+                f"a float32 parameter of shape {tuple(param.shape)} is not what {RESIDUAL} in its state belongs to: "
+                f"{spoilt:,} of {param.numel():,} values have more bits than bfloat16 keeps. Load the model's weights "
+                f"of the same checkpoint first, or delete {RESIDUAL} from the state."
+            )
+        near = torch.where(kept, near, 0)
+    return rounding.load_param(param.detach().clone(), near)
+
+
+def weights(plan: Plan, param: Tensor, state: MutableMapping[str, Any]) -> Tensor | None:
+    """The weights that a float32 parameter has with the rest in its state; None where there is none.
+
+    Args:
+        plan: of the parameter.
+        param: what of it is on this rank.
+        state: of the parameter.
+
+    Raises:
+        ValueError: as :func:`joined`.
+    """
+    if plan.param_dtype != torch.float32 or RESIDUAL not in state:
+        return None
+    return joined(param.detach(), state[RESIDUAL])
+
+
+def resized(rest: Tensor, master_bits: int) -> Tensor:
+    """What is kept with so many ``master_bits``: 24 bits become 32 exactly, 32 become the nearest 24 that fit.
+
+    The bfloat16 parameter stays as it is, so that the largest rests round down: one more and they were its next value.
+
+    Args:
+        rest: int16, of 32 bits, or int8, of 24.
+        master_bits: 32 or 24.
+
+    Returns:
+        int16 or int8; ``rest`` itself where it is that already.
+    """
+    if (rest.dtype == torch.int8) == (master_bits == 24):
+        return rest
+    if master_bits == 32:
+        return rest.to(torch.int16) << 8
+    return ((rest.to(torch.int32) + 0x80) >> 8).clamp(max=127).to(torch.int8)

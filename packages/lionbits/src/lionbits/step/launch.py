@@ -1,0 +1,91 @@
+"""Launch groups: parameters that one call of a backend updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lionbits import sharding
+from lionbits.paging import PagedCalls, ResidentCalls
+from lionbits_reference.spec import Backend, Hyper, Plan
+
+from . import factors
+from .scalars import SlotScalars
+
+Group = dict[str, Any]
+State = dict[str, Any]
+
+#: Skipped elements, int64[1]: of each device, and of tensors that are sharded over these ranks, those that are here.
+Counts = dict[tuple[torch.device, "sharding.ShardGroup | None"], Tensor]
+
+
+class LaunchKey(NamedTuple):
+    """What tensors must share to be updated by one call of a backend.
+
+    The last three are nothing to the backend: they say what is done around the call.
+    """
+
+    plan: Plan
+    hyper: Hyper
+    device: torch.device  # where the call runs
+    home: torch.device  # where the parameters are
+    cautious: str | None
+    raises: bool
+    shard_group: sharding.ShardGroup | None
+
+
+class ParamEntry(NamedTuple):
+    """A parameter that takes part."""
+
+    param: Tensor
+    group: Group
+    position: int
+
+    @property
+    def local(self) -> Tensor:
+        """The parameter, or the part of it on this rank."""
+        return sharding.local_tensor(self.param)
+
+
+@dataclass(eq=False)
+class LaunchGroup:
+    """Parameters of one launch, and what is prepared for their steps.
+
+    Between steps it keeps no gradient alive, and of state and parameters only the dicts and Parameters that users see,
+    and local tensors of these.
+
+    Attributes:
+        key: what the parameters share.
+        entries: the parameters.
+        groups, states: of each.
+        counts: updates of each when this was prepared.
+        backend: that updates them.
+        calls: of the backend, prepared.
+        scalars: the numbers of each.
+        padded: shards that backends see padded, by place.
+        clips: whether some gradients may be scaled down.
+        numel: int64[k], for caution.
+    """
+
+    key: LaunchKey
+    entries: list[ParamEntry] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    backend: Backend = field(init=False)
+    calls: ResidentCalls | PagedCalls = field(init=False)
+    scalars: SlotScalars = field(init=False)
+    padded: dict[int, sharding.PaddedShard] = field(default_factory=dict)
+    clips: bool = False
+    numel: Tensor | None = None
+
+    def state_tensors(self) -> Iterator[tuple[str, list[State]]]:
+        """Names of the state tensors that a step reads and writes, and whose state has them."""
+        for key in self.key.plan.state_spec(()):
+            yield key, self.states
+        pairs = zip(self.entries, self.states, strict=True)
+        yield "grad_norms", [state for entry, state in pairs if factors.keeps_norms(entry.group)]

@@ -1,0 +1,199 @@
+"""From parameter groups to launch groups, ready for their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lionbits import groups as grouping
+from lionbits import settings, sharding
+from lionbits.interrupts import uninterrupted
+from lionbits.paging import Pager, Prefetcher, moving
+from lionbits.state import counts, entries, residual
+from lionbits_reference import clipping
+from lionbits_reference.spec import Hyper, Plan, TensorSpec
+
+from . import factors
+from .launch import LaunchGroup, LaunchKey, ParamEntry
+from .scalars import SlotScalars
+
+Group = dict[str, Any]
+State = dict[str, Any]
+
+
+def collect(
+    param_groups: Sequence[Group], held: Mapping[Tensor, State], prefetcher: Prefetcher, first: int = 0
+) -> list[LaunchGroup]:
+    """Sort every parameter that has a gradient into launch groups. Checks all and changes nothing.
+
+    Args:
+        param_groups, held: groups and state of the optimizer.
+        prefetcher: says where parameters are updated, and in which format codes are.
+        first: position of the first parameter, where these groups are a part of the optimizer's.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: a setting, gradient or state that cannot be served, named.
+    """
+    found: dict[LaunchKey, LaunchGroup] = {}
+    grouping.check_once(param_groups)
+    position = first
+    for group in param_groups:
+        settings.check(group)
+        hyper = Hyper.of(group["betas"], group["seed"], group["rounding"])
+        for param in group["params"]:
+            if param.grad is not None:
+                grad = _checked_gradient(param)
+                plan = settings.plan(group, param, grad.dtype)
+                sharding.check_settings(group, plan, param)
+                state = held.get(param)
+                devices = prefetcher.pager.reaches(param.device)
+                entries.check(plan, sharding.local_tensor(param), state, devices, norms=factors.keeps_norms(group))
+                prefetcher.formats.check(plan.format.name, param, state or {})
+                device, raises, shards = devices[0], group["nonfinite"] == "raise", sharding.shard_group(param)
+                key = LaunchKey(plan, hyper, device, param.device, group["cautious"], raises, shards)
+                found.setdefault(key, LaunchGroup(key)).entries.append(ParamEntry(param, group, position))
+            position += 1
+    return list(found.values())
+
+
+def learning(param_groups: Sequence[Group]) -> list[tuple[Plan, ParamEntry]]:
+    """Every parameter that has a gradient, or may come to have one."""
+    params = [(group, param) for group in param_groups for param in group["params"]]
+    return [
+        (settings.plan(group, param, param.dtype), ParamEntry(param, group, position))
+        for position, (group, param) in enumerate(params)
+        if param.requires_grad or param.grad is not None
+    ]
+
+
+@uninterrupted
+def allocate(
+    params: Sequence[tuple[Plan, ParamEntry]], held: MutableMapping[Tensor, State], prefetcher: Prefetcher
+) -> None:
+    """Create state that is not there yet. Where memory fails nothing has changed.
+
+    Args:
+        params: parameters and their plans.
+        held: the state of the optimizer, checked. What others keep in it stays.
+        prefetcher: that places state.
+    """
+    fresh = [entries.fresh(held.get(entry.param)) for _, entry in params]
+    missing = [_missing_specs(plan, entry.local, held.get(entry.param) or {}) for plan, entry in params]
+    wanted = [(entry, specs) for (_, entry), specs in zip(params, missing, strict=True) if specs]
+    made = prefetcher.placement.allocate([(entry.param.device, specs) for entry, specs in wanted])
+    colocated = [_colocated_state(plan, entry, held.get(entry.param), prefetcher.pager) for plan, entry in params]
+    for (_, entry), is_fresh in zip(params, fresh, strict=True):
+        if is_fresh:
+            held.setdefault(entry.param, {}).update(step=counts.tensor(0))
+    for (entry, _), tensors in zip(wanted, made, strict=True):
+        held[entry.param].update(tensors)
+    for (_, entry), tensors in zip(params, colocated, strict=True):
+        held[entry.param].update(tensors)
+    prefetcher.placement.settle_in([(entry.param.device, held[entry.param], moving(plan)) for plan, entry in params])
+    for plan, entry in params:
+        prefetcher.formats.note(plan.format, held[entry.param])
+    grouping.tell_of_wide_momentum(
+        [(entry.group, entry.param) for (_, entry), new in zip(params, fresh, strict=True) if new]
+    )
+
+
+def prepare(launch_groups: Sequence[LaunchGroup], held: MutableMapping[Tensor, State], prefetcher: Prefetcher) -> None:
+    """Create state that is not there yet, and let backends prepare. Where memory fails nothing has changed.
+
+    A residual that the plan has no use for goes: float32 parameters get it, others are what they are.
+
+    Args:
+        launch_groups: with their backends.
+        held: the state of the optimizer, checked.
+        prefetcher: that places state.
+
+    Raises:
+        ValueError: a residual belongs to other values than the parameter's.
+    """
+    params = [(group.key.plan, entry) for group in launch_groups for entry in group.entries]
+    stale = [(plan, entry) for plan, entry in params if entries.RESIDUAL in held.get(entry.param, {})]
+    stale = [(plan, entry) for plan, entry in stale if plan.param_rounding != "compensated"]
+    whole = [residual.weights(plan, entry.local, held[entry.param]) for plan, entry in stale]
+    allocate(params, held, prefetcher)
+    for (_, entry), weights in zip(stale, whole, strict=True):
+        if weights is not None:
+            entry.local.copy_(weights)
+        del held[entry.param][entries.RESIDUAL]
+    for group in launch_groups:
+        _fill(group, held, prefetcher)
+
+
+def _fill(group: LaunchGroup, held: Mapping[Tensor, State], prefetcher: Prefetcher) -> None:
+    plan = group.key.plan
+    group.groups = [entry.group for entry in group.entries]
+    group.clips = any(map(factors.clips, group.groups))
+    group.states = [held[entry.param] for entry in group.entries]
+    found = [
+        sharding.slot(plan, entry.param, state, entry.position)
+        for entry, state in zip(group.entries, group.states, strict=True)
+    ]
+    group.padded = {j: slot for j, slot in enumerate(found) if isinstance(slot, sharding.PaddedShard)}
+    slots = [slot.slot if isinstance(slot, sharding.PaddedShard) else slot for slot in found]
+    grads = [sharding.local_tensor(_gradient(entry.param)) for entry in group.entries]
+    grads = [sharding.padded(grad) if j in group.padded else grad for j, grad in enumerate(grads)]
+    group.counts = [counts.read(state, "state") for state in group.states]
+    group.scalars = SlotScalars(group.groups, group.counts, group.key.device)
+    if plan.caution == "mask":
+        group.numel = group.scalars.upload([entry.param.numel() for entry in group.entries], torch.int64)
+    group.calls = prefetcher.prepare(group.backend, plan, slots, grads)
+
+
+def _missing_specs(plan: Plan, param: Tensor, state: State) -> dict[str, TensorSpec]:
+    specs = plan.state_spec(param.shape)
+    return {key: specs[key] for key in moving(plan) if key not in state}
+
+
+def _colocated_state(plan: Plan, entry: ParamEntry, state: State | None, pager: Pager) -> State:
+    """State that is missing, or not there, and that stays where the update runs however the rest is paged."""
+    there, device = state or {}, pager.computes_on(entry.param.device)
+    made: State = {}
+    if plan.format.tensor_wise:
+        scale = there.get("exp_avg_scale")
+        if scale is None:
+            made["exp_avg_scale"] = torch.zeros(1, 1, dtype=torch.float32, device=device)
+        elif scale.device != device:
+            made["exp_avg_scale"] = scale.to(device)
+    if factors.keeps_norms(entry.group) and "grad_norms" not in there:
+        made["grad_norms"] = torch.zeros(clipping.HISTORY, dtype=torch.float32, device=device)
+    return made
+
+
+def check_momentum(plan: Plan, param: Tensor, state: State, prefetcher: Prefetcher) -> None:
+    """Refuse state whose momentum cannot be decoded.
+
+    Raises:
+        ValueError: naming what was expected and what is there.
+    """
+    specs = plan.format.momentum_spec(sharding.local_tensor(param).shape)
+    for key in specs:
+        if isinstance(state.get(key), Tensor) and not entries.readable(state[key]):
+            where = f"state of a parameter of shape {tuple(param.shape)}"
+            has = f"{key} of layout {state[key].layout} on {state[key].device}"
+            raise ValueError(f"{where} has {has}; it must be a strided tensor that holds values.")
+    entries.check_form(specs, param, state)
+    prefetcher.formats.check(plan.format.name, param, state)
+
+
+def _gradient(param: Tensor) -> Tensor:
+    grad = param.grad
+    assert grad is not None
+    return grad
+
+
+def _checked_gradient(param: Tensor) -> Tensor:
+    grad = _gradient(param)
+    where = f"the gradient of a parameter of shape {tuple(param.shape)}"
+    if grad.layout != torch.strided:
+        raise RuntimeError(f"lionbits does not support sparse gradients: {where} is {grad.layout}. Use sparse=False.")
+    if grad.device != param.device:
+        raise RuntimeError(f"{where} is on {grad.device}, the parameter on {param.device}; both must be on one device.")
+    sharding.check_gradient(param, grad)
+    return grad

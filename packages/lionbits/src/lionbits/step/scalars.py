@@ -1,0 +1,86 @@
+"""The numbers of a launch group, on its device: written when a rate changes, counted on at every step.
+
+Rates are settings of groups, so what goes up is three numbers per group; the device spreads them over the slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lionbits_reference.spec import Scalars, decay_factor
+
+Group = dict[str, Any]
+
+
+class SlotScalars:
+    """The ``Scalars`` of some slots, kept from step to step.
+
+    Args:
+        groups: the parameter group of each slot.
+        steps: the updates that each slot's parameter has had.
+        device: of the slots.
+    """
+
+    def __init__(self, groups: Sequence[Group], steps: Sequence[int], device: torch.device) -> None:
+        distinct = {id(group): group for group in groups}
+        column = {key: j for j, key in enumerate(distinct)}
+        self._groups = list(distinct.values())
+        self._device = device
+        self._held: list[Tensor] = []
+        self._column = self.upload([column[id(group)] for group in groups], torch.int64)
+        self._rates = torch.empty(3, len(groups), dtype=torch.float32, device=device)
+        self.step = self.upload(steps, torch.int64)
+        self._scalars: Scalars | None = None
+        self.write()
+
+    def write(self) -> None:
+        """Take the rates that the groups have now; a tensor learning rate stays on its device."""
+        lr = [group["lr"] for group in self._groups]
+        keep = [decay_factor(group["lr"], group["weight_decay"]) for group in self._groups]
+        sign = [-1.0 if group["maximize"] else 1.0 for group in self._groups]
+        if any(isinstance(rate, Tensor) for rate in lr):
+            rates = torch.stack([vector(row, self._device) for row in (lr, keep, sign)])
+        else:
+            rates = self.upload([lr, keep, sign], torch.float32)
+        torch.index_select(rates, 1, self._column, out=self._rates)  # where a captured graph reads them
+        self._scalars = None
+
+    def now(self, skipped: Tensor, unscale: Tensor | None) -> Scalars:
+        """What a backend reads. It never writes to the kept rates, nor may its caller.
+
+        Args:
+            skipped: where skipped elements are counted.
+            unscale: what all gradients are multiplied by besides, float32, 0-d.
+        """
+        if self._scalars is None or self._scalars.skipped is not skipped:
+            lr, keep, sign = self._rates.unbind()
+            self._scalars = Scalars(lr, keep, sign, self.step, skipped)
+        if unscale is None:
+            return self._scalars
+        return replace(self._scalars, grad_scale=self._scalars.grad_scale * unscale)
+
+    def upload(self, values: Any, dtype: torch.dtype) -> Tensor:
+        """Numbers as a tensor on the device, rounded once; nothing waits for them to arrive."""
+        host = torch.tensor(values, dtype=dtype, device="cpu")
+        if self._device.type != "cuda":
+            return host.to(self._device)
+        host = host.pin_memory()
+        if torch.cuda.is_current_stream_capturing():
+            self._held.append(host)  # every replay reads it again
+        return host.to(self._device, non_blocking=True)
+
+
+def vector(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
+    """float32[k] on the device, of which some are there already; each is rounded once, and nothing waits."""
+
+    def scalar(value: float | Tensor) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.detach().reshape(()).to(device, torch.float32)
+        return torch.full((), value, dtype=torch.float32, device=device)
+
+    return torch.stack([scalar(value) for value in values])

@@ -1,0 +1,135 @@
+"""Change detection: whether anything has changed since the last step, found out at the speed of C.
+
+A step over hundreds of tensors can afford a few passes over them, not a statement for each. So each class here takes
+a snapshot, and compares it with what is there now by calls that walk whole lists. They look at everything that
+``collect`` and ``prepare`` of :mod:`lionbits.step.prepare` read, by identity where a value could be equal and yet
+another thing. Whether a difference is accepted is decided there: here nothing is refused.
+
+A snapshot keeps no storage alive. State that is moved to the host between two steps must leave the device then.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from operator import is_, itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lionbits import settings, torch_private
+
+Group = dict[str, Any]
+State = dict[str, Any]
+
+
+_params, _betas, _step = itemgetter("params"), itemgetter("betas"), itemgetter("step")
+_structure, _rates = itemgetter(*settings.STRUCTURE), itemgetter(*settings.RATES)
+
+
+class GroupSnapshot:
+    """The parameter groups: which there are, their lists of parameters, and every setting."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._groups = list(groups)
+        self._sizes = list(map(len, map(_params, groups)))
+        self._members = _flat(_params, groups)
+        self._structure = _flat(_structure, groups)
+        self._betas = _flat(_betas, groups)  # which may be lists, and change in place
+        self.seen(groups)
+
+    def seen(self, groups: Sequence[Group]) -> None:
+        """Take the rates that the groups have now for the known ones."""
+        self._rates = [_rates(group) for group in groups]
+
+    def unchanged(self, groups: Sequence[Group]) -> bool:
+        """Whether all is as it was, but perhaps for rates."""
+        return (
+            _same(groups, self._groups)
+            and list(map(len, map(_params, groups))) == self._sizes
+            and _same(_flat(_params, groups), self._members)
+            and _same(_flat(_structure, groups), self._structure)
+            and _same(_flat(_betas, groups), self._betas)
+        )
+
+    def changed_rates(self, groups: Sequence[Group]) -> list[Group]:
+        """Groups whose rates changed, or may have: the value of a tensor is not looked at."""
+        return [
+            group
+            for group, rates in zip(groups, self._rates, strict=True)
+            if not all(map(is_, _rates(group), rates)) or isinstance(rates[0], Tensor)
+        ]
+
+
+class StateSnapshot:
+    """The optimizer's state: which parameters have some, in which dicts, the tensors and step counts in those."""
+
+    def __init__(
+        self, states: Mapping[Any, State], counted: Sequence[State], tensors: Iterable[tuple[str, list[State]]]
+    ) -> None:
+        self._keys, self._dicts = list(states), list(states.values())
+        self._counted = counted
+        self._tensors = [(itemgetter(key), held) for key, held in tensors]
+        self._ids = [list(map(id, map(get, held))) for get, held in self._tensors]
+        self._dead: list[Any] = []  # while it is empty, no id can be another tensor's
+        self._refs = [weakref.ref(t, self._dead.append) for get, held in self._tensors for t in map(get, held)]
+        self.steps = list(map(_step, counted))
+
+    def unchanged(self, states: Mapping[Any, State]) -> bool:
+        """Whether all is as it was, but for the values in state tensors."""
+        return (
+            _same(list(states), self._keys)
+            and _same(states.values(), self._dicts)
+            and _same(list(map(_step, self._counted)), self.steps)
+            and [list(map(id, map(get, held))) for get, held in self._tensors] == self._ids
+            and not self._dead
+        )
+
+
+class TensorSnapshot:
+    """Parameters and their gradients: all but the values, and for gradients where these are."""
+
+    def __init__(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+        self._addresses = list(map(torch.Tensor.data_ptr, params))
+        self._params_alike, self._grads_alike = _alike(params), _alike(grads)
+
+    def unchanged(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool:
+        """Whether the parameters are where and as they were, and the gradients are like those."""
+        return (
+            self._grads_alike(*grads)
+            and self._params_alike(*params)
+            and list(map(torch.Tensor.data_ptr, params)) == self._addresses
+        )
+
+
+def _alike(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+    """Says of other tensors whether type, dtype, layout, device, shape, strides and requires_grad are the same.
+
+    Asked of torch's function in C++ first, whose no may be about something else.
+    """
+    known, alike = list(map(_traits, tensors)), torch_private.alike(tensors)
+    return lambda *now: alike(*now) or list(map(_traits, now)) == known
+
+
+def _traits(tensor: Tensor | None) -> object:
+    if tensor is None or tensor.layout != torch.strided:
+        return None
+    return (
+        type(tensor),
+        tensor.dtype,
+        tensor.device,
+        tensor.requires_grad,
+        tensor.shape,
+        tensor.stride(),
+        tensor.is_neg(),
+    )
+
+
+def _flat(get: Callable[[Group], Iterable[Any]], groups: Iterable[Group]) -> list[Any]:
+    return list(chain.from_iterable(map(get, groups)))
+
+
+def _same(now: Any, then: Sequence[Any]) -> bool:
+    return len(now) == len(then) and all(map(is_, now, then))
