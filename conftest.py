@@ -1,20 +1,20 @@
-"""What all tests of this repository share: hunts, of which a change has to pass a few cases, and a night all."""
+"""What all tests of this repository share: slow tests, of which `--smoke` runs some cases."""
 
 from collections import Counter
 
 import pytest
 
-#: Of the cases of a test that is a hunt, ``--smoke`` runs every so many, the first among them.
+#: Of the cases of a slow test, ``--smoke`` runs every so many, the first among them.
 STRIDE = 12
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Whoever names no option hunts."""
+    """Add the option."""
     parser.addoption("--smoke", action="store_true", help=f"of tests marked `slow`, run every {STRIDE}th case only")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what a glance leaves out."""
+    """Deselect what `--smoke` leaves out."""
     if not config.getoption("--smoke"):
         return
     seen: Counter[str] = Counter()
@@ -22,8 +22,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left: list[pytest.Item] = []
     for item in items:
         test = item.nodeid.partition("[")[0]
-        hunted = item.get_closest_marker("slow") is not None
-        (left if hunted and seen[test] % STRIDE else kept).append(item)
+        is_slow = item.get_closest_marker("slow") is not None
+        (left if is_slow and seen[test] % STRIDE else kept).append(item)
         seen[test] += 1
     config.hook.pytest_deselected(items=left)
     items[:] = kept

@@ -95,7 +95,7 @@ def demo(session: nox.Session) -> None:
 def ci(session: nox.Session) -> None:
     """Check what every change has to pass, in one environment: lint, constraints, docs, tests, conformance, trainers.
 
-    Of hunts it has time for a glance: `tests` and `conformance` run all of them. A part that fails keeps no other from
+    Of slow tests it runs some cases: `tests` and `conformance` run all of them. A part that fails keeps no other from
     running.
     """
     install(session, "lint", "docs", "test", "cuda", "peers")
@@ -127,7 +127,7 @@ def tests(session: nox.Session) -> None:
 
 
 def run_tests(session: nox.Session, *arguments: str) -> None:
-    """Run all tests but those under trainers; with `--smoke`, of hunts some cases only."""
+    """Run all tests but those under trainers; with `--smoke`, some cases of slow ones."""
     session.run("pytest", *WORKERS, f"--ignore={TRAINERS}", *arguments, env=ON_THE_CPU)
 
 
@@ -169,7 +169,7 @@ def conformance(session: nox.Session, backend: str) -> None:
 @nox.session
 @nox.parametrize("backend", [nox.param(name, id=name) for name in BACKENDS])
 def nightly(session: nox.Session, backend: str) -> None:
-    """Hunt for hours: 5,000 examples of each property, and what was found is kept in `.hypothesis`."""
+    """Take hours: 5,000 examples of each property, and what was found is kept in `.hypothesis`."""
     run_conformance(session, backend, "nightly")
 
 
@@ -267,7 +267,7 @@ def run_constraints(session: nox.Session, *arguments: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style (ruff), types (mypy strict), who imports whom (import-linter), lengths of files; change nothing."""
+    """Check style (ruff), types (mypy strict), who imports whom (import-linter); change nothing."""
     install(session, "lint")
     run_lint(session)
 
@@ -278,7 +278,6 @@ def run_lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check")
     session.run("mypy")
     session.run("lint-imports")
-    session.run("python", "tools/lengths.py")
 
 
 @nox.session

@@ -34,7 +34,7 @@ SCHEMA = 1
 RESULTS = "results.json"
 EVALUATIONS = 10  # of a run
 HEAD_WIDTH = 32
-#: A run, where nothing else is asked for; tools/two_bits.py has the same.
+#: A run, where nothing else is asked for.
 DEFAULT = TrainConfig(variant="lion", steps=2500, batch=16, context=64, layers=2, width=64, heads=64 // HEAD_WIDTH)
 USAGE, INTERRUPTED = 2, 130  # exit codes: as argparse has it, and as a shell reports a Ctrl-C
 

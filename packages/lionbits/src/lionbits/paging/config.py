@@ -20,7 +20,7 @@ from lionbits.state import counts, entries
 from lionbits_reference.spec import TensorSpec, checks
 
 from . import colocated, host_memory
-from .streams import CopyStreams, Synchronous, copy_streams
+from .streams import CopyStreams, copy_streams
 
 #: Bytes of a page: large enough that a copy of one runs at the speed of the bus.
 PAGE_SIZE = 16 << 20
@@ -45,11 +45,6 @@ class Resident:
     def reaches(self, device: torch.device) -> list[torch.device]:
         """Where state of parameters on ``device`` may be: there."""
         return [device]
-
-    def streams_of(self, device: torch.device) -> CopyStreams:
-        """Nothing moves, so that nothing can be in the way."""
-        del device
-        return Synchronous()
 
 
 @dataclass(frozen=True)

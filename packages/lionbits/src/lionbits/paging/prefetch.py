@@ -105,6 +105,7 @@ class Prefetcher:
         """What copies to and from a device."""
         found = self._streams.get(device)
         if found is None:
+            assert isinstance(self.pager, Paged)
             found = self._streams[device] = self.pager.streams_of(device)
         return found
 
