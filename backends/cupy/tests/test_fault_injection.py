@@ -1,4 +1,4 @@
-"""Kernels with one fault in them do not pass the court: what emulation and the laws are worth, for CUDA C++."""
+"""The conformance suite, on emulated kernels, rejects each CUDA C++ kernel with a fault in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels with one fault in them do not pass the court: what the interpreter and the laws are worth, for Triton.
+"""The conformance suite, in Triton's interpreter, rejects each kernel with a fault in it.
 
 The wrong Lions of ``lionbits_conformance.mutants`` are made of the reference; these faults only kernels can have.
 """

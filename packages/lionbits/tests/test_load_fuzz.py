@@ -18,7 +18,7 @@ from lionbits.state import entries
 
 from .family import FAMILY, Variant, assert_same, snapshot, train, weights
 
-#: Over this many cases, of which a glance runs some, as many state dicts each: `nox -s fuzz` sets others.
+#: Over this many cases, of which `--smoke` runs some, as many state dicts each: `nox -s fuzz` sets others.
 CASES, EACH = int(os.environ.get("LIONBITS_FUZZ_CASES", "48")), 70
 
 #: What all of chance follows from.

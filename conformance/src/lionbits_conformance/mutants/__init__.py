@@ -1,4 +1,4 @@
-"""Wrong Lions that the court must reject. One that lives is a fault of the court, and fails its suite.
+"""Wrong Lions that the conformance suite must reject. One that survives is a fault of the suite, and fails its tests.
 
 Most are what people really wrote: the orders, formulas and roundings that Lion's implementations differ by, the faults
 that were found in them, and the slips that a kernel author makes.

@@ -1,7 +1,7 @@
-"""What a pass will wait for, and what staying pages save: arithmetic, without a tensor.
+"""A forecast of paging: what a pass waits for, and what staying pages save, without a tensor.
 
-The lanes of :mod:`.lanes` and the order of :mod:`.movement`, with durations in place of copies. What it says of a pass
-is what the engine itself does on lanes that only count time; tests hold the two together.
+It has the order of :mod:`lionbits.paging.prefetch`, with durations in place of copies. A test compares it with paging
+itself on copy streams that only count time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Event(NamedTuple):
-    """Something that a lane or the device is busy with, in seconds since the pass began."""
+    """Something that a copy stream or the device is busy with, in seconds since the pass began."""
 
     kind: str  # "bring", "compute" or "take back"
     page: int

@@ -106,7 +106,7 @@ class Lion(Optimizer):
     #: Whether, and of which parameters, updates run during backward. Never copied: hooks belong to parameters.
     _in_backward: InBackward | None = None
 
-    #: What brings state to the device, if it lives elsewhere. Never copied either.
+    #: Prefetches state that is kept elsewhere than on its device. Never copied either.
     _prefetcher: Prefetcher | None = None
 
     @known_arguments

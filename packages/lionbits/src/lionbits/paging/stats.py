@@ -14,7 +14,7 @@ class PagingStats:
 
     Attributes:
         steps: passes over the state in which it was updated.
-        bytes_in, bytes_out: brought to where the update runs, and taken back from there.
+        bytes_in, bytes_out: prefetched to where the update runs, and written back from there.
         pages_in, pages_out: likewise, in pages.
         hits: bytes that a pass needed and that were there; with ``bytes_in`` they are all it needed.
         resident_bytes: of state that stays on the device, at the last pass.
@@ -34,7 +34,7 @@ class PagingStats:
 
     @property
     def hit_rate(self) -> float:
-        """The part of the bytes needed that did not have to be brought; 1 where nothing was needed."""
+        """The part of the bytes needed that did not have to be prefetched; 1 where nothing was needed."""
         needed = self.hits + self.bytes_in
         return self.hits / needed if needed else 1.0
 

@@ -1,4 +1,4 @@
-"""What a device does beside its computing: bring bytes, take bytes back. Marks say what has to come before what."""
+"""Copy streams of a device, which run beside its computing. Events say what has to come before what."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-#: Something that will have happened. None: it has.
+#: Something that will have happened. None: it has happened.
 Event = Any
 
 
@@ -15,16 +15,16 @@ class CopyStreams(Protocol):
     """Two queues of copies, which run beside what the current stream computes and beside each other."""
 
     def prefetch(self, copy: Callable[[], None], after: Sequence[Event]) -> Event:
-        """Queue a copy to the device, behind those before it and these events."""
+        """Queue a copy to the device, behind those before it and after these events."""
 
     def write_back(self, copy: Callable[[], None], after: Sequence[Event]) -> Event:
         """Queue a copy to the host, likewise."""
 
     def computed(self) -> Event:
-        """All that has been given to the current stream."""
+        """An event: all that has been given to the current stream."""
 
     def compute_after(self, event: Event) -> None:
-        """What the current stream is given from now on waits for this; the host does not."""
+        """Let what the current stream is given from now on wait for this; the host does not."""
 
     def wait(self, event: Event) -> None:
         """The host waits for this."""
@@ -101,5 +101,5 @@ class Synchronous:
 
 
 def copy_streams(device: torch.device) -> CopyStreams:
-    """Those of a device."""
+    """The copy streams of a device."""
     return CudaStreams(device) if device.type == "cuda" else Synchronous()
