@@ -14,8 +14,7 @@ from torch.optim import Optimizer
 from . import advice, groups, paging, select, settings, sharding, summary
 from .checkpoint import copies, state_dicts
 from .checkpoint.state_dicts import LoadedKeys
-from .hooks import hooked_if_watched
-from .inference import outside_inference_mode
+from .decorators import hooked_if_watched, outside_inference_mode, uncompiled
 from .interrupts import uninterrupted
 from .paging import PagingStats, Prefetcher
 from .spelling import known_arguments
@@ -23,7 +22,6 @@ from .step import launch, momenta, prepare
 from .step.backward import InBackward, tell_of_others
 from .step.cache import StepCache, update
 from .step.single import ParameterStep, step_parameter
-from .uncompiled import uncompiled
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lionbits import advice, groups, torch_private
+from lionbits.decorators import uncompiled
 from lionbits.interrupts import uninterrupted
-from lionbits.uncompiled import uncompiled
 from lionbits_reference.spec import checks
 
 from .single import ParameterStep
