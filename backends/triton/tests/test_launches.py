@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import lionbits
+from lionbits.paging.streams import Synchronous
 from lionbits_reference.spec import FLOAT32, Format, Plan, Slot
 from lionbits_table.layout import walk
 from lionbits_triton import backend, kernels
@@ -61,6 +63,21 @@ def test_strides_that_no_kernel_walks() -> None:
         return [deep, (odd_state, own), slot(plan, (4, 40), 2, grad=lambda grad: grad[0, 0].expand(grad.shape))]
 
     assert_steps_alike(plan, make)
+
+
+def test_paged_strides_that_no_kernel_walks() -> None:
+    """The same where pages hold the state: a page's slots are copied as others are."""
+    results = []
+    for name in ("triton", "reference"):
+        generator = torch.Generator().manual_seed(0)
+        param = torch.nn.Parameter(transposed(torch.randn(2, 3, 4, 5, 6, generator=generator)))
+        optimizer = lionbits.PagedLion8bit([param], min_8bit_size=1, page_budget=0, backend=name)
+        optimizer._pager = replace(optimizer._pager, page_size=64, streams=lambda device: Synchronous())  # type: ignore[call-arg]
+        for _ in range(2):
+            param.grad = torch.randn(2, 3, 4, 5, 6, generator=generator)
+            optimizer.step()
+        results.append((param, optimizer.momentum(param)))
+    assert all(map(torch.equal, *results))
 
 
 def test_a_table_goes_with_what_was_prepared() -> None:

@@ -7,7 +7,6 @@ uploaded, or none. Uploads are asynchronous, from pinned memory, and may be capt
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -108,7 +107,7 @@ def _detour(plan: Plan, slot: Slot, grad: Tensor) -> Detour:
     """Contiguous copies of a slot and its gradient; nothing of them is shared with the originals."""
     state = {key: torch.empty_like(t, memory_format=torch.contiguous_format) for key, t in _state(plan, slot).items()}
     param, copied = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (slot.param, grad))
-    return Detour(slot, replace(slot, param=param, state=state, pitch=slot.row_pitch), copied)
+    return Detour(slot, Slot(param, state, slot.index, slot.start, slot.row_pitch), copied)
 
 
 def _copy(source: Slot, to: Slot, plan: Plan) -> None:

@@ -16,6 +16,8 @@ from .plan import Hyper, Plan
 class Slot:
     """One tensor of a call: a whole parameter, or a rectangle of it (a shard, a page, a slice). It has no gradient.
 
+    It may be a subclass that makes ``param`` and ``state`` when asked for them: to change one, make another ``Slot``.
+
     Attributes:
         param: written in place, strides kept. Any rank; seen as (rows, columns) in logical row-major order.
             It may require a gradient: calls are made under ``torch.no_grad``.
