@@ -265,4 +265,4 @@ def test_stored_parameters_are_true_of_torch_and_the_reference() -> None:
                 p, torch.int8 if case["mode"].endswith("24") else torch.int16, noise
             )
         assert patterns(stored) == unwords(case["stored"]) or (stored.isnan().all() and p.isnan().all()), case
-        assert case["rest"] == (None if residual is None else residual.item())
+        assert case["residual"] == (None if residual is None else residual.item())

@@ -68,7 +68,7 @@ def test_what_is_a_failure_and_what_was_not_reached(
     assert (len(findings.failed), len(findings.unfinished)) == (failed, unfinished)
 
 
-def test_a_court_without_time_is_stopped_and_says_so(tmp_path: Path) -> None:
+def test_a_suite_without_time_is_stopped_and_says_so(tmp_path: Path) -> None:
     outcome, findings = SuiteResult("reference", "cpu", "nightly"), Findings()
     begin = time.monotonic()
     conformance.hold(outcome, tmp_path, Deadline(6), (), findings)

@@ -129,4 +129,4 @@ def _stored(p: Number, dtype: str, mode: str, noise: int) -> Case:
     else:
         bits, residual = storing.split(p, 256 if mode.endswith("24") else 1, noise)
     given = {"p": single(p), "dtype": dtype, "mode": mode, "noise": noise}
-    return {**given, "stored": words([bits], 16), "rest": residual}
+    return {**given, "stored": words([bits], 16), "residual": residual}

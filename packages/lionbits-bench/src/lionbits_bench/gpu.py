@@ -175,7 +175,7 @@ def record(run: Run, deadline: Deadline, findings: Findings) -> None:
 #: recording may leave the device unusable: these two come last.
 PARTS: Parts[Run] = {
     "environment": (2, look),
-    "conformance suite": (33, run_conformance),
+    "conformance": (33, run_conformance),
     "speed": (35, race),
     "host": (6, race_host),
     "paging": (10, page),

@@ -218,7 +218,7 @@ def check_optimizer(optimizer: object) -> None:
     Raises:
         TypeError: naming what was given.
     """
-    if not hasattr(optimizer, "_step_cache"):
+    if isinstance(optimizer, type) or not hasattr(optimizer, "_step_cache"):
         hint = "Make one over the parameters first."
         raise checks.refusal(TypeError, "optimizer", optimizer, "must be an optimizer of lionbits", hint)
 
