@@ -18,7 +18,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from lionbits import Lion, Lion8bit, PagedLion8bit, hooks, torch_private
+from lionbits import Lion, Lion8bit, PagedLion8bit, decorators, torch_private
 from lionbits.step import prepare
 
 from .family import assert_same, gradient, snapshot, train, weights
@@ -231,7 +231,7 @@ def test_a_step_does_without(
 def made_anew(kind: type[Lion]) -> type[Lion]:
     """The class as it would be if it was imported now."""
     raw: Any = Lion.step
-    return type(kind.__name__, (kind,), {"step": hooks.hooked_if_watched(raw.__wrapped__)})
+    return type(kind.__name__, (kind,), {"step": decorators.hooked_if_watched(raw.__wrapped__)})
 
 
 def with_own_step(base: type[Lion]) -> type[Lion]:
