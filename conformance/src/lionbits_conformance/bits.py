@@ -31,7 +31,7 @@ def require_equal(got: Mapping[str, Tensor], want: Mapping[str, Tensor], context
     """Raise :class:`Disagreement` unless both hold the same names with the same bits.
 
     Args:
-        got: of the backend or optimizer under judgement.
+        got: of the backend or optimizer under test.
         want: of the reference.
         context: said first: what was run, so that one can run it again.
     """

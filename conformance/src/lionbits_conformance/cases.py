@@ -15,7 +15,7 @@ from torch import Tensor
 
 import lionbits_reference as reference
 from lionbits_reference import formats
-from lionbits_reference.spec import Backend, Hyper, Plan, Scalars, Slot, decay_factor, float32
+from lionbits_reference.spec import Backend, Hyper, Plan, Prepared, Scalars, Slot, decay_factor, float32
 
 from . import values
 
@@ -112,8 +112,13 @@ def run(backend: Backend, case: Case, device: torch.device = _CPU, order: Sequen
 
 def update(backend: Backend, call: Call, order: Sequence[slice]) -> None:
     """Let the backend make a case's updates in these runs of slots: prepared once, stepped as often as it says."""
+    prepared = [(at, backend.prepare(call.case.plan, call.slots[at], call.grads[at])) for at in order]
+    step(backend, call, prepared)
+
+
+def step(backend: Backend, call: Call, prepared: Sequence[tuple[slice, Prepared]]) -> None:
+    """Step as often as the case says, with what was prepared for these runs of slots."""
     case = call.case
-    prepared = [(at, backend.prepare(case.plan, call.slots[at], call.grads[at])) for at in order]
     for _ in range(case.updates):
         numbers = call.scalars
         if case.plan.format.tensor_wise:

@@ -84,13 +84,13 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 @pytest.fixture(scope="session")
 def backend_name(request: pytest.FixtureRequest) -> str:
-    """Name of the backend under judgement."""
+    """Name of the backend under test."""
     return str(request.config.getoption("--backend"))
 
 
 @pytest.fixture(scope="session")
 def backend(backend_name: str) -> Backend:
-    """The backend under judgement."""
+    """The backend under test."""
     return select.load(backend_name)
 
 

@@ -1,6 +1,6 @@
 """A life of an optimizer, in any order of events, beside a twin to whom only the steps happen.
 
-The subject runs on the backend under judgement, and is saved, loaded, copied, pickled, paged and moved between
+The subject runs on the backend under test, and is saved, loaded, copied, pickled, paged and moved between
 backends; the twin runs on the reference and is left alone. After every event both hold the same bits.
 """
 

@@ -105,11 +105,11 @@ def test_copies_wait_for_what_was_computed_before_and_the_device_for_the_last_on
             return "begin"
 
         def prefetch(self, copy: Any, after: Any) -> str:
-            told.append(("bring", *after))
+            told.append(("prefetch", *after))
             return f"brought {len(told)}"
 
         def write_back(self, copy: Any, after: Any) -> str:
-            told.append(("take back", *after))
+            told.append(("write back", *after))
             return f"taken {len(told)}"
 
         def compute_after(self, mark: Any) -> None:
@@ -118,7 +118,7 @@ def test_copies_wait_for_what_was_computed_before_and_the_device_for_the_last_on
     crossed = bus.Bus(CPU, 200)
     crossed._streams = Noting()
     crossed.cross(100, "both")
-    assert told == [("bring", "begin"), ("take back", "begin"), ("bring",), ("take back",),
+    assert told == [("prefetch", "begin"), ("write back", "begin"), ("prefetch",), ("write back",),
                     ("compute after", "brought 3"), ("compute after", "taken 4")]  # fmt: skip
 
 

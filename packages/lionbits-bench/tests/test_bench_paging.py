@@ -17,7 +17,7 @@ def test_both_are_drawn(tmp_path: Path) -> None:
 def test_on_paper_the_bus_is_what_a_pass_waits_for() -> None:
     """The update is faster than the bus: a pass takes what bringing all pages takes, and one page on its way out."""
     events = schedule([paging.PAGE] * paging.PAGES, paging.PAPER, paging.FRAMES)
-    bus = paging.PAGES * paging.PAGE / paging.PAPER.bring
+    bus = paging.PAGES * paging.PAGE / paging.PAPER.prefetch
     last = paging.PAGE / paging.PAPER.compute + paging.PAGE / paging.PAPER.write_back
     assert abs(events[-1].end - (bus + last)) < 1e-9
     assert sum(stalls(events)) > 0

@@ -23,7 +23,7 @@ class Timed:
 
     def __init__(self, machine: forecast.Machine, sizes: list[int]) -> None:
         self.machine, self.sizes = machine, sizes
-        self.now = {"bring": 0.0, "compute": 0.0, "take back": 0.0}
+        self.now = {"prefetch": 0.0, "compute": 0.0, "write back": 0.0}
         self.count = dict.fromkeys(self.now, 0)
         self.events: list[forecast.Event] = []
 
@@ -37,11 +37,11 @@ class Timed:
 
     def prefetch(self, copy: Callable[[], None], after: Sequence[Event]) -> Event:
         copy()
-        return self.work("bring", self.machine.bring, after)
+        return self.work("prefetch", self.machine.prefetch, after)
 
     def write_back(self, copy: Callable[[], None], after: Sequence[Event]) -> Event:
         copy()
-        return self.work("take back", self.machine.write_back, after)
+        return self.work("write back", self.machine.write_back, after)
 
     def computed(self) -> Event:
         return self.now["compute"]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 class Event(NamedTuple):
     """Something that a copy stream or the device is busy with, in seconds since the pass began."""
 
-    kind: str  # "bring", "compute" or "take back"
+    kind: str  # "prefetch", "compute" or "write back"
     page: int
     begin: float
     end: float
@@ -23,7 +23,7 @@ class Event(NamedTuple):
 class Machine(NamedTuple):
     """Bandwidths in bytes per second."""
 
-    bring: float
+    prefetch: float
     write_back: float
     compute: float  # of the update, in bytes of state
 
@@ -38,14 +38,14 @@ def schedule(sizes: Sequence[int], machine: Machine, frames: int) -> list[Event]
         while len(came) < min(i + frames, len(sizes)):
             j = len(came)
             begin = max(came[-1] if came else 0.0, free[j % frames])
-            came.append(begin + sizes[j] / machine.bring)
-            events.append(Event("bring", j, begin, came[-1]))
+            came.append(begin + sizes[j] / machine.prefetch)
+            events.append(Event("prefetch", j, begin, came[-1]))
         begin = max(computed, came[i])
         computed = begin + size / machine.compute
         events.append(Event("compute", i, begin, computed))
         begin = max(left, computed)
         left = free[i % frames] = begin + size / machine.write_back
-        events.append(Event("take back", i, begin, left))
+        events.append(Event("write back", i, begin, left))
     return events
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from .forecast import Event, Machine, hit_rate, schedule, stalls
 
 #: An accelerator with a PCIe 5 bus and HBM3, bytes per second; updating 8-bit state moves eight times the state.
-PAPER = Machine(bring=50e9, write_back=50e9, compute=3e12 / 8)
+PAPER = Machine(prefetch=50e9, write_back=50e9, compute=3e12 / 8)
 
 #: Bytes of a page, pages of a pass, frames.
 PAGE, PAGES, FRAMES = 16 << 20, 12, 3
 
-COLOURS = {"bring": "tab:blue", "compute": "tab:green", "take back": "tab:orange"}
+COLOURS = {"prefetch": "tab:blue", "compute": "tab:green", "write back": "tab:orange"}
 POLICIES = {"belady": "knowing the future", "staying": "some stay (lionbits)", "lru": "the most recent ones (LRU)"}
 
 
