@@ -124,6 +124,37 @@ def test_the_norm_does_not_depend_on_threads() -> None:
         assert torch.equal(many, one)
 
 
+def test_norms_of_many_tensors_are_those_of_each() -> None:
+    """Whatever else is in the call: sizes around runs and portions, empty and scalar tensors, any strides and order."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(), (0,), (1,), (3,), (31,), (32,), (33,), (40, 30), (65_535,), (65_536,), (65_537,), (5, 0), (600, 512)]
+    shapes += [((1 << 18) - 1,), (1 << 18,), ((1 << 18) + 1,), *[(7,)] * 40, (3, 1 << 17), (2,), (0,)]
+    grads = [torch.randn(shape, generator=generator) for shape in shapes]
+    grads += [torch.randn(40, 50, generator=generator).t(), torch.randn(1, 60, generator=generator).expand(50, 60)]
+    for shift in (0, 5, 11, 17):
+        turned = grads[shift:] + grads[:shift]
+        found = clipping.sums_of_squares(turned, "skip")
+        for grad, total in zip(turned, found, strict=True):
+            squares = grad.flatten().numpy().astype(np.float64) ** 2
+            runs = [halved(squares[first : first + 65536]) for first in range(0, max(len(squares), 1), 65536)]
+            assert total.item() == halved(np.array(runs))
+            assert torch.equal(clipping.gradient_norm(grad, "skip"), clipping.norm(total))
+
+
+def remembered(history: torch.Tensor, norm: float, step: int) -> torch.Tensor:
+    """One history with a norm, beside others that must not matter."""
+    others = torch.full((3, clipping.HISTORY), 7.0)
+    others[1] = history
+    norms = torch.tensor([1.0, norm, 0.0])
+    return clipping.remembered(others, norms, torch.tensor([9, step, 3]))[1]
+
+
+def percentile_limit(history: torch.Tensor, q: int) -> torch.Tensor:
+    """The limit of one history, beside another's."""
+    both = torch.stack([history.flip(0) + 1.0, history])
+    return clipping.percentile_limits(both, torch.tensor([1, q]))[1]
+
+
 @pytest.mark.parametrize("q", [1, 5, 50, 99, 100])
 def test_the_limit_is_the_qth_smallest_of_the_last_hundred(q: int) -> None:
     """Over 350 steps: the first norm fills the window, each step replaces its oldest, the present one is included."""
@@ -133,8 +164,8 @@ def test_the_limit_is_the_qth_smallest_of_the_last_hundred(q: int) -> None:
     for step in range(1, 351):
         norm = float(np.float32(rng.lognormal(0, 1.5)))
         window = [norm] * 100 if not window else [*window[1:], norm]
-        clipping.remember(history, torch.tensor(norm), step)
-        limit = clipping.percentile_limit(history, q)
+        history = remembered(history, norm, step)
+        limit = percentile_limit(history, q)
         assert limit.item() == sorted(window)[q - 1]
         assert sorted(history.tolist()) == sorted(window)
         factor = clipping.clip_factor(torch.tensor(norm), limit)
@@ -145,17 +176,17 @@ def test_zero_norms_before_the_first_real_one_are_no_history() -> None:
     """LoRA's A has a zero gradient at first: the window stays empty until a norm is not zero, which then fills it."""
     history = torch.zeros(clipping.HISTORY)
     for step in range(1, 4):
-        clipping.remember(history, torch.tensor(0.0), step)
-        limit = clipping.percentile_limit(history, 5)
+        history = remembered(history, 0.0, step)
+        limit = percentile_limit(history, 5)
         assert clipping.clip_factor(torch.tensor(0.0), limit).item() == 1.0
-    clipping.remember(history, torch.tensor(2.0), 4)
+    history = remembered(history, 2.0, 4)
     assert history.tolist() == [2.0] * 100
-    assert clipping.clip_factor(torch.tensor(2.0), clipping.percentile_limit(history, 5)).item() == 1.0
+    assert clipping.clip_factor(torch.tensor(2.0), percentile_limit(history, 5)).item() == 1.0
     for step in range(5, 9):
-        clipping.remember(history, torch.tensor(0.0), step)  # from here on a zero is a norm like any other
+        history = remembered(history, 0.0, step)  # from here on a zero is a norm like any other
     assert sorted(history.tolist()) == [0.0] * 4 + [2.0] * 96
-    assert clipping.percentile_limit(history, 4).item() == 0.0
-    assert clipping.percentile_limit(history, 5).item() == 2.0
+    assert percentile_limit(history, 4).item() == 0.0
+    assert percentile_limit(history, 5).item() == 2.0
 
 
 @pytest.mark.parametrize(("norm", "limit"), [(3.0, 1.0), (1.0, 1.0), (0.5, 1.0), (0.0, 0.0), (7.0, 0.0), (1e38, 1e-38)])

@@ -72,6 +72,7 @@ def no_guards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 #: Private names of which a step would be faster, and ways to take them away.
 FASTER: dict[str, Take] = {
+    "_foreach_copy_": lambda monkeypatch: monkeypatch.delattr(torch, "_foreach_copy_"),
     "torch._C._dynamo.guards": no_guards,
     "TensorGuards": guards_in_place_of(None),
     "TensorGuards, other arguments": guards_in_place_of(NoArguments),

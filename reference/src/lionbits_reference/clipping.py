@@ -1,4 +1,4 @@
-"""Gradient clipping per tensor: norms up, factors down, all on the device.
+"""Gradient clipping per tensor: norms up, factors down, all on the device, in launches that do not grow with tensors.
 
 The norm sums squares in binary64, in a fixed order that no thread count, device or slice size changes, and is
 rounded to float32 once. A device without binary64 hands gradients to the CPU for that. Percentile clipping is that
@@ -8,33 +8,43 @@ present one included.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
+from . import pairwise
 from .spec import binary64
 
 #: How many norms percentile clipping remembers.
 HISTORY = 100
 
-_LEAF = 1 << 16  # elements whose squares are summed by halving, as one tree
+_RUN = 1 << 16  # elements whose squares are summed as one tree
+_AT_ONCE = 1 << 18  # elements that are in binary64 at a time
 
 
 def gradient_norm(grad: Tensor, nonfinite: str) -> Tensor:
     """Euclidean norm of ``grad``, float32, 0-d; with ``nonfinite="skip"``, of the elements that are finite.
 
-    The order of the sum is part of the meaning: logical row-major elements in runs of 65,536, each filled up with
-    zeros to a power of two and halved (x[:n/2] + x[n/2:]) down to one number; then the runs' sums likewise.
+    The order of the sum is part of the meaning: logical row-major elements in runs of 65,536, each summed by
+    :func:`~lionbits_reference.pairwise.sums`; then the runs' sums likewise.
     """
-    return norm(sum_of_squares(grad, nonfinite)).to(grad.device)
+    return norm(sums_of_squares([grad], nonfinite)[0]).to(grad.device)
 
 
-def sum_of_squares(grad: Tensor, nonfinite: str) -> Tensor:
-    """What :func:`gradient_norm` is the root of, float64, 0-d: ranks with parts of a tensor add these up.
+def sums_of_squares(grads: Sequence[Tensor], nonfinite: str) -> Tensor:
+    """float64[k]: the squares of the norms. Ranks with parts of the tensors add these up.
 
-    It is on the device of ``grad``, or on the CPU where :func:`~lionbits_reference.spec.binary64` is.
+    They are on the device of the gradients, or on the CPU where :func:`~lionbits_reference.spec.binary64` is.
+
+    Args:
+        grads: of one dtype and device, of any shapes and strides; one at least.
+        nonfinite: a non-finite element counts as 0 with ``"skip"``.
     """
-    flat = grad.detach().reshape(-1)
-    return _halve(torch.stack([_leaf(run, nonfinite) for run in flat.split(_LEAF)]))
+    sizes = [grad.numel() for grad in grads]
+    flat = [grad.reshape(-1) for grad in grads]
+    runs = torch.cat([_run_sums(parts, nonfinite) for parts in _portions(flat, sizes)])
+    return pairwise.sums(runs, [max(-(-size // _RUN), 1) for size in sizes])
 
 
 def norm(squares: Tensor) -> Tensor:
@@ -42,41 +52,50 @@ def norm(squares: Tensor) -> Tensor:
     return squares.sqrt().to(torch.float32)
 
 
-def remember(norms: Tensor, norm: Tensor, step: int | Tensor) -> None:
-    """Put the ``norm`` of update number ``step`` in its place of the float32[100] history, in place.
-
-    A ``step`` on the device is counted there, and so moves on when a captured graph is replayed.
+def remembered(histories: Tensor, norms: Tensor, steps: Tensor) -> Tensor:
+    """The histories with the norm of update number ``steps`` in its place of each, float32[k, 100].
 
     A history of zeros is empty, and is filled with the norm. Were a first norm of zero to fill it (the gradient of
     LoRA's A while B is zero), gradients would be clipped to nothing until the zeros had left the window.
+
+    Args:
+        histories: float32[k, 100].
+        norms: float32[k], of this update.
+        steps: int64[k], counted on the device, so that they move on when a captured graph is replayed.
     """
-    norms.copy_(torch.where(norms.amax() == 0, norm, norms))
-    place = torch.as_tensor(step % HISTORY, device=norms.device)
-    norms.index_copy_(0, place.reshape(1), norm.reshape(1))
+    column = norms.unsqueeze(1)
+    filled = torch.where(histories.amax(1, keepdim=True) == 0, column, histories)
+    return filled.scatter(1, (steps % HISTORY).unsqueeze(1), column)
 
 
-def percentile_limit(norms: Tensor, q: int) -> Tensor:
-    """The q-th smallest of the history, 0-d float32; q in 1..100."""
-    return norms.sort().values[q - 1]
+def percentile_limits(histories: Tensor, percentiles: Tensor) -> Tensor:
+    """float32[k]: of each history the q-th smallest, q in 1..100 of int64[k]."""
+    return histories.sort(1).values.gather(1, percentiles.unsqueeze(1) - 1).squeeze(1)
 
 
 def clip_factor(norm: Tensor, limit: Tensor) -> Tensor:
-    """limit / norm where norm exceeds limit, else 1; 0-d float32."""
+    """limit / norm where norm exceeds limit, else 1, in float32."""
     return torch.where(norm > limit, limit / norm, 1.0)
 
 
-def _leaf(run: Tensor, nonfinite: str) -> Tensor:
-    x = binary64(run)
+def _portions(flat: Sequence[Tensor], sizes: Sequence[int]) -> Iterator[list[tuple[Tensor, int]]]:
+    """Parts of tensors and their sizes: whole runs but for a last one, as many as binary64 is granted memory for."""
+    portion: list[tuple[Tensor, int]] = []
+    elements = 0
+    for x, total in zip(flat, sizes, strict=True):
+        for first in range(0, max(total, 1), _AT_ONCE):
+            size = min(_AT_ONCE, total - first)
+            if portion and elements + size > _AT_ONCE:
+                yield portion
+                portion, elements = [], 0
+            portion.append((x if size == total else x[first : first + size], size))
+            elements += size
+    yield portion
+
+
+def _run_sums(parts: Sequence[tuple[Tensor, int]], nonfinite: str) -> Tensor:
+    x = binary64(torch.cat([part for part, _ in parts]) if len(parts) > 1 else parts[0][0])
     if nonfinite == "skip":
-        x = torch.where(torch.isfinite(x), x, 0.0)
-    return _halve(x * x)
-
-
-def _halve(x: Tensor) -> Tensor:
-    """The sum of a 1-d tensor as a balanced binary tree."""
-    size = 1 << max(len(x) - 1, 0).bit_length()
-    x = torch.nn.functional.pad(x, (0, size - len(x)))
-    while len(x) > 1:
-        half = len(x) // 2
-        x = x[:half] + x[half:]
-    return x[0]
+        x = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+    runs = [min(_RUN, size - first) for _, size in parts for first in range(0, max(size, 1), _RUN)]
+    return pairwise.sums(x * x, runs)

@@ -64,22 +64,27 @@ FRONT_ENDS = (
     front_end(
         "history off by one",
         "lionbits_reference/clipping.py",
-        "return norms.sort().values[q - 1]",
-        "return norms.sort().values[min(q, 99)]",
+        "percentiles.unsqueeze(1) - 1)",
+        "percentiles.unsqueeze(1).clamp(max=99))",
     ),
     front_end(
         "history without the present",
         "lionbits/step/factors.py",
-        '        clipping.remember(state["grad_norms"], norm, step)\n        usual = clipping.percentile_limit(state["grad_norms"], percentile)\n',
-        '        usual = clipping.percentile_limit(state["grad_norms"], percentile)\n        clipping.remember(state["grad_norms"], norm, step)\n',
+        "        torch_private.copy_each(held, histories.unbind())\n        usual = clipping.percentile_limits(histories, self._percentiles)\n",
+        "        usual = clipping.percentile_limits(torch.stack(held), self._percentiles)\n        torch_private.copy_each(held, histories.unbind())\n",
     ),
     front_end(
         "a first norm of zero fills the history",
         "lionbits_reference/clipping.py",
-        "    norms.copy_(torch.where(norms.amax() == 0, norm, norms))\n",
-        "    norms.copy_(norm) if step == 1 else None\n",
+        "torch.where(histories.amax(1, keepdim=True) == 0, column, histories)",
+        "torch.where(steps.unsqueeze(1) == 1, column, histories)",
     ),
-    front_end("norm in binary32", "lionbits_reference/clipping.py", "x = binary64(run)", "x = run.to(torch.float32)"),
+    front_end(
+        "norm in binary32",
+        "lionbits_reference/clipping.py",
+        "x = binary64(torch.cat",
+        "x = torch.Tensor.float(torch.cat",
+    ),
     front_end(
         "one NaN stops the clipping of its tensor",
         "lionbits_reference/clipping.py",
@@ -177,8 +182,8 @@ FRONT_ENDS = (
     front_end(
         "new tensor-wise scale not stored",
         "lionbits/step/run.py",
-        '            state["exp_avg_scale"].copy_(scale)\n',
-        "            scale.abs()\n",
+        "scales.unbind())",
+        "scales.clone().unbind()) if group.calls is None else None",
     ),
     front_end(
         "state cast to the parameter's dtype on load",

@@ -41,6 +41,15 @@ def alike(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     return are
 
 
+def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source to the target in its place, on a GPU in launches for many tensors at once."""
+    try:
+        torch._foreach_copy_(list(targets), list(sources))
+    except AttributeError:
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+
+
 def with_hooks(step: Step) -> Step | None:
     """The step as torch wraps that of every optimizer, with hooks and a name for profilers; None if there is no way.
 

@@ -1,6 +1,6 @@
-"""What a step multiplies by, of each tensor as a whole: numbers about it go up, factors come down, on the device.
+"""Factors of whole tensors that clipping multiplies gradients by: norms go up, factors come down, on the device.
 
-Where tensors are sharded, each kind of number is added up over ranks in one call for all tensors of a launch group.
+The number of launches does not grow with the number of tensors.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lionbits import sharding
+from lionbits import sharding, torch_private
 from lionbits_reference import clipping
-from lionbits_reference.spec import float32
 
-from .scalars import vector
+from .scalars import upload
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -31,44 +30,58 @@ def keeps_norms(group: Mapping[str, Any]) -> bool:
     return bool(group["percentile_clipping"] < 100)
 
 
-def of_clipping(
-    groups: Sequence[Group],
-    states: Sequence[State],
-    grads: Sequence[Tensor],
-    steps: Tensor,
-    unscale: Tensor | None,
-    shard_group: sharding.ShardGroup | None,
-) -> Tensor:
-    """float32[k]: what clipping multiplies each gradient by.
-
-    Of shards a norm is the square root of the parts' sums of squares, each in the order that is its meaning: where
-    binary64 rounds on the way, it may differ from the whole's in the last bit.
+class Clipping:
+    """What clipping multiplies the gradients of some parameters by.
 
     Args:
-        groups, states, grads: of each parameter; some groups clip.
-        steps: int64[k], on the device of the factors: the number of this update.
-        unscale: float32, 0-d: what gradients are multiplied by besides; or None.
+        groups, states: of each parameter; some groups clip.
+        device: where the factors are read.
+        nonfinite: of the plan: whether norms are of the finite elements.
         shard_group: the ranks that the parameters are sharded over.
     """
-    clipped = [j for j, group in enumerate(groups) if clips(group)]
-    squares = torch.stack([_sum_of_squares(grads[j], groups[j]) for j in clipped])
-    norms = clipping.norm(sharding.total(squares, shard_group)).to(steps.device)
-    factors: list[float | Tensor] = [1.0] * len(groups)
-    for j, norm in zip(clipped, norms.unbind(), strict=True):
-        factors[j] = _clip_factor(groups[j], states[j], norm if unscale is None else norm * unscale, steps[j])
-    return vector(factors, steps.device)
 
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        states: Sequence[State],
+        device: torch.device,
+        nonfinite: str,
+        shard_group: sharding.ShardGroup | None,
+    ) -> None:
+        self._clipped = [j for j, group in enumerate(groups) if clips(group)]
+        clipped = [groups[j] for j in self._clipped]
+        keeping = [i for i, group in enumerate(clipped) if keeps_norms(group)]
+        limits = [group["grad_clip"] if group["grad_clip"] > 0 else torch.inf for group in clipped]
+        self._limits = upload(limits, torch.float32, device)
+        self._places = upload(self._clipped, torch.int64, device)
+        self._keeping = upload(keeping, torch.int64, device)
+        self._percentiles = upload([clipped[i]["percentile_clipping"] for i in keeping], torch.int64, device)
+        self._remembering = [states[self._clipped[i]] for i in keeping]
+        self._nonfinite, self._shard_group = nonfinite, shard_group
 
-def _sum_of_squares(grad: Tensor, group: Group) -> Tensor:
-    return clipping.sum_of_squares(grad, "propagate" if group["nonfinite"] == "propagate" else "skip")
+    def factors(self, grads: Sequence[Tensor], steps: Tensor, unscale: Tensor | None) -> Tensor:
+        """float32[k]: what clipping multiplies each gradient by, 1 where its group does not clip.
 
+        Of shards a norm is the square root of the parts' sums of squares, each in the order that is its meaning: where
+        binary64 rounds on the way, it may differ from the whole's in the last bit.
 
-def _clip_factor(group: Group, state: State, norm: Tensor, step: Tensor) -> Tensor:
-    """What clipping multiplies the gradient by."""
-    percentile, grad_clip = group["percentile_clipping"], group["grad_clip"]
-    limit = torch.full_like(norm, float32(grad_clip) if grad_clip > 0 else torch.inf)
-    if percentile < 100:
-        clipping.remember(state["grad_norms"], norm, step)
-        usual = clipping.percentile_limit(state["grad_norms"], percentile)
-        limit = torch.where(usual < limit, usual, limit)  # a NaN among the norms limits nothing
-    return clipping.clip_factor(norm, limit)
+        Args:
+            grads: of each parameter.
+            steps: int64[k], on the device of the factors: the number of this update.
+            unscale: float32, 0-d: what gradients are multiplied by besides; or None.
+        """
+        squares = clipping.sums_of_squares([grads[j] for j in self._clipped], self._nonfinite)
+        norms = clipping.norm(sharding.total(squares, self._shard_group)).to(steps.device)
+        norms = norms if unscale is None else norms * unscale
+        limits = self._usual_limits(norms, steps[self._places]) if self._remembering else self._limits
+        return torch.ones_like(steps, dtype=torch.float32).scatter(0, self._places, clipping.clip_factor(norms, limits))
+
+    def _usual_limits(self, norms: Tensor, steps: Tensor) -> Tensor:
+        """float32: the smaller of the group's limit and the percentile of the norms so far, which are remembered."""
+        held: list[Tensor] = [state["grad_norms"] for state in self._remembering]
+        histories = clipping.remembered(torch.stack(held), norms[self._keeping], steps[self._keeping])
+        torch_private.copy_each(held, histories.unbind())
+        usual = clipping.percentile_limits(histories, self._percentiles)
+        limits = self._limits[self._keeping]
+        smaller = torch.where(usual < limits, usual, limits)  # a NaN among the norms limits nothing
+        return self._limits.scatter(0, self._keeping, smaller)

@@ -67,7 +67,7 @@ class LaunchGroup:
         calls: of the backend, prepared.
         scalars: the numbers of each.
         padded: shards that backends see padded, by place.
-        clips: whether some gradients may be scaled down.
+        clipping: of the gradients, if some may be scaled down.
         numel: int64[k], for caution.
     """
 
@@ -80,7 +80,7 @@ class LaunchGroup:
     calls: ResidentCalls | PagedCalls = field(init=False)
     scalars: SlotScalars = field(init=False)
     padded: dict[int, sharding.PaddedShard] = field(default_factory=dict)
-    clips: bool = False
+    clipping: factors.Clipping | None = None
     numel: Tensor | None = None
 
     def state_tensors(self) -> Iterator[tuple[str, list[State]]]:

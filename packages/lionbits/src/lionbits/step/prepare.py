@@ -18,7 +18,7 @@ from lionbits_reference.spec import Hyper, Plan, TensorSpec
 
 from . import factors
 from .launch import LaunchGroup, LaunchKey, ParamEntry
-from .scalars import SlotScalars
+from .scalars import SlotScalars, upload
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -129,7 +129,6 @@ def prepare(launch_groups: Sequence[LaunchGroup], held: MutableMapping[Tensor, S
 def _fill(group: LaunchGroup, held: Mapping[Tensor, State], prefetcher: Prefetcher) -> None:
     plan = group.key.plan
     group.groups = [entry.group for entry in group.entries]
-    group.clips = any(map(factors.clips, group.groups))
     group.states = [held[entry.param] for entry in group.entries]
     found = [
         sharding.slot(plan, entry.param, state, entry.position)
@@ -141,8 +140,12 @@ def _fill(group: LaunchGroup, held: Mapping[Tensor, State], prefetcher: Prefetch
     grads = [sharding.padded(grad) if j in group.padded else grad for j, grad in enumerate(grads)]
     group.counts = [counts.read(state, "state") for state in group.states]
     group.scalars = SlotScalars(group.groups, group.counts, group.key.device)
+    device = group.key.device
+    if any(map(factors.clips, group.groups)):
+        clipped = group.groups, group.states
+        group.clipping = factors.Clipping(*clipped, device, plan.nonfinite, group.key.shard_group)
     if plan.caution == "mask":
-        group.numel = group.scalars.upload([entry.param.numel() for entry in group.entries], torch.int64)
+        group.numel = upload([entry.param.numel() for entry in group.entries], torch.int64, device)
     group.calls = prefetcher.prepare(group.backend, plan, slots, grads)
 
 

@@ -8,11 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lionbits import sharding
+from lionbits import sharding, torch_private
 from lionbits_reference import caution, formats
 from lionbits_reference.spec import Scalars, binary64
 
-from . import factors
 from .launch import LaunchGroup
 
 
@@ -34,9 +33,9 @@ def run(group: LaunchGroup, grads: Sequence[Tensor], loss_scale: Tensor | None, 
         grads = [sharding.padded(grad) if j in group.padded else grad for j, grad in enumerate(grads)]
         for shard in group.padded.values():
             shard.fill()
-    if group.clips:
-        clip = factors.of_clipping(group.groups, group.states, grads, scalars.step, unscale, group.key.shard_group)
-        scalars = replace(scalars, grad_scale=scalars.grad_scale * clip)
+    if group.clipping is not None:
+        factors = group.clipping.factors(grads, scalars.step, unscale)
+        scalars = replace(scalars, grad_scale=scalars.grad_scale * factors)
     if plan.format.tensor_wise:
         scalars = replace(scalars, absmax=_absmax(group, grads, scalars))
     if plan.caution == "mask":
@@ -44,8 +43,8 @@ def run(group: LaunchGroup, grads: Sequence[Tensor], loss_scale: Tensor | None, 
     for prepared, own, at in group.calls.calls(grads, writes=True):
         group.backend.step(prepared, own, hyper, scalars.part(at))
     if scalars.absmax is not None:
-        for state, scale in zip(group.states, formats.block_scale(scalars.absmax, plan.format), strict=True):
-            state["exp_avg_scale"].copy_(scale)
+        scales = formats.block_scale(scalars.absmax, plan.format).view(-1, 1, 1)
+        torch_private.copy_each([state["exp_avg_scale"] for state in group.states], scales.unbind())
     if group.padded:
         group.calls.settle()
         for shard in group.padded.values():

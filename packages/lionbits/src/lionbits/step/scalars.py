@@ -32,9 +32,9 @@ class SlotScalars:
         self._groups = list(distinct.values())
         self._device = device
         self._held: list[Tensor] = []
-        self._column = self.upload([column[id(group)] for group in groups], torch.int64)
+        self._column = self._upload([column[id(group)] for group in groups], torch.int64)
         self._rates = torch.empty(3, len(groups), dtype=torch.float32, device=device)
-        self.step = self.upload(steps, torch.int64)
+        self.step = self._upload(steps, torch.int64)
         self._scalars: Scalars | None = None
         self.write()
 
@@ -46,7 +46,7 @@ class SlotScalars:
         if any(isinstance(rate, Tensor) for rate in lr):
             rates = torch.stack([vector(row, self._device) for row in (lr, keep, sign)])
         else:
-            rates = self.upload([lr, keep, sign], torch.float32)
+            rates = self._upload([lr, keep, sign], torch.float32)
         torch.index_select(rates, 1, self._column, out=self._rates)  # where a captured graph reads them
         self._scalars = None
 
@@ -64,15 +64,26 @@ class SlotScalars:
             return self._scalars
         return replace(self._scalars, grad_scale=self._scalars.grad_scale * unscale)
 
-    def upload(self, values: Any, dtype: torch.dtype) -> Tensor:
-        """Numbers as a tensor on the device, rounded once; nothing waits for them to arrive."""
-        host = torch.tensor(values, dtype=dtype, device="cpu")
-        if self._device.type != "cuda":
-            return host.to(self._device)
-        host = host.pin_memory()
-        if torch.cuda.is_current_stream_capturing():
-            self._held.append(host)  # every replay reads it again
-        return host.to(self._device, non_blocking=True)
+    def _upload(self, values: Any, dtype: torch.dtype) -> Tensor:
+        return upload(values, dtype, self._device, self._held)
+
+
+def upload(values: Any, dtype: torch.dtype, device: torch.device, held: list[Tensor] | None = None) -> Tensor:
+    """Numbers as a tensor on the device, rounded once; nothing waits for them to arrive.
+
+    Args:
+        values: numbers, or lists of numbers.
+        dtype: of the tensor.
+        device: of the tensor.
+        held: keeps the tensor on the host if a graph is being captured: every replay reads it again.
+    """
+    host = torch.tensor(values, dtype=dtype, device="cpu")
+    if device.type != "cuda":
+        return host.to(device)
+    host = host.pin_memory()
+    if held is not None and torch.cuda.is_current_stream_capturing():
+        held.append(host)
+    return host.to(device, non_blocking=True)
 
 
 def vector(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
