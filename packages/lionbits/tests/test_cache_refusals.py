@@ -53,7 +53,7 @@ def test_what_is_refused_is_refused_at_any_step(
         assert_same(snapshot(optimizer), before)
 
 
-@pytest.mark.parametrize("key", [*settings.RATES, *settings.STRUCTURE])
+@pytest.mark.parametrize("key", [*settings.NAMES])
 def test_a_setting_that_is_gone_is_missed(address_caching: ModuleType, key: str) -> None:
     pair = DifferentialRun(address_caching, "8")
     pair.step(2)

@@ -59,7 +59,7 @@ def on_group(group: Mapping[str, Any], earlier: Iterable[Mapping[str, Any]]) -> 
 
     And of notes that look like settings: a group may carry any, and no step reads them.
     """
-    for key, setting in spelling.misspelt(group.keys(), (*settings.RATES, *settings.STRUCTURE)).items():
+    for key, setting in spelling.misspelt(group.keys(), settings.NAMES).items():
         if not any(key in other for other in earlier):
             warn(f"a parameter group has {key!r}, which is no setting and changes nothing. Did you mean {setting!r}?")
     if group["optim_bits"] == 2 and not any(other["optim_bits"] == 2 for other in earlier):

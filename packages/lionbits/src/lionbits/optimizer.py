@@ -138,25 +138,8 @@ class Lion(Optimizer):
         backend: str | ModuleType | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        defaults: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "optim_bits": optim_bits,
-            "min_8bit_size": min_8bit_size,
-            "percentile_clipping": percentile_clipping,
-            "block_wise": block_wise,
-            "block_size": block_size,
-            "state_format": state_format,
-            "rounding": rounding,
-            "cautious": cautious,
-            "grad_clip": grad_clip,
-            "param_rounding": param_rounding,
-            "master_bits": master_bits,
-            "nonfinite": nonfinite,
-            "maximize": maximize,
-            "seed": seed,
-        }
+        given = locals()
+        defaults: dict[str, Any] = {key: given[key] for key in given if key in settings.NAMES}
         defaults = {key: settings.plain(value) for key, value in (defaults | settings.from_args(args)).items()}
         settings.check(defaults)
         self._pager = paging.paging_config(

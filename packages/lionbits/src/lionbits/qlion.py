@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +11,10 @@ from typing_extensions import Unpack
 from lionbits_reference.spec import Hyper, checks
 
 from .optimizer import Lion, Params
+from .settings import SharedOptions
 
-#: QLion's own names for settings that decide in which form momentum is held.
 
-
-class _Options(TypedDict, total=False):
+class _Options(SharedOptions, total=False):
     """What :class:`lionbits.Lion` takes beyond QLion's own arguments.
 
     ``optim_bits`` and ``min_8bit_size`` say nothing new: they are accepted as ``QLion.defaults`` has them.
@@ -23,23 +22,9 @@ class _Options(TypedDict, total=False):
 
     optim_bits: int
     min_8bit_size: int
-    block_wise: bool
-    block_size: int | None
-    state_format: str | None
-    rounding: str
-    param_rounding: str
-    master_bits: int
-    nonfinite: str
-    maximize: bool
     percentile_clipping: int
-    seed: int
+    block_wise: bool
     is_paged: bool
-    page_budget: int | None
-    page_size: int | None
-    paged_compute: str | None
-    page_dir: str | None
-    backend: Any
-    overrides: Any
 
 
 class QLion(Lion):

@@ -29,14 +29,12 @@ from . import sharding
 ARGS = ("optim_bits", "min_8bit_size", "percentile_clipping", "block_wise")
 
 
-class Options(TypedDict, total=False):
-    """The keyword-only arguments of :class:`lionbits.Lion`, which every variant hands on."""
+class SharedOptions(TypedDict, total=False):
+    """The keyword-only arguments of :class:`lionbits.Lion` that :class:`lionbits.QLion` has, too."""
 
     block_size: int | None
     state_format: str | None
     rounding: str
-    cautious: str | None
-    grad_clip: float
     param_rounding: str
     master_bits: int
     nonfinite: str
@@ -48,6 +46,13 @@ class Options(TypedDict, total=False):
     page_dir: str | None
     backend: Any
     overrides: Mapping[str, Mapping[str, Any]] | None
+
+
+class Options(SharedOptions, total=False):
+    """The keyword-only arguments of :class:`lionbits.Lion`, which every variant hands on."""
+
+    cautious: str | None
+    grad_clip: float
 
 
 def from_args(args: object) -> dict[str, Any]:
@@ -89,6 +94,9 @@ STRUCTURE = (
     *("rounding", "cautious", "grad_clip", "param_rounding", "master_bits", "nonfinite", "seed"),
 )
 
+#: The settings of a parameter group.
+NAMES = (*RATES, *STRUCTURE)
+
 #: Settings that QLion has beside them and that decide in which form momentum is held.
 QLION = ("use_4bit", "quant_threshold")
 
@@ -109,7 +117,7 @@ def check_complete(group: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the setting.
     """
-    missing = [key for key in (*RATES, *STRUCTURE) if key not in group]
+    missing = [key for key in NAMES if key not in group]
     if missing:
         raise ValueError(
             f"a parameter group lacks {', '.join(missing)}: each setting must be there. Set it again; "

@@ -32,7 +32,7 @@ def checked(keep: object, optimizer: Lion) -> list[str]:
     rule, way_out = "must list names of settings", 'Pass keep=["param_rounding", "lr"], say.'
     if isinstance(keep, str) or not isinstance(keep, Iterable):
         raise checks.refusal(TypeError, "keep", keep, rule, way_out)
-    known = (*settings.RATES, *settings.STRUCTURE, *optimizer._own_settings)
+    known = (*settings.NAMES, *optimizer._own_settings)
     found: list[str] = []
     for name in keep:
         if not isinstance(name, str):
@@ -60,7 +60,7 @@ def tell_of_replaced(optimizer: Lion, completed: Sequence[Group]) -> None:
         optimizer: that loads.
         completed: the groups of the checkpoint, in its order.
     """
-    names = [*settings.RATES, *settings.STRUCTURE, *optimizer._own_settings]
+    names = [*settings.NAMES, *optimizer._own_settings]
     names = [name for name in names if name not in SCHEDULED]
     differing: dict[str, tuple[Any, Any]] = {}
     for ours, saved in zip(optimizer.param_groups, completed, strict=True):
