@@ -27,7 +27,7 @@ SUITE = (*FRONT_END, "conformance")
 # Backends, each with what it needs beyond the front end. The conformance suite tests each in a session of its own.
 BACKENDS = {
     "reference": (),
-    "compiled": ("backends/compiled",),
+    "cpp": ("backends/table", "backends/cpp"),
     "triton": ("backends/table", "backends/triton"),
     "cupy": ("backends/table", "packages/cuda-on-cpu", "backends/cupy"),
 }
@@ -180,11 +180,8 @@ def run_conformance(session: nox.Session, backend: str, profile: str) -> None:
 
 
 def run_suite(session: nox.Session, backend: str, profile: str, *arguments: str, **environment: str) -> None:
-    """Run the suite in an environment that has all it needs.
-
-    What `compiled` makes for several threads is other code, so it gets two.
-    """
-    threads = {"OMP_NUM_THREADS": "2"} if backend == "compiled" else {}
+    """Run the suite in an environment that has all it needs; `cpp` on two threads."""
+    threads = {"OMP_NUM_THREADS": "2"} if backend == "cpp" else {}
     session.run(
         *("pytest", "--pyargs", "lionbits_conformance.suite", "--backend", backend, "--profile", profile),
         *WORKERS,

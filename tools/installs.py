@@ -23,7 +23,7 @@ from wheels import ROOT, build, faults, lowest, ours, projects, run
 
 SMOKE = Path(__file__).with_name("smoke.py")
 PINS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-ALL = ("cli", "compiled", "cupy", "safetensors", "triton")
+ALL = ("cli", "cpp", "cupy", "safetensors", "triton")
 IMPORTS = {"safetensors": "safetensors"}
 EVERY = ("lionbits[all]", "lionbits-cupy[emulate]", "lionbits-conformance", "lionbits-bench")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EXTRAS = set(sys.argv[1:])
-BACKENDS = ("compiled", "triton", "cupy")
+BACKENDS = ("cpp", "triton", "cupy")
 TRAIN = ("train", "--steps", "2", "--context", "16", "--eval-every", "1")
 
 

@@ -26,7 +26,7 @@ from wheels import PRIVATE, ROOT, build, projects
 #: Backends, each with the variables that let it run on a CPU.
 BACKENDS = {
     "reference": {},
-    "compiled": {},
+    "cpp": {},
     "triton": {"TRITON_INTERPRET": "1"},
     "cupy": {"LIONBITS_CUPY_EMULATE": "1"},
 }

@@ -17,7 +17,7 @@ FILE = Path(__file__).with_name("public_api.txt")
 #: What each distribution has for others; of a package without ``__all__``, the names of its modules.
 MODULES = (
     *("lionbits", "lionbits.interop", "lionbits_reference", "lionbits_reference.spec"),
-    *(f"lionbits_{backend}{part}" for backend in ("compiled", "triton", "cupy") for part in ("", ".optim")),
+    *(f"lionbits_{backend}{part}" for backend in ("cpp", "triton", "cupy") for part in ("", ".optim")),
     *("lionbits_table", "cuda_on_cpu", "lionbits_conformance", "lionbits_conformance.fault_injection"),
     *("lionbits_conformance.mutation_testing", "lionbits_conformance.mutants", "lionbits_conformance.oracle"),
 )

@@ -13,9 +13,7 @@ from lionbits import select
 from .pages import ELSEWHERE, ROOT, TESTS, blocks, pages, rest, run, text
 
 #: Which backend a page is about, where that is not everywhere.
-NEEDS = {f"backends/{name}/README.md": name for name in ("compiled", "triton", "cupy")} | {
-    "docs/backends.md": "compiled"
-}
+NEEDS = {f"backends/{name}/README.md": name for name in ("cpp", "triton", "cupy")} | {"docs/backends.md": "cpp"}
 
 
 @pytest.mark.parametrize("piece", rest())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lionbits import Lion, PagedLion8bit, select
+from lionbits import Lion, PagedLion8bit
 from lionbits_reference import backend
 from lionbits_reference.spec import Format, Plan
 
@@ -112,12 +112,6 @@ def test_it_survives_copies_and_checkpoints() -> None:
     assert torch.equal(params[0], resident_params[0])
     assert torch.equal(optimizer.momentum(params[0]), resident.momentum(resident_params[0]))
     assert optimizer._pager.offloads
-
-
-def test_the_compiled_backend_does_the_devices_work() -> None:
-    """It is worth a compiler's time there; parameters that live on the CPU anyway do not make one wait unasked."""
-    assert select.serving(None, PLAN, CPU, offloaded=True).name == "compiled"
-    assert select.serving(None, PLAN, CPU).name == "reference"
 
 
 def test_a_backend_of_devices_is_refused() -> None:

@@ -154,7 +154,7 @@ def test_a_misspelt_backend_is_guessed(toy: Maker, asked: str, meant: str) -> No
     assert issubclass(caught.type, ImportError)
 
 
-@pytest.mark.parametrize("name", ["compiled", "cupy", "triton"])
+@pytest.mark.parametrize("name", ["cpp", "cupy", "triton"])
 def test_a_backend_of_ours_that_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(BackendUnavailable) as caught:

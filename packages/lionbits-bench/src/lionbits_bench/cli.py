@@ -50,7 +50,7 @@ def _add_run(commands: Commands) -> argparse.ArgumentParser:
         "Writes tables, charts and every sample. Exit code 0: all of lionbits was measured; 1: something of it failed.",
     )
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    run.add_argument("--backends", type=_names, help="such as compiled,reference (default: all that serve; on a GPU "
+    run.add_argument("--backends", type=_names, help="such as cpp,reference (default: all that serve; on a GPU "
                      "without the reference)")  # fmt: skip
     run.add_argument("--workloads", nargs="+", metavar="NAME", help="some of: tensor resnet50 vit gpt2 llama small "
                      "channels-last (default: all but the last)")  # fmt: skip

@@ -59,7 +59,7 @@ class Paging:
     effort: Effort
     host_family: Family
     host_effort: Effort
-    host_backends: Sequence[str] = select.PREFERENCE[-2:]
+    host_backends: Sequence[str] = (*select.PREFERENCE["cpu"], select.REFERENCE)
     bus_bytes: int = 1 << 28
     page_size: int = PAGE_SIZE
     bus_sizes: Sequence[int] = (1 << 20, 4 << 20, 16 << 20, 64 << 20)

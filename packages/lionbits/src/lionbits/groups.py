@@ -257,7 +257,7 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
             raise type(error)(f"a parameter of shape {tuple(param.shape)}: {error}") from None
         if pager.moves(param.device):
             sharding.check_moving(param)
-        select.serving(backend, plan, pager.computes_on(param.device), offloaded=pager.offloads)
+        select.serving(backend, plan, pager.computes_on(param.device))
 
 
 def tell_of_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None:

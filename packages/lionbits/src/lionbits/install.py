@@ -5,7 +5,7 @@ from __future__ import annotations
 #: Extras, each with what pip takes in a checkout instead.
 _IN_A_CHECKOUT = {
     "cli": "./packages/lionbits-cli",
-    "compiled": "./backends/compiled",
+    "cpp": "./backends/table ./backends/cpp",
     "cupy": './backends/table "./backends/cupy[cuda13]"',
     "safetensors": '"./packages/lionbits[safetensors]"',
     "triton": "./backends/table ./backends/triton",

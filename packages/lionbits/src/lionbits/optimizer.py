@@ -73,7 +73,7 @@ class Lion(Optimizer):
         page_size: with ``is_paged``: bytes that move at a time. None: 16 MiB.
         page_dir: with ``is_paged``: a folder for memory-mapped files, for state larger than memory.
         paged_compute: with ``is_paged``: ``"device"`` (None means that) brings state to the parameters; ``"host"``
-            takes parameters and gradients to the state, and the CPU updates, with ``compiled`` if it can.
+            takes parameters and gradients to the state, and the CPU updates.
         backend: a name or a backend module; None: ``LIONBITS_BACKEND``, else the best that serves.
         overrides: name pattern -> settings for named parameters, ``{"*embed*": {"optim_bits": 32}}``. They
             become groups of their own.

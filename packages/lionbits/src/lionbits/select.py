@@ -22,12 +22,15 @@ AUTO = "auto"
 PREFIX = "lionbits_"
 
 #: Modules of our own that have the prefix and are no backends.
-NOT_BACKENDS = ("conformance", "bench", "table")
+NOT_BACKENDS = ("conformance", "bench", "cli", "table")
 
-#: What ``auto`` tries on CUDA, best first. Elsewhere it takes the last.
-PREFERENCE = ("triton", "cupy", "compiled", "reference")
+#: The backend that serves everywhere.
+REFERENCE = "reference"
 
-CALLABLES = ("supports", "aligned", "absmax", "step", "encode", "decode")
+#: What ``auto`` tries before the reference, by type of device, best first.
+PREFERENCE = {"cuda": ("triton", "cupy"), "cpu": ("cpp",)}
+
+CALLABLES = ("supports", "prepare", "aligned", "absmax", "step", "encode", "decode")
 
 
 class BackendUnavailable(ImportError):
@@ -41,7 +44,8 @@ class NotServed(ValueError):
 def known() -> tuple[str, ...]:
     """Our own backends, best first, then third parties' that are installed."""
     found = {m.name.removeprefix(PREFIX) for m in pkgutil.iter_modules() if m.name.startswith(PREFIX)}
-    return (*PREFERENCE, *sorted(found - set(PREFERENCE) - set(NOT_BACKENDS)))
+    ours = (*(name for names in PREFERENCE.values() for name in names), REFERENCE)
+    return (*ours, *sorted(found - set(ours) - set(NOT_BACKENDS)))
 
 
 def load(name: str) -> Backend:
@@ -84,14 +88,13 @@ def _from_environment(name: str) -> Backend | None:
         raise BackendUnavailable(f"{ENVIRONMENT}={str(error).removeprefix('backend=')}") from error
 
 
-def serving(backend: Backend | None, plan: Plan, device: torch.device, *, offloaded: bool = False) -> Backend:
+def serving(backend: Backend | None, plan: Plan, device: torch.device) -> Backend:
     """The backend that runs this plan on this device: the requested one, or the first able one.
 
     Args:
         backend: that was asked for, or None.
         plan: what is to be run.
         device: where.
-        offloaded: whether the CPU does the work of a device, which is worth waiting for a compiler.
 
     Raises:
         NotServed: the requested backend cannot, with its reason. There is no silent fallback.
@@ -99,10 +102,10 @@ def serving(backend: Backend | None, plan: Plan, device: torch.device, *, offloa
     if backend is not None:
         reason = backend.supports(plan, device)
         if reason:
-            way_out = _served_otherwise(plan, device, offloaded)
+            way_out = _served_otherwise(plan, device)
             raise NotServed(f"backend={backend.name!r} cannot serve {_describe(plan, device)}: {reason}{way_out}")
         return backend
-    return _automatic(plan, device, offloaded)
+    return _automatic(plan, device)
 
 
 def diagnose(name: str, device: torch.device) -> str:
@@ -121,18 +124,18 @@ def _way_out(name: str) -> str:
     return f"{guess}Known are {', '.join(known())}."
 
 
-def _served_otherwise(plan: Plan, device: torch.device, offloaded: bool) -> str:
+def _served_otherwise(plan: Plan, device: torch.device) -> str:
     """A sentence: who would serve, had nobody been asked for."""
     try:
-        return f". Without backend= and {ENVIRONMENT} it is {_automatic(plan, device, offloaded).name!r} that serves."
+        return f". Without backend= and {ENVIRONMENT} it is {_automatic(plan, device).name!r} that serves."
     except NotServed:
         return ""
 
 
 @functools.lru_cache(maxsize=1024)
-def _automatic(plan: Plan, device: torch.device, offloaded: bool) -> Backend:
+def _automatic(plan: Plan, device: torch.device) -> Backend:
     refused = []
-    for name in PREFERENCE if device.type == "cuda" else PREFERENCE[-2:] if offloaded else PREFERENCE[-1:]:
+    for name in (*PREFERENCE.get(device.type, ()), REFERENCE):
         if importlib.util.find_spec(PREFIX + name) is None:
             continue
         backend = load(name)

@@ -43,7 +43,7 @@ def _of_group(group: Mapping[str, Any], backend: Backend | None, pager: Pager) -
         formats[str(plan.format)] += 1
         size += sum(map(host_memory.bytes_of, plan.state_spec(sharding.local_tensor(param).shape).values()))
         device = pager.computes_on(param.device)
-        serving.add(select.serving(backend, plan, device, offloaded=pager.offloads).name)
+        serving.add(select.serving(backend, plan, device).name)
     if not formats:
         return "nothing to train"
     shown = ", ".join(f"{count} in {name}" for name, count in formats.most_common())

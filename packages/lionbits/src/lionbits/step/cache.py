@@ -57,7 +57,7 @@ class StepCache:
         launch_groups = prepare.collect(groups, states, prefetcher, first)
         for found in launch_groups:
             key = found.key
-            found.backend = select.serving(requested, key.plan, key.device, offloaded=prefetcher.pager.offloads)
+            found.backend = select.serving(requested, key.plan, key.device)
         devices = {found.key.device for found in launch_groups}
         if any(map(capturing, devices)):
             raise RuntimeError(

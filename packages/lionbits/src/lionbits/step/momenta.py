@@ -30,7 +30,7 @@ def read(optimizer: Lion, param: Tensor) -> Tensor:
         return sharding.placed_like(param, torch.zeros(shape, dtype=torch.float32, device=param.device), param.shape)
     plan, device = settings.plan(group, param, param.dtype), optimizer._pager.computes_on(param.device)
     prepare.check_momentum(plan, param, state, optimizer._get_prefetcher())
-    backend = select.serving(optimizer._backend, plan, device, offloaded=optimizer._pager.offloads)
+    backend = select.serving(optimizer._backend, plan, device)
     near = {key: state[key].to(device) for key in plan.format.momentum_spec(shape)}
     return sharding.placed_like(param, backend.decode(plan.format, near, shape).to(param.device), param.shape)
 

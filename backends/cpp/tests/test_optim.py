@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from lionbits_compiled import optim
 from lionbits_conformance import families
+from lionbits_cpp import optim
 
 
 @pytest.mark.parametrize("name", families.NAMES)
-def test_bound_to_compiled(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    families.require_bound(monkeypatch, optim, name, "lionbits_compiled.backend.steps")
+def test_bound_to_cpp(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    families.require_bound(monkeypatch, optim, name, "lionbits_cpp.backend.call")
 
 
 def test_an_argument_chooses_another() -> None:

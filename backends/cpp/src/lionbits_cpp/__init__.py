@@ -1,4 +1,4 @@
-"""Lion as the reference, compiled by Inductor: the backend ``compiled``, fast on any CPU."""
+"""Lion as C++ kernels for CPUs, one call for all tensors: the backend ``cpp``."""
 
 from .backend import absmax, aligned, decode, encode, name, prepare, step, supports
 
