@@ -19,6 +19,9 @@ from .paging import Pager
 #: Settings of the optimizer as a whole, which a parameter group may not have.
 WHOLE = ("args", "is_paged", "page_budget", "page_size", "page_dir", "paged_compute", "backend", "overrides")
 
+#: Elements from which a slow backend is worth a warning.
+MANY = 1_000_000
+
 Group = dict[str, Any]
 Overrides = dict[str, dict[str, Any]]
 
@@ -258,6 +261,34 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
         if pager.moves(param.device):
             sharding.check_moving(param)
         select.serving(backend, plan, pager.computes_on(param.device))
+
+
+def tell_of_slow_backend(groups: Iterable[Group], backend: Backend | None, pager: Pager) -> None:
+    """Warn where nobody chose a backend and the reference updates a large part of the model on a device with faster ones.
+
+    Args:
+        groups: that were checked.
+        backend: that was asked for, or None.
+        pager: says where parameters are updated.
+    """
+    if backend is not None:
+        return
+    slow: dict[torch.device, int] = {}
+    for group in groups:
+        for param in group["params"]:
+            device = pager.computes_on(param.device)
+            if param.requires_grad and device.type in select.PREFERENCE:
+                plan = settings.plan(group, param, param.dtype)
+                if select.serving(None, plan, device).name == select.REFERENCE:
+                    slow[device] = slow.get(device, 0) + param.numel()
+    for device, elements in slow.items():
+        if elements > MANY:
+            faster = select.PREFERENCE[device.type][0]
+            advice.warn(
+                f"the backend 'reference' updates {elements:,} elements on {device}. It is exact, and many times slower "
+                f"than {faster!r}, which does not serve here: {select.diagnose(faster, device)} To keep the reference "
+                f"without this warning, set backend='reference'."
+            )
 
 
 def tell_of_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None:

@@ -35,7 +35,7 @@ def kept(optimizer: Lion) -> dict[str, Any]:
     recount(optimizer)
     backend = None if optimizer._backend is None else cast(Any, optimizer._backend).__name__
     held = {key: vars(optimizer)[key] for key in ("_pager", "_overrides", "_skipped")}
-    return held | {"_backend": backend, "state": paging.apart(optimizer.state)}
+    return held | {"_backend": backend, "state": counts.apart(optimizer.state)}
 
 
 def take_up(optimizer: Lion, state: Mapping[str, Any]) -> None:

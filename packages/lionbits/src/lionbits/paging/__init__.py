@@ -5,7 +5,6 @@ allocate. ``pages`` cuts what travels; ``staging`` lays pages out in buffers; ``
 of a device; ``stats`` counts. ``colocated`` allocates state beside its parameter.
 """
 
-from .colocated import apart
 from .config import Paged, Pager, Resident, adopt, paging_config
 from .host_memory import check_process
 from .pages import moving
@@ -21,7 +20,6 @@ __all__ = [
     "Resident",
     "ResidentCalls",
     "adopt",
-    "apart",
     "check_process",
     "moving",
     "paging_config",

@@ -7,6 +7,7 @@ state, treat it right. A step counts all parameters in one addition: their count
 from __future__ import annotations
 
 import numbers
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,15 @@ def in_tensors(states: Mapping[Any, Any]) -> None:
     for param, state in states.items():
         if isinstance(param, Tensor) and isinstance(state.get(KEY), numbers.Integral):
             state[KEY] = tensor(int(state[KEY]))
+
+
+def apart(states: Mapping[Any, Any]) -> defaultdict[Any, Any]:
+    """States whose counts are tensors of their own: to be pickled, as a view takes all of its vector along."""
+    copies: defaultdict[Any, Any] = defaultdict(dict, states)
+    for param, state in states.items():
+        if isinstance(param, Tensor) and type(state.get(KEY)) is Tensor and state[KEY].layout == torch.strided:
+            copies[param] = {**state, KEY: state[KEY].clone()}
+    return copies
 
 
 class Counts:
