@@ -208,7 +208,7 @@ def test_an_explicit_choice_that_cannot_serve_raises(toy: Maker, monkeypatch: py
     chosen = {"argument": "toy", "environment": None, "module": module}[by]
     if by == "environment":
         monkeypatch.setenv("LIONBITS_BACKEND", "toy")
-    with pytest.raises(ValueError, match=r"toy.*four bits are not enough.*it is 'reference' that serves"):
+    with pytest.raises(ValueError, match=r"toy.*four bits are not enough.*it is 'cpp' that serves"):
         Lion4bit(weights(), backend=chosen)
     optimizer = Lion8bit(weights(), backend=chosen)
     assert _steps(module, optimizer) > 0

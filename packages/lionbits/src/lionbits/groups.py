@@ -264,7 +264,7 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
 
 
 def tell_of_slow_backend(groups: Iterable[Group], backend: Backend | None, pager: Pager) -> None:
-    """Warn where nobody chose a backend and the reference updates a large part of the model on a device with faster ones.
+    """Warn where nobody chose a backend, and the reference updates many elements on a device that has faster ones.
 
     Args:
         groups: that were checked.
@@ -286,8 +286,8 @@ def tell_of_slow_backend(groups: Iterable[Group], backend: Backend | None, pager
             faster = select.PREFERENCE[device.type][0]
             advice.warn(
                 f"the backend 'reference' updates {elements:,} elements on {device}. It is exact, and many times slower "
-                f"than {faster!r}, which does not serve here: {select.diagnose(faster, device)} To keep the reference "
-                f"without this warning, set backend='reference'."
+                f"than {faster!r}, which does not serve here: {select.diagnose(faster, device)} To keep the reference, "
+                f"set backend='reference'."
             )
 
 
