@@ -81,7 +81,7 @@ def editable(packages: Sequence[str]) -> list[str]:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Train 32-, 8- and 4-bit Lion and QLion on real text and draw them side by side (CPU, minutes)."""
-    install(session, packages=(*FRONT_END, "packages/lionbits-cli"))
+    install(session, packages=(*FRONT_END, *BACKENDS["cpp"], "packages/lionbits-cli"))
     session.run("lionbits", "train", *DEMO, *session.posargs)
     pictures = sorted(PICTURES.rglob("*.png"))
     if not pictures:

@@ -284,10 +284,10 @@ def tell_of_slow_backend(groups: Iterable[Group], backend: Backend | None, pager
     for device, elements in slow.items():
         if elements > MANY:
             faster = select.PREFERENCE[device.type][0]
+            reason = select.diagnose(faster, device)
             advice.warn(
                 f"the backend 'reference' updates {elements:,} elements on {device}. It is exact, and many times slower "
-                f"than {faster!r}, which does not serve here: {select.diagnose(faster, device)} To keep the reference, "
-                f"set backend='reference'."
+                f"than {faster!r}, which does not serve here: {reason} To keep the reference, set backend='reference'."
             )
 
 
