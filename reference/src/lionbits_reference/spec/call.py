@@ -47,6 +47,9 @@ class Slot:
 class Scalars:
     """Numbers per slot, on the slots' device, so that nothing waits on the host.
 
+    All fields but ``step``, ``skipped`` and ``absmax`` stay the same as long as the object does: a caller with other
+    rates makes another object. A backend that copies them to the host need not copy them again. ``step`` counts on.
+
     What multiplies stays the same as long as the object does: who writes other rates makes another. A backend that has
     to read them need not read them again. ``step`` counts on.
 
@@ -68,7 +71,7 @@ class Scalars:
     absmax: torch.Tensor | None = None
 
     def part(self, at: slice | torch.Tensor) -> Scalars:
-        """The numbers of some slots, and the same ``skipped``. Of all slots: these numbers themselves.
+        """Return the numbers of some slots, with the same ``skipped``; for all slots, this object itself.
 
         Args:
             at: a run of places, or int64 places on the slots' device.
