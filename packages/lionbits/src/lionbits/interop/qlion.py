@@ -15,7 +15,7 @@ from .imported import DecodedState, ImportedStateDict, groups_of, plain, setting
 
 
 def read(state_dict: Mapping[str, Any], *, lions_order: bool = False) -> ImportedStateDict:
-    """See :func:`lionbits.interop.from_qlion`; ``lions_order``: betas stay as they are."""
+    """Decode a state dict of QLion; ``lions_order=True`` keeps betas as they are."""
     groups = [_inward(group, lions_order) for group in groups_of(state_dict)]
     return ImportedStateDict({key: _held(key, state) for key, state in states_of(state_dict)}, groups)
 

@@ -1,4 +1,4 @@
-"""Memory for state that lives beside its parameter."""
+"""Allocation of state beside its parameter."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SMALL = 1024
 
 
 def zeros(wanted: Sequence[Mapping[str, TensorSpec]], device: torch.device) -> list[dict[str, Tensor]]:
-    """Zeroed state tensors on the device for each of the specs.
+    """Return zeroed state tensors on the device for each of the specs.
 
     On the CPU the float32 momentum of small parameters of one shape is one tensor, of which each has a row, in the
-    order of the specs: a backend can take that for a matrix, where copies of each would take longer than the update.
+    order of the specs: a backend can use that as a matrix. Copies of each would take longer than the update.
     """
     made = [
         {key: _zeros(spec.shape, spec.dtype, device) for key, spec in specs.items() if key != "exp_avg"}
@@ -41,7 +41,7 @@ def zeros(wanted: Sequence[Mapping[str, TensorSpec]], device: torch.device) -> l
 
 
 def apart(states: Mapping[Any, Any]) -> defaultdict[Any, Any]:
-    """States in which no tensor is a row of a larger one: to be pickled, as that takes all rows along with each."""
+    """Return states in which no tensor is a row of a larger one: pickling a row would save the whole tensor."""
     copies: defaultdict[Any, Any] = defaultdict(dict, states)
     for key, held in states.items():
         if isinstance(key, Tensor):  # others' notes are theirs

@@ -1,4 +1,4 @@
-"""What compensation keeps of a bfloat16 parameter, joined to it again: the float32 weight, exactly."""
+"""Residuals of compensated bfloat16 parameters, joined to them again: the exact float32 weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .entries import RESIDUAL
 
 
 def joined(param: Tensor, rest: Tensor) -> Tensor:
-    """The float32 weights of which bfloat16 kept the upper half, and ``rest`` what was dropped.
+    """Return the float32 weights of a bfloat16 parameter and its residual ``rest``.
 
     Args:
         param: the values that bfloat16 kept, as bfloat16 or as float32; or float32 weights that are complete already.
@@ -43,7 +43,7 @@ def joined(param: Tensor, rest: Tensor) -> Tensor:
 
 
 def weights(plan: Plan, param: Tensor, state: MutableMapping[str, Any]) -> Tensor | None:
-    """The weights that a float32 parameter has with the rest in its state; None where there is none.
+    """Return the weights that a float32 parameter has with the residual in its state; None without one.
 
     Args:
         plan: of the parameter.
@@ -59,9 +59,9 @@ def weights(plan: Plan, param: Tensor, state: MutableMapping[str, Any]) -> Tenso
 
 
 def resized(rest: Tensor, master_bits: int) -> Tensor:
-    """What is kept with so many ``master_bits``: 24 bits become 32 exactly, 32 become the nearest 24 that fit.
+    """Return the residual for ``master_bits``: 24 bits become 32 exactly, 32 become the nearest 24 that fit.
 
-    The bfloat16 parameter stays as it is, so that the largest rests round down: one more and they were its next value.
+    The bfloat16 parameter stays as it is, so the largest residuals round down: rounded up they would be its next value.
 
     Args:
         rest: int16, of 32 bits, or int8, of 24.

@@ -1,4 +1,4 @@
-"""The momentum of one parameter as float32 numbers: read from its state, and written there."""
+"""Reading and writing the momentum of one parameter as float32 numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def read(optimizer: Lion, param: Tensor) -> Tensor:
-    """See :meth:`lionbits.Lion.momentum`."""
+    """Return the momentum for :meth:`lionbits.Lion.momentum`."""
     group = _group(optimizer, param)
     optimizer._get_prefetcher().settle()
     shape, state = sharding.local_tensor(param).shape, optimizer.state.get(param)
@@ -36,7 +36,7 @@ def read(optimizer: Lion, param: Tensor) -> Tensor:
 
 
 def write(optimizer: Lion, param: Tensor, momentum: Tensor) -> None:
-    """See :meth:`lionbits.Lion.set_momentum`."""
+    """Write the momentum for :meth:`lionbits.Lion.set_momentum`."""
     group = _group(optimizer, param)
     plan = settings.plan(group, param, param.dtype)
     sharding.check_settings(group, plan, param)
@@ -59,7 +59,7 @@ def write(optimizer: Lion, param: Tensor, momentum: Tensor) -> None:
 
 
 def encoded(format: Format, held: Mapping[str, Tensor], momentum: Tensor) -> dict[str, Tensor]:
-    """State tensors that hold ``momentum``, rounded to nearest; blocks that hold it already stay as they are.
+    """Return state tensors for ``momentum``, rounded to nearest; blocks that hold it already stay as they are.
 
     Args:
         format: of the state.
@@ -89,7 +89,7 @@ def _group(optimizer: Lion, param: Tensor) -> groups.Group:
 
 
 def _checked(param: Tensor, momentum: Tensor) -> Tensor:
-    """What of ``momentum`` is on this rank.
+    """Return the local part of ``momentum``, having checked it.
 
     Raises:
         TypeError, ValueError: it is not what :meth:`lionbits.Lion.set_momentum` takes.
