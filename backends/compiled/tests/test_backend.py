@@ -15,7 +15,7 @@ from lionbits_compiled.functions import WORD
 from lionbits_conformance import serving
 from lionbits_reference.spec import Format, Plan
 
-#: Rows of whole blocks and of none, one that is ready where it lies, crowds of small ones, and many of one shape.
+#: Rows of whole blocks and of none, one that needs no copy, and batches of small ones of one shape.
 SHAPES = [
     *((100,), (24, 40), (64, 64)) * 16,
     (64, 512),

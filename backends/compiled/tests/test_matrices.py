@@ -129,7 +129,7 @@ def test_copies_of_many_are_those_of_each(dtype: torch.dtype) -> None:
         first += found.height
     matrix.neg_()
     before = [tensor.clone() for tensor in theirs]
-    copies.bring_back(theirs)
+    copies.write_back(theirs)
     assert all(torch.equal(now, -then) for now, then in zip(theirs, before, strict=True))
 
 
@@ -149,7 +149,7 @@ def test_what_are_rows_of_a_matrix() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_momentum_of_a_crowd_is_updated_where_it_lies(dtype: torch.dtype) -> None:
+def test_the_momentum_of_a_same_shape_batch_is_updated_in_place(dtype: torch.dtype) -> None:
     """And copied where it lies so no more: some have no gradient, one was replaced, another optimizer took it over."""
     shapes = [(4, 25), (100,), (33,)] * FEW + [(64,)] * (FEW - 1) + [()]
     ends, ours = [], {}
@@ -171,13 +171,13 @@ def test_the_momentum_of_a_crowd_is_updated_where_it_lies(dtype: torch.dtype) ->
             (group,) = optimizer._step_cache._launch_groups  # type: ignore[union-attr]
             if name == "compiled":
                 gathered = group.calls._prepared.gathered
-                ours[turn] = sum(len(matrix.slots) for matrix in gathered if matrix.crowd)
-                assert not any(matrix.crowd and "exp_avg" in matrix.tensors for matrix in gathered)
+                ours[turn] = sum(len(matrix.slots) for matrix in gathered if matrix.same_shape)
+                assert not any(matrix.same_shape and "exp_avg" in matrix.tensors for matrix in gathered)
         ends.append([*params, *(optimizer.state[param]["exp_avg"] for param in params)])
     assert all(torch.equal(got, want) for got, want in zip(*ends, strict=True))
-    crowds = 3 * FEW
+    batches = 3 * FEW
     assert ours == {
-        **dict.fromkeys(("first", "second", "all", "loaded"), crowds),
+        **dict.fromkeys(("first", "second", "all", "loaded"), batches),
         "few": 0,
         "replaced": 2 * FEW,
     }
@@ -230,7 +230,7 @@ def test_between_steps_no_gradient_and_no_state_is_held() -> None:
 
 
 def test_autograd_notices_what_a_step_has_changed() -> None:
-    """As after any step of torch's, whether a parameter is changed where it lies or in a crowd."""
+    """As after any step of torch's, whether a parameter is changed in place or in a same-shape batch."""
     for size in (300, SMALL):
         param = torch.nn.Parameter(torch.ones(size))
         loss = param.square().sum()

@@ -23,7 +23,7 @@ name = "compiled"
 
 
 def supports(plan: Plan, device: torch.device) -> str:
-    """Empty, or the reason why not: all plans are served, on the CPU, where there is a C++ compiler."""
+    """Return an empty string, or the reason why not: all plans are served, on the CPU, if there is a C++ compiler."""
     del plan
     if device.type != "cpu":
         return (
@@ -34,14 +34,14 @@ def supports(plan: Plan, device: torch.device) -> str:
 
 
 def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:
-    """See :meth:`lionbits_reference.spec.Backend.prepare`."""
+    """Sort the slots into matrices, which are kept for the calls to come."""
     bound_slots = [BoundSlot(slot, grad) for slot, grad in zip(slots, grads, strict=True)]
     with bound(bound_slots, grads):
         return Prepared(plan, bound_slots)
 
 
 def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> None:
-    """See :meth:`lionbits_reference.spec.Backend.step`."""
+    """Update each matrix by the compiled functions."""
     plan = prepared.plan
     numbers = Numbers(prepared, hyper, scalars)
     drawing = plan.draws_for_param or (plan.format.quantised and hyper.rounding != "nearest")
@@ -50,7 +50,7 @@ def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Sca
             if isinstance(matrix, Matrix):
                 matrix.fetch()
                 steps.step(prepared, matrix, hyper, numbers)
-                matrix.bring_back()
+                matrix.write_back()
             else:  # elements around number 2^33 of a parameter
                 place, part = matrix
                 alone = reference.prepare(plan, [part.slot], [part.grad])
@@ -58,7 +58,7 @@ def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Sca
 
 
 def aligned(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
-    """See :meth:`lionbits_reference.spec.Backend.aligned`."""
+    """Count the aligned elements of each slot."""
     counts = torch.zeros(len(grads), dtype=torch.int64, device="cpu")
     for matrix, found in _count("aligned", prepared, grads, hyper, scalars):
         counts.index_add_(0, matrix.owner_places, found.to(torch.int64))
@@ -66,7 +66,7 @@ def aligned(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: 
 
 
 def absmax(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
-    """See :meth:`lionbits_reference.spec.Backend.absmax`."""
+    """Return the largest new magnitude of momentum of each slot."""
     largest = torch.zeros(len(grads), dtype=torch.float32, device="cpu")
     for matrix, found in _count("absmax", prepared, grads, hyper, scalars):
         largest.scatter_reduce_(0, matrix.owner_places, found, "amax")
@@ -76,7 +76,7 @@ def absmax(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: S
 def _count(
     kind: str, prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars
 ) -> Iterator[tuple[Matrix, Tensor]]:
-    """Matrices, and what was found for each of their rows."""
+    """Yield matrices, with a number for each of their rows."""
     numbers = Numbers(prepared, hyper, scalars)
     with bound(prepared.slots, grads):
         for matrix in prepared.matrices(drawing=False):

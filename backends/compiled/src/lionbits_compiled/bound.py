@@ -1,4 +1,4 @@
-"""Slots with the gradient of the call that is under way: what matrices are made of."""
+"""Slots with the gradient of the present call, from which matrices are made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lionbits_reference.spec import Format, Slot
 
 
 class BoundSlot:
-    """A slot, and its gradient while a call is under way. It keeps no tensor of the slot's.
+    """A slot, with its gradient during a call. It keeps no tensor of the slot.
 
     Args:
         slot: as it was prepared.
@@ -27,42 +27,42 @@ class BoundSlot:
 
     @property
     def param(self) -> Tensor:
-        """See :class:`Slot`."""
+        """Parameter of the slot."""
         return self.slot.param
 
     @property
     def state(self) -> Mapping[str, Any]:
-        """See :class:`Slot`."""
+        """State of the slot."""
         return self.slot.state
 
     @property
     def grad(self) -> Tensor:
-        """Of the call that is under way."""
+        """Gradient of the present call."""
         assert self._grad is not None
         return self._grad
 
     def take(self, grad: Tensor | None) -> None:
-        """Let this be the gradient; None: the call is over."""
+        """Set the gradient; None ends the call."""
         self._grad = grad
 
     def rows(self, format: Format, first: int, last: int) -> BoundSlot:
-        """Rows ``first`` to ``last``."""
+        """Return rows ``first`` to ``last``."""
         return BoundSlot(slices.rows(self.slot, format, first, last), self.grad[first:last])
 
     def columns(self, format: Format, first: int, last: int) -> BoundSlot:
-        """Elements ``first`` to ``last`` of a slot that is one row, or can be seen as one."""
+        """Return elements ``first`` to ``last`` of a slot that can be seen as one row."""
         part = slices.columns(self.slot, format, first, last)
         return BoundSlot(part, slices.column_part(self.grad, first, last))
 
     def cut(self, format: Format, limit: int) -> Iterator[BoundSlot]:
-        """Pieces of at most so many elements."""
+        """Yield pieces of at most ``limit`` elements."""
         for slot, grad in slices.cut(self.slot, self.grad, format, limit):
             yield BoundSlot(slot, grad)
 
 
 @contextmanager
 def bound(slots: Sequence[BoundSlot], grads: Sequence[Tensor]) -> Iterator[None]:
-    """Let slots have gradients for as long as a call is under way."""
+    """Give the slots their gradients for the duration of a call."""
     for slot, grad in zip(slots, grads, strict=True):
         slot.take(grad)
     try:

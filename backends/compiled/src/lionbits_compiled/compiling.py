@@ -1,4 +1,4 @@
-"""Inductor, told what matters: one function serves all shapes and numbers, and nobody waits unawares."""
+"""Compilation by Inductor: one function serves all shapes and numbers, and reports when it compiles."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DEFAULT = {"darwin": "clang++", "win32": "cl"}
 
 
 def obstacle() -> str:
-    """Empty, or why nothing can be compiled here."""
+    """Return the reason why nothing can be compiled here, or an empty string."""
     compiler = os.environ.get("CXX") or _DEFAULT.get(sys.platform, "g++")
     if shutil.which(compiler) is None:
         return (
@@ -50,13 +50,13 @@ def obstacle() -> str:
 class Compiled:
     """A function of tensors and numbers that is compiled at its first call. It returns nothing: it writes into tensors.
 
-    What it is compiled for are contiguous tensors of the ranks and dtypes of the first call, none of which requires a
-    gradient or overlaps another, and any sizes above one. Callers keep to that: looking whether they do would take
-    torch longer, at every call, than the work of a small matrix. torch keeps what it has compiled on disk, so that the
+    It is compiled for contiguous tensors of the ranks and dtypes of the first call, none of which requires a
+    gradient or overlaps another, and for any sizes above one. Callers guarantee that: torch's checks of it would take
+    longer, at every call, than the work of a small matrix. torch keeps compiled code on disk, so that the
     next process only has to look it up.
 
-    Numbers may be any. They reach compiled code as arguments, by value: what lies in memory it has to read again after
-    whatever it writes, which might have been that. To the function a float is a 0-d float32 tensor.
+    Numbers may have any value. They are passed to compiled code by value: memory would have to be read again after
+    every write, which might have changed it. In the function a float is a 0-d float32 tensor.
 
     Args:
         function: of tensors and numbers, and of tuples of these.
@@ -70,24 +70,23 @@ class Compiled:
         self._run: Callable[..., Any] = function
 
     def __call__(self, *arguments: Any) -> None:
-        """Compute, having compiled first if that is still to be done for so many threads."""
+        """Compute, having compiled first if that was not done for the present number of threads."""
         if self._threads != torch.get_num_threads():
             with _COMPILING:
                 self._compile(arguments)
         self._run(*_leaves(arguments))
 
     def _compile(self, arguments: Sequence[Any]) -> None:
-        """Have it compiled, unless another thread has done that in the meantime."""
+        """Compile, unless another thread has done so in the meantime."""
         if self._threads != torch.get_num_threads():
-            with _told(self._title):
+            with _progress(self._title):
                 self._run = self._compiled(arguments)
             self._threads = torch.get_num_threads()
 
     def _compiled(self, arguments: Sequence[Any]) -> Callable[..., Any]:
-        """The function of all tensors in arguments like these, in order.
+        """Return the compiled function of all tensors in arguments like these, in order.
 
-        Inductor is handed its graph: what torch.compile would do around it at every call takes 13 us, and is nothing
-        that is wanted here.
+        Inductor gets the graph directly: torch.compile's work around it takes 13 us at every call, and is not needed.
         """
 
         def traced(*leaves: Any) -> tuple[Any, ...]:
@@ -105,13 +104,13 @@ class Compiled:
         return run
 
     def _fix(self, leaf: Any) -> None:
-        """Have the width taken for a number, where there is one that is always the same."""
+        """Make the width a constant of the graph, if it is always the same."""
         if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[-1] == self._width:
             int(leaf.shape[-1])
 
 
 def _leaves(arguments: Iterable[Any]) -> list[Any]:
-    """The tensors and numbers in arguments, and in tuples among these; of floats their bits."""
+    """Return the tensors and numbers in arguments, and in tuples among these; floats as their bits."""
     found: list[Any] = []
     for argument in arguments:
         if isinstance(argument, tuple):
@@ -124,7 +123,7 @@ def _leaves(arguments: Iterable[Any]) -> list[Any]:
 
 
 def _arranged(arguments: Iterable[Any], leaves: Iterator[Any]) -> list[Any]:
-    """Tensors and numbers in the places of those in arguments."""
+    """Return tensors and numbers in the structure of the arguments."""
     return [_placed(argument, leaves) for argument in arguments]
 
 
@@ -137,12 +136,12 @@ def _placed(argument: Any, leaves: Iterator[Any]) -> Any:
 
 
 def scalar(bits: int) -> Tensor:
-    """The 0-d float32 tensor of these bits."""
+    """Return the 0-d float32 tensor of these bits."""
     return torch.full((), bits, dtype=torch.int32, device="cpu").view(torch.float32)
 
 
 def bits(number: float) -> int:
-    """Of it as float32, as an int32."""
+    """Return the bits of a number as float32, as a signed 32-bit int."""
     return int(_INT32.unpack(_FLOAT32.pack(number))[0])
 
 
@@ -150,19 +149,19 @@ _FLOAT32, _INT32 = struct.Struct("=f"), struct.Struct("=i")
 
 
 def _sign(x: Tensor) -> Tensor:
-    """torch.sign of float32, a NaN's 0 included: with AVX-512 six instructions, where Inductor's has nine."""
+    """Compute torch.sign of float32, 0 for NaN: with AVX-512 it takes six instructions, Inductor's nine."""
     signed = (x.view(torch.int32) & -(1 << 31)) | torch.ones_like(x).view(torch.int32)
     return torch.where(x.abs() > 0.0, signed.view(torch.float32), 0.0)
 
 
 def _settings() -> dict[str, Any]:
-    """Inductor's settings, where they are not torch's defaults.
+    """Return Inductor's settings that differ from torch's defaults.
 
-    Sizes and strides are not looked at: it takes a tenth of the time of a small matrix at 32 bits, and a fifth at 8.
-    Loops over rows alone are not worth the while of threads.
+    Sizes and strides are not checked: that takes a tenth of the time of a small matrix at 32 bits, and a fifth at 8.
+    Loops over rows alone are too short for several threads.
 
-    The length of vectors torch takes from the machine, and keys to what it keeps on disk do not have it in them. Where
-    machines share that, one with shorter vectors would leave half of all elements as they were. Settings they have.
+    torch takes the length of vectors from the machine, but leaves it out of the keys of its disk cache. If machines
+    share that cache, one with shorter vectors would leave half of all elements unchanged. Settings are in the keys.
     """
     return {
         "cpp.simdlen": private.vector_bits(),
@@ -181,7 +180,7 @@ HEIGHTS, WIDTHS = (2, 1 << 22), (2, 4096)
 
 
 def _check_assumptions(examples: Sequence[Any]) -> None:
-    """Nobody looks at a call's sizes and numbers, so what torch took for granted has to be so for all.
+    """Check that torch's assumptions hold for all sizes and numbers, as no call checks them.
 
     Raises:
         RuntimeError: it is not, in this version of torch. Nothing has been computed.
@@ -200,7 +199,7 @@ def _check_assumptions(examples: Sequence[Any]) -> None:
 
 
 def _sizes(leaves: Iterable[Any]) -> tuple[Any, ...]:
-    """Each size of tensors among these that is not always the same, once.
+    """Return each size of these tensors that is not constant, once.
 
     Traced functions return them, as the code that Inductor writes looks up what it returns. Of the sizes that its loops
     need, Inductor of torch 2.14 and 2.15 looks up no other, unless it is to check sizes.
@@ -211,7 +210,7 @@ def _sizes(leaves: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _example(place: int, leaf: Any) -> Any:
-    """Zeros like a tensor, with many rows if it is a matrix, or a number, no two of which are the same."""
+    """Return zeros like a tensor, with many rows if it is a matrix; for a number, one that no other place has."""
     if not isinstance(leaf, Tensor):
         return (1 << 20) + 1 + place
     shape = (ROWS, leaf.shape[1]) if leaf.dim() == 2 else leaf.shape
@@ -219,8 +218,8 @@ def _example(place: int, leaf: Any) -> Any:
 
 
 @contextmanager
-def _told(title: str) -> Iterator[None]:
-    """Say on a terminal what takes so long, and take it back; say in the log how long it took."""
+def _progress(title: str) -> Iterator[None]:
+    """Show on a terminal that a function is being compiled, and erase that afterwards; log the time."""
     shown = sys.stderr.isatty()
     line = f"lionbits: compiling {title}; torch keeps it for the next run"
     if shown:

@@ -1,4 +1,4 @@
-"""Many tensors copied into one matrix, and back."""
+"""Copies of many tensors into one matrix, and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .scratch import Scratch
 
 
 class Stack(NamedTuple):
-    """Neighbours of one shape, which come together: in the cache that takes 0.4 of the time of a copy of each."""
+    """Neighbours of one shape, copied together: in the cache that takes 0.4 of the time of single copies."""
 
     members: slice
     dense: Tensor  # with nothing between them
@@ -53,7 +53,7 @@ class Copies:
         self.views = [view.view(tensor.shape) for view, tensor in zip(self.views, theirs, strict=True)]
 
     def fetch(self, theirs: list[Tensor]) -> None:
-        """Fill the matrix; what is between them stays as it is."""
+        """Fill the matrix; elements between the tensors stay as they are."""
         for members, dense, rows in self._stacks:
             some = theirs[members]
             torch.stack(some, out=dense.view(len(some), *some[0].shape))
@@ -62,6 +62,6 @@ class Copies:
         if self._alone:
             private.copy([self.views[j] for j in self._alone], [theirs[j] for j in self._alone])
 
-    def bring_back(self, theirs: list[Tensor]) -> None:
+    def write_back(self, theirs: list[Tensor]) -> None:
         """Write what is in the matrix to the tensors."""
         private.copy(theirs, self.views)

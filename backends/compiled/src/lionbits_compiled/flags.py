@@ -1,4 +1,4 @@
-"""What the C++ compiler is told beyond torch's own flags. None of it changes a result."""
+"""Flags of the C++ compiler beyond torch's own. None of them changes a result."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ GCC = (
 
 
 def added() -> AbstractContextManager[None]:
-    """Have what is compiled meanwhile for x86 move vectors whole, and ask for memory early.
+    """Let code that is compiled for x86 in this context move vectors whole and prefetch memory.
 
-    torch's code for the bits of a float stores them, copies them in a loop and loads them. Compilers see through that,
-    unless the loop's vectors are shorter than torch's, as they prefer them on most machines of Intel: a load of what
-    two stores have only just written waits for both, and a step took five times as long.
+    torch's code for the bits of a float stores them, copies them in a loop and loads them. Compilers remove that,
+    unless the loop's vectors are shorter than torch's, which they prefer on most Intel machines: a load of what
+    two stores have just written waits for both, and a step took five times as long.
 
     torch has a setting for such flags, ``cpp.march``, only since 2.13. In every version it asks its vectors for some.
     """

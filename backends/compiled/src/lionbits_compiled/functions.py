@@ -1,8 +1,8 @@
-"""What is compiled: the reference's properties over blocks as the rows of matrices.
+"""The compiled functions: the reference's rule over blocks as the rows of matrices.
 
-Rows are (n, width) and contiguous, what a row has as a whole is (n, 1). Formats, betas and rates are arguments too, so
-that one function serves them all; each setting that is left is a function of its own. They write into their arguments
-and return nothing: nothing of a model's size is ever allocated.
+Rows are (n, width) and contiguous; a number of each row is (n, 1). Formats, betas and rates are arguments too, so
+that one function serves them all; each remaining setting has a function of its own. The functions write into their
+arguments and return nothing, so that nothing of a model's size is ever allocated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .compiling import Compiled
 
 
 class Betas(NamedTuple):
-    """By value, or from memory where that is faster."""
+    """The betas: by value, or in memory if that is faster."""
 
     b1: float | Tensor
     one_minus_b1: float | Tensor
@@ -36,7 +36,7 @@ class Rates(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What the noise of rows follow from: int32 (n, 1), and int32 (width,) of the columns."""
+    """Inputs of the noise of rows: int32 (n, 1), and int32 (width,) of the columns."""
 
     low: Tensor  # lower half of the number of a row's first pair
     spread: Tensor
@@ -46,7 +46,7 @@ class Draw(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """Momentum in codes, one a byte or word, and what a format is."""
+    """Momentum in codes, one to a byte or word, and its format."""
 
     codes: Tensor  # uint8, or words as :func:`words` says (n, width)
     scale: Tensor  # float32 (n, 1)
@@ -54,7 +54,7 @@ class Codes(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """What the new momentum is encoded with: (n, 1)."""
+    """Inputs of the encoding of new momentum: (n, 1)."""
 
     inverse: Tensor  # float32
     limit: Tensor  # int32
@@ -65,7 +65,7 @@ WORD = torch.float32
 
 
 def bitcast(integers: Tensor) -> Tensor:
-    """int32 numbers, seen as float32. Nothing computes with them so; ``view(torch.int32)`` gives them back.
+    """View int32 numbers as float32, without arithmetic on them; ``view(torch.int32)`` gives them back.
 
     torch's vectors load and store float32 at once, but other dtypes by way of an array on the stack, where a load
     waits for stores of other sizes: with AVX2 that took longer than all the arithmetic of a step.
@@ -80,7 +80,7 @@ WIDTHS = (4096, 256, 128)
 
 @functools.cache
 def advance(dtype: torch.dtype, caution: str, nonfinite: str, width: int) -> Compiled:
-    """A step with float32 momentum, of parameters and gradients of one dtype."""
+    """Return a step with float32 momentum, for parameters and gradients of one dtype."""
 
     def advance(param: Tensor, grad: Tensor, exp_avg: Tensor, rates: Rates, betas: Betas, skipped: Tensor) -> None:
         g = grad.to(torch.float32) * rates.grad_scale
@@ -98,7 +98,7 @@ def advance(dtype: torch.dtype, caution: str, nonfinite: str, width: int) -> Com
 def advance_codes(
     dtype: torch.dtype, codes: torch.dtype, caution: str, nonfinite: str, scales: bool, width: int
 ) -> Compiled:
-    """A step that leaves the new momentum, not yet encoded, beside the codes; and, where rows have them, new scales."""
+    """Return a step that leaves new momentum, not yet encoded, beside the codes, and new scales if rows have them."""
 
     def advance(
         param: Tensor,
@@ -131,7 +131,7 @@ def advance_codes(
 
 @functools.cache
 def encode(dtype: torch.dtype, drawn: bool, width: int) -> Compiled:
-    """Momentum to codes of this dtype, by noise or, without a draw, to nearest."""
+    """Return an encoder of momentum to codes of this dtype, with noise (``drawn``) or to nearest."""
 
     def encode(
         momentum: Tensor, blocks: Blocks, format: formats.FormatConstants, draw: Draw | None, codes: Tensor
@@ -144,7 +144,7 @@ def encode(dtype: torch.dtype, drawn: bool, width: int) -> Compiled:
 
 @functools.cache
 def store(kept: torch.dtype | None, drawn: bool) -> Compiled:
-    """float32 parameters to bfloat16 ones, whose rest is kept in another dtype, or lost."""
+    """Return a function that stores float32 parameters as bfloat16, with the residual in another dtype, or without."""
 
     def store(p: Tensor, param: Tensor, residual: Tensor | None, draw: Draw | None) -> None:
         if residual is None:
@@ -159,7 +159,7 @@ def store(kept: torch.dtype | None, drawn: bool) -> Compiled:
 
 @functools.cache
 def load(residual: torch.dtype) -> Compiled:
-    """bfloat16 parameters and what they dropped to float32 ones."""
+    """Return a function that joins bfloat16 parameters and their residuals to float32."""
 
     def load(param: Tensor, residual: Tensor, p: Tensor) -> None:
         p.copy_(rounding.load_param(param, residual))
@@ -169,7 +169,10 @@ def load(residual: torch.dtype) -> Compiled:
 
 @functools.cache
 def count(dtype: torch.dtype, codes: torch.dtype | None, kind: str, nonfinite: str) -> Compiled:
-    """Of each row, how many elements are aligned, or the largest new momentum. ``codes``: their dtype, if in codes."""
+    """Return a function that counts aligned elements per row, or finds the largest new momentum.
+
+    ``codes`` is the dtype of the codes, None for float32 momentum.
+    """
 
     def count(held: Codes | Tensor, grad: Tensor, grad_scale: Tensor, betas: Betas, found: Tensor) -> None:
         m = held if isinstance(held, Tensor) else _momentum(held)
@@ -185,7 +188,7 @@ def count(dtype: torch.dtype, codes: torch.dtype | None, kind: str, nonfinite: s
 
 
 def _count(skipped: Tensor, applied: Tensor) -> None:
-    """Add the elements that were not, by those of each row that were: float32 holds up to 4096 of them exactly."""
+    """Add the skipped elements, from the applied ones of each row: float32 holds up to 4096 of them exactly."""
     rows = applied.to(torch.float32).sum(dim=1)
     skipped.add_(applied.numel() - rows.sum(dtype=torch.int64))
 

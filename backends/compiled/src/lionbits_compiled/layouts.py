@@ -1,7 +1,7 @@
-"""How slots become matrices: rows and blocks, pieces that lie ready, pieces that have to be gathered.
+"""The layout of slots as matrices: rows and blocks, slots that need no copy, and slots that are gathered.
 
-Most of a model is large tensors of whole blocks: they are matrices already, cut into runs so that what is computed on
-the way stays in the cache. Everything else is short rows, odd strides, thousands of small tensors, or parameters of
+Most of a model is large tensors of whole blocks. They are matrices already, cut into runs so that intermediate results
+stay in the cache. Everything else is short rows, odd strides, thousands of small tensors, or parameters of
 another dtype than their gradients.
 """
 
@@ -42,12 +42,12 @@ class Layout(NamedTuple):
 
     @property
     def height(self) -> int:
-        """Blocks, the short ones at the ends of rows included."""
+        """Number of blocks, including the short ones at the ends of rows."""
         return self.rows * -(-self.columns // self.width)
 
 
 def layout(plan: Plan, slot: BoundSlot) -> Layout:
-    """How the slot becomes a matrix."""
+    """Return the layout of the slot as a matrix."""
     format = plan.format
     rows, columns = matrix_shape(slot.param.shape)
     block = _block(plan, columns)
@@ -60,7 +60,7 @@ def layout(plan: Plan, slot: BoundSlot) -> Layout:
 
 
 def same_shape_batches(plan: Plan, slots: Sequence[BoundSlot]) -> set[torch.Size]:
-    """Small shapes that many of the slots have. A row of theirs is one of them, if nothing depends on columns."""
+    """Return small shapes that many slots have; each slot is one row of a matrix, if nothing depends on columns."""
     if plan.format.quantised or plan.draws_for_param:
         return set()
     shapes = Counter(slot.param.shape for slot in slots)
@@ -68,7 +68,7 @@ def same_shape_batches(plan: Plan, slots: Sequence[BoundSlot]) -> set[torch.Size
 
 
 def are_rows(tensors: Sequence[Tensor], shape: Sequence[int]) -> bool:
-    """Whether they are, one behind the other where they lie, a matrix of this shape with a row for each."""
+    """True if the tensors are adjacent in memory and form a matrix of this shape, a row each."""
     first = tensors[0]
     storage, begin, pitch = first.untyped_storage().data_ptr(), first.data_ptr(), shape[1] * first.itemsize
     return len(tensors) == shape[0] and all(
@@ -81,13 +81,13 @@ def are_rows(tensors: Sequence[Tensor], shape: Sequence[int]) -> bool:
 
 
 def _block(plan: Plan, columns: int) -> int:
-    """Elements of a block; where a row is a short one, those of the row, if rows can be matrices so."""
+    """Return the elements of a block, or of a short row if rows can be matrix rows."""
     block = plan.format.block_size
     return columns if columns % 32 == 0 and 0 < columns < block else block
 
 
 def parts(plan: Plan, slot: BoundSlot) -> Iterator[BoundSlot]:
-    """The slot in pieces, each of which lies ready or is little enough to be gathered."""
+    """Yield pieces of the slot, each of which needs no copy or is small enough to be gathered."""
     rows, columns, width = layout(plan, slot)
     if rows > 1 or not all(tensor.is_contiguous() for tensor in _tensors(plan, slot)):
         fill = -columns % width + columns
@@ -111,7 +111,7 @@ def parts(plan: Plan, slot: BoundSlot) -> Iterator[BoundSlot]:
 
 
 def crosses_2_33(slot: BoundSlot) -> bool:
-    """Whether its pairs' numbers do not all have the same upper half. A row of a matrix has to have one."""
+    """True if its pairs' numbers have more than one upper half; a row of a matrix must have one."""
     rows, columns = matrix_shape(slot.param.shape)
     first = slot.start // 2
     last = first + (rows - 1) * (slot.row_pitch // 2) + (columns - 1) // 2
@@ -119,18 +119,18 @@ def crosses_2_33(slot: BoundSlot) -> bool:
 
 
 class Whole(NamedTuple):
-    """What is known for all calls to come of a slot that is one part and lies ready."""
+    """The properties of a slot that is one part and needs no copy, kept for all calls."""
 
     layout: Layout
     storages: frozenset[int]  # addresses; not the gradient's
 
     def takes(self, grad: Tensor) -> bool:
-        """Whether it lies ready with this gradient too, which has the strides of the first."""
+        """True if the slot needs no copy with this gradient either, which has the strides of the first."""
         return _is_placed(grad) and not self.storages.intersection(_storages([grad]))
 
 
 def whole(plan: Plan, slot: BoundSlot) -> Whole | None:
-    """What to keep of the slot, or None if it has to be cut or gathered."""
+    """Return what is kept of the slot, or None if it has to be cut or gathered."""
     found = layout(plan, slot)
     if found.columns > _largest(plan) or crosses_2_33(slot):
         return None
@@ -138,7 +138,7 @@ def whole(plan: Plan, slot: BoundSlot) -> Whole | None:
 
 
 def is_zero_copy(plan: Plan, slot: BoundSlot) -> bool:
-    """Whether the slot is a matrix where it lies, and its parameter takes no more than rounding to nearest."""
+    """True if the slot is a matrix in memory and its parameter is only rounded to nearest."""
     rows, columns, width = layout(plan, slot)
     tensors = _tensors(plan, slot)
     return (
@@ -153,12 +153,12 @@ def is_zero_copy(plan: Plan, slot: BoundSlot) -> bool:
 
 
 def state_keys(plan: Plan) -> list[str]:
-    """State that has a part for each row. One scale for a whole tensor is a number of its slot."""
+    """Return the names of state that has a part for each row; one scale for a tensor is a number of its slot."""
     return [key for key in plan.state_spec(()) if not (key == "exp_avg_scale" and plan.format.tensor_wise)]
 
 
 def _largest(plan: Plan) -> int:
-    """Elements of a matrix where it lies."""
+    """Return the most elements of a matrix that needs no copy."""
     return LARGEST_IN_CODES if plan.format.quantised else LARGEST
 
 
@@ -167,7 +167,7 @@ def _tensors(plan: Plan, slot: BoundSlot) -> list[Tensor]:
 
 
 def _is_placed(tensor: Tensor) -> bool:
-    """Whether it begins where wider numbers may."""
+    """True if the tensor is aligned for wider loads."""
     return tensor.data_ptr() % 8 == 0 and tensor.storage_offset() % 8 == 0
 
 

@@ -1,6 +1,6 @@
-"""Slots as matrices whose rows are blocks: where they lie, if they lie so, else copied into scratch that does.
+"""Slots as matrices whose rows are blocks: views if the slots are laid out so, else copies in scratch.
 
-What is copied is filled up with zeros, which change nothing, and brought back afterwards.
+Copies are padded with zeros, which change nothing, and are written back afterwards.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Matrix:
         slots: the slots or parts themselves.
         layouts: of each.
         tensors: ``param``, ``grad``, state by name, contiguous, a block of each in a row. ``stored`` is the parameter
-            as it is stored, where ``param`` is float32 because there is more to it than rounding to nearest.
-        copies: those of ``tensors`` that are, and of whose they are.
-        crowd: whether ``exp_avg`` of the slots is a matrix where it lies, which is then in ``tensors`` from fetching to
-            bringing back.
-        gaps: whether rows have elements that are nobody's.
+            as it is stored, if ``param`` is float32 because it takes more than rounding to nearest.
+        copies: of those ``tensors`` that are copies, by name.
+        same_shape: True if ``exp_avg`` of the slots is a matrix in memory, which is then in ``tensors`` from fetching
+            to writing back.
+        gaps: True if rows have elements that belong to no slot.
     """
 
     members: list[int]
@@ -43,36 +43,36 @@ class Matrix:
     layouts: list[Layout]
     tensors: dict[str, Tensor]
     copies: dict[str, Copies] = field(default_factory=dict)
-    crowd: bool = False
+    same_shape: bool = False
     gaps: bool = False
 
     @property
     def height(self) -> int:
-        """Rows, one that only fills up included."""
+        """Number of rows, including padding."""
         return self.tensors["param"].shape[0]
 
     @cached_property
     def owners(self) -> Tensor:
-        """int64 (height,): which member each row belongs to."""
+        """The member that each row belongs to: int64 (height,)."""
         heights = torch.tensor([found.height for found in self.layouts], device="cpu")
         heights[-1] += self.height - heights.sum()
         return torch.repeat_interleave(torch.arange(len(heights), device="cpu"), heights)
 
     @cached_property
     def owner_places(self) -> Tensor:
-        """int64 (height,): that member's place in the call."""
+        """The place in the call of each row's member: int64 (height,)."""
         return torch.tensor(self.members, device="cpu")[self.owners]
 
     @cached_property
     def lows(self) -> Tensor:
-        """int32 (height, 1): lower half of the number of each row's first pair of noise, in the parameter."""
+        """Lower half of the number of each row's first pair of noise, in the parameter: int32 (height, 1)."""
         lows = [_lows(found, slot.start, slot.row_pitch) for slot, found in zip(self.slots, self.layouts, strict=True)]
         fill = self.height - sum(found.height for found in self.layouts)
         return lows[0] if len(lows) == 1 and not fill else torch.cat((*lows, lows[-1][-1:].expand(fill, 1)))
 
     @property
     def high(self) -> int:
-        """The upper half of those numbers, which members have in common."""
+        """Upper half of those numbers, which all members share."""
         return self.slots[0].start >> 33
 
     @property
@@ -87,7 +87,7 @@ class Matrix:
         """Fill scratch from the slots."""
         if not self.copies:
             return
-        if self.crowd:
+        if self.same_shape:
             shape, first = (self.height, self.width), self.slots[0].state["exp_avg"]
             self.tensors["exp_avg"] = first.as_strided(shape, (self.width, 1))
         with torch.inference_mode():
@@ -96,20 +96,20 @@ class Matrix:
                     self.tensors[name].zero_()
                 copies.fetch(_theirs(self.slots, name))
 
-    def bring_back(self) -> None:
-        """Write what was computed in scratch to the slots."""
+    def write_back(self) -> None:
+        """Copy the results from scratch to the slots."""
         if not self.copies:
             return
         with torch.inference_mode():
             for name, copies in self.copies.items():
                 if name != "grad" and not (name == "param" and "stored" in self.copies):
-                    copies.bring_back(_theirs(self.slots, name))
-        if self.crowd:
+                    copies.write_back(_theirs(self.slots, name))
+        if self.same_shape:
             del self.tensors["exp_avg"]  # state that is let go of must die
 
 
 def ready(keys: Sequence[str], member: int, slot: BoundSlot, found: Layout) -> Matrix:
-    """A slot, with state of these names, that lies ready: nothing is copied."""
+    """Return the matrix of a slot, with state of these names, that needs no copy."""
     height, state = found.height, slot.state
     tensors = {"param": slot.param.view(height, -1), "grad": slot.grad.view(height, -1)}
     for key in keys:
@@ -120,21 +120,21 @@ def ready(keys: Sequence[str], member: int, slot: BoundSlot, found: Layout) -> M
 def gathered(
     plan: Plan, members: Sequence[int], slots: Sequence[BoundSlot], layouts: Sequence[Layout], scratch: Scratch
 ) -> Matrix:
-    """Rows in scratch for these slots, of layouts of one width; :meth:`Matrix.fetch` fills them."""
+    """Return a matrix in scratch for these slots, of layouts of one width; :meth:`Matrix.fetch` fills it."""
     width = layouts[0].width
     height = max(sum(found.height for found in layouts), 2)  # torch makes one row a case of its own
     needed = _needed(plan, width)
-    crowd = "exp_avg" in needed and are_rows(_theirs(slots, "exp_avg"), (height, width))
-    if crowd:
+    same_shape = "exp_avg" in needed and are_rows(_theirs(slots, "exp_avg"), (height, width))
+    if same_shape:
         del needed["exp_avg"]
     tensors = {name: scratch.take(name, dtype, height, row) for name, (dtype, row) in needed.items()}
     copies = {name: Copies(tensor, _theirs(slots, name), layouts, scratch) for name, tensor in tensors.items()}
     gaps = height * width != sum(slot.param.numel() for slot in slots)
-    return Matrix(list(members), list(slots), list(layouts), tensors, copies, crowd, gaps)
+    return Matrix(list(members), list(slots), list(layouts), tensors, copies, same_shape, gaps)
 
 
 def _needed(plan: Plan, width: int) -> dict[str, tuple[torch.dtype, int]]:
-    """dtypes and row sizes of scratch."""
+    """Return dtypes and row sizes of scratch."""
     simple = plan.param_rounding == "nearest" and plan.param_dtype == plan.grad_dtype
     dtype = plan.param_dtype if simple else torch.float32
     needed = {"param": (dtype, width), "grad": (dtype, width)}
@@ -161,7 +161,7 @@ def _lows(found: Layout, start: int, row_pitch: int) -> Tensor:
 
 
 def _theirs(slots: Sequence[BoundSlot], name: str) -> list[Any]:
-    """What scratch of this name is filled from."""
+    """Return the tensors of the slots that are copied to the scratch of this name."""
     if name == "grad":
         return [slot.grad for slot in slots]
     if name in ("param", "stored"):

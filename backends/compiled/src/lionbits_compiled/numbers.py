@@ -1,4 +1,4 @@
-"""What rows have as a whole: the numbers of their slots, and what their noise follow from."""
+"""Numbers of rows: those of their slots, and the inputs of their noise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .scratch import Scratch
 
 
 class Numbers:
-    """Of a call: what its matrices ask for.
+    """The numbers of a call that its matrices ask for.
 
     Args:
         prepared: the slots.
@@ -33,7 +33,7 @@ class Numbers:
         self._keys: dict[tuple[str, int, int], Tensor] = {}
 
     def rates(self, matrix: Matrix) -> Rates:
-        """Learning rates and what else multiplies, by row. Most tensors of a model have the same, step after step."""
+        """Return learning rates and the other factors, by row. Most tensors of a model have the same at every step."""
         scratch = self._prepared.scratch
         if len(matrix.members) > 1:
             rates = torch.stack((self.scalars.lr, self.scalars.keep, self.scalars.grad_scale))
@@ -47,7 +47,7 @@ class Numbers:
         )
 
     def draw(self, matrix: Matrix, mode: str, purpose: int) -> Draw | None:
-        """What noise follow from, or None for those of nearest rounding. No member straddles."""
+        """Return the inputs of noise, or None for nearest rounding. Each member has one upper half of pair numbers."""
         if mode == "nearest":
             return None
         keys = self._spread(mode, purpose, matrix.high)
@@ -55,7 +55,7 @@ class Numbers:
         return Draw(matrix.lows, spread, phase, *_columns(matrix.width))
 
     def _spread(self, mode: str, purpose: int, high: int) -> Tensor:
-        """int32 (2, k): spread, where the numbers of pairs have this upper half, and phase."""
+        """Return int32 (2, k): spread for this upper half of pair numbers, and phase."""
         found = self._keys.get((mode, purpose, high))
         if found is None:
             salts = self._prepared.salts(self._seed, purpose)
@@ -67,9 +67,9 @@ class Numbers:
 
 
 def by_row(scratch: Scratch, name: str, matrix: Matrix, numbers: Tensor, *, own: bool = False) -> tuple[Tensor, ...]:
-    """Numbers (f, k) of a call's slots, or of the matrix's ``own`` members, as f tensors of (rows, 1).
+    """Expand numbers (f, k) of a call's slots, or of the matrix's ``own`` members, to f tensors of (rows, 1).
 
-    They lie in scratch of this name, until it is taken for the next matrix.
+    They are in scratch of this name, until it is taken for the next matrix.
     """
     table, each = scratch.columns(name, numbers.dtype, numbers.shape[0], matrix.height)
     if len(matrix.members) == 1:
@@ -82,7 +82,7 @@ def by_row(scratch: Scratch, name: str, matrix: Matrix, numbers: Tensor, *, own:
 
 @functools.lru_cache(maxsize=64)
 def _in_memory(*bits: int) -> Betas:
-    """Kept by their bits, as 0.0 and -0.0 are equal."""
+    """Return the betas in memory, cached by their bits, as 0.0 and -0.0 are equal."""
     return Betas(*map(compiling.scalar, bits))
 
 

@@ -1,8 +1,8 @@
-"""Codes in state to codes each by itself and back: one a byte, or one a word where torch's vectors are slow with bytes.
+"""Packed codes to separate codes and back: one to a byte, or to a word if torch's vectors are slow with bytes.
 
 Four bytes of state, as one word, are spread over the eight bytes of a word twice as wide, or joined again. Such words,
-too, pass for floats, see :func:`.functions.bitcast`. Which byte of theirs comes first is little-endian, as every
-machine is that torch has a C++ compiler for.
+too, are passed as floats, see :func:`.functions.bitcast`. Their byte order is little-endian, as on every
+machine that torch has a C++ compiler for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LONG_WORD = torch.float64
 
 
 def unpack(packed: Tensor, bits: int, scratch: Scratch) -> Tensor:
-    """Codes each by itself, (n, width): uint8, which 8-bit state is already, or :func:`.functions.bitcast`.
+    """Return separate codes, (n, width): uint8, which 8-bit state already is, or :func:`.functions.bitcast`.
 
     Args:
         packed: uint8 (n, width * bits / 8); width is a multiple of 32.
@@ -46,7 +46,7 @@ def unpack(packed: Tensor, bits: int, scratch: Scratch) -> Tensor:
 
 
 def pack(codes: Tensor, packed: Tensor, bits: int, scratch: Scratch) -> None:
-    """The inverse of :func:`unpack`: codes, in what that gave, to state."""
+    """Pack codes as :func:`unpack` returned them into state."""
     if codes.dtype == WORD:
         narrow = packed if bits == 8 else scratch.take(f"{bits}-bit codes", torch.uint8, *codes.shape)
         narrow.copy_(codes.view(torch.int32))
@@ -65,7 +65,7 @@ _SIXTEENS, _EIGHTS = 0x0000FFFF0000FFFF, 0x00FF00FF00FF00FF
 
 @functools.cache
 def _spread(bits: int) -> Compiled:
-    """Bytes of two codes each to bytes of one, of so many bits."""
+    """Return a function that spreads bytes of two codes to bytes of one, of so many bits."""
 
     def spread(packed: Tensor, codes: Tensor) -> None:
         word = packed.view(torch.int32).to(torch.int64) & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""How slots become matrices, and what of that is kept from call to call."""
+"""The sorting of slots into matrices, and the parts of it that are kept from call to call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .scratch import Scratch
 
 
 class Prepared:
-    """The slots of a plan, sorted by how they are reached. It keeps no tensor of theirs.
+    """The slots of a plan, sorted by how they become matrices. It keeps no tensor of theirs.
 
     Args:
         plan: of all slots.
@@ -61,11 +61,11 @@ class Prepared:
         self.gathered = list(self._gathered(small, [slots[place] for place in small]))
 
     def _gathered(self, places: Sequence[int], slots: Sequence[BoundSlot]) -> Iterator[Matrix]:
-        """Small slots, and their places, in as few matrices as may be."""
-        crowded = same_shape_batches(self.plan, slots)
+        """Yield as few matrices as possible of small slots."""
+        batched = same_shape_batches(self.plan, slots)
         alike: dict[tuple[object, ...], list[tuple[int, BoundSlot, Layout]]] = {}
         for place, slot in zip(places, slots, strict=True):
-            shape = slot.param.shape if slot.param.shape in crowded else None
+            shape = slot.param.shape if slot.param.shape in batched else None
             found = layout(self.plan, slot) if shape is None else Layout(1, shape.numel(), shape.numel())
             alike.setdefault((shape, found.width, slot.start >> 33), []).append((place, slot, found))
         for some in alike.values():
@@ -74,9 +74,9 @@ class Prepared:
                 yield gathered(self.plan, members, theirs, layouts, self.scratch)
 
     def matrices(self, *, drawing: bool) -> Iterator[Matrix | tuple[int, BoundSlot]]:
-        """All matrices of a call; where rows straddle, and noise are drawn, the part of a slot (and its place) instead.
+        """Yield all matrices of a call. If noise is drawn, a part of a slot that crosses 2^33 replaces its matrix.
 
-        One has to be done with before the next is asked for.
+        Such a part comes with the slot's place. A matrix must be done with before the next is asked for.
         """
         slots = self.slots
         yield from self.gathered
@@ -93,13 +93,16 @@ class Prepared:
                     yield gathered(self.plan, [place], [part], [layout(self.plan, part)], self.scratch)
 
     def rates(self, scalars: Scalars) -> list[list[float]]:
-        """``lr``, ``keep`` and ``grad_scale`` of each slot: reading them is a tenth of a step when caches are cold."""
+        """Return ``lr``, ``keep`` and ``grad_scale`` of each slot.
+
+        They are cached: to read them takes a tenth of a step when caches are cold.
+        """
         if self._read is None or self._read[0] is not scalars:
             self._read = scalars, [rate.tolist() for rate in (scalars.lr, scalars.keep, scalars.grad_scale)]
         return self._read[1]
 
     def salts(self, seed: int, purpose: int) -> Tensor:
-        """int32, of each slot."""
+        """Return the salt of each slot, int32."""
         found = self._salts.get((seed, purpose))
         if found is None:
             salts = [rounding.word(rounding.salt(seed, index, purpose)) for index in self._indices]
@@ -107,7 +110,7 @@ class Prepared:
         return found
 
     def spread(self, seed: int, purpose: int, high: int) -> Tensor:
-        """int32, of each slot: its salt, mixed with the upper half of the numbers of pairs."""
+        """Return, for each slot, its salt mixed with the upper half of the numbers of pairs, int32."""
         found = self._spreads.get((seed, purpose, high))
         if found is None:
             found = self._spreads[seed, purpose, high] = rounding.spread(high, self.salts(seed, purpose))
@@ -115,7 +118,7 @@ class Prepared:
 
 
 def _runs(layouts: Sequence[Layout]) -> Iterator[slice]:
-    """Slots of layouts of one width in runs that are little enough for one matrix each."""
+    """Yield runs of slots, of layouts of one width, that are each small enough for one matrix."""
     first = total = 0
     for j, found in enumerate(layouts):
         size = found.height * found.width

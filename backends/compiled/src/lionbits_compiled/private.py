@@ -1,6 +1,7 @@
-"""The private names of torch that this backend uses, and what is done in a version of torch that lacks one.
+"""The private names of torch that this backend uses, with a fallback for versions of torch that lack one.
 
-What only saves time is left out there. What nothing can be compiled or checked without is refused by :func:`obstacle`.
+A name that only saves time is left out there. If nothing can be compiled or checked without it, :func:`obstacle`
+refuses.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ NEEDED = (
 
 @functools.cache
 def obstacle() -> str:
-    """Empty, or which of the names this torch lacks that nothing can be done without. Looked up once."""
+    """Return the names that are missing in this torch and cannot be replaced, or an empty string. Looked up once."""
     for name in NEEDED:
         if not _has(name):
             return lacks(name.replace(":", "."))
@@ -48,7 +49,7 @@ def obstacle() -> str:
 
 
 def lacks(name: str) -> str:
-    """A sentence: what is missing, and the way out."""
+    """Return a sentence that names what is missing, and the way out."""
     return (
         f"torch {torch.__version__} has no {name}, which backend 'compiled' needs. Choose backend='reference', "
         f"or another version of torch"
@@ -56,7 +57,7 @@ def lacks(name: str) -> str:
 
 
 def _has(name: str) -> bool:
-    """Whether torch has it. To look imports Inductor, as torch does itself when any optimizer is made."""
+    """True if torch has the name. The lookup imports Inductor, as torch does when any optimizer is made."""
     try:
         resolve_name(name)
     except (ImportError, AttributeError):
@@ -65,47 +66,47 @@ def _has(name: str) -> bool:
 
 
 def graph(function: Callable[..., Any], rules: Mapping[Any, Callable[..., Any]], examples: Sequence[Any]) -> Any:
-    """A ``torch.fx.GraphModule`` of the function for any sizes and numbers. ``rules`` replace operators."""
+    """Return a ``torch.fx.GraphModule`` of the function for any sizes and numbers. ``rules`` replace operators."""
     return resolve_name(MAKE_FX)(function, dict(rules), tracing_mode="symbolic")(*examples)
 
 
 def compile_graph(graph: Any, examples: Sequence[Any], settings: Mapping[str, Any]) -> Callable[..., Any]:
-    """The graph, compiled by Inductor. Of the settings those count that this torch has."""
+    """Compile the graph by Inductor, with those of the settings that this torch has."""
     known = {name: value for name, value in settings.items() if _has(SETTING + name)}
     run: Callable[..., Any] = resolve_name(COMPILE)(graph, examples, options=known)
     return run
 
 
 def expression(size: Any) -> Any:
-    """What sympy has for a size or number of a graph."""
+    """Return sympy's expression of a size or number of a graph."""
     return size.node.expr
 
 
 def assumptions(size: Any) -> list[tuple[Any, set[Any]]]:
-    """What torch took for granted in the graph that this size is of: sympy's conditions, and what may vary in each."""
+    """Return torch's assumptions in the graph of this size: sympy's conditions, and the free symbols of each."""
     environment = size.node.shape_env
     fixed = environment.replacements.keys()
     return [(guard.expr, guard.expr.free_symbols - fixed) for guard in environment.guards]
 
 
 def vector_bits() -> int:
-    """The length of the vectors that Inductor writes code for on this machine; 0: none."""
+    """Return the length of the vectors that Inductor writes code for on this machine; 0: none."""
     return int(resolve_name(VECTORS)().bit_width())
 
 
 def is_gcc() -> bool:
-    """Whether Inductor's C++ compiler is known to be GCC."""
+    """True if Inductor's C++ compiler is known to be GCC."""
     return _has(IS_GCC) and bool(resolve_name(IS_GCC)())
 
 
 def vector_flags() -> str:
-    """What the C++ compiler is told for the vectors of this machine; empty: that is not known."""
+    """Return the C++ compiler's flags for the vectors of this machine; empty if they are not known."""
     return str(getattr(resolve_name(VECTORS)(), "_arch_flags", ""))
 
 
 @contextmanager
 def vector_flags_set(flags: str) -> Iterator[None]:
-    """Have the C++ compiler told this meanwhile, where :func:`vector_flags` knows what it is told."""
+    """Replace the flags that :func:`vector_flags` returns, which must be known, in this context."""
     vectors = resolve_name(VECTORS)()
     before = vectors._arch_flags
     vectors._arch_flags = flags

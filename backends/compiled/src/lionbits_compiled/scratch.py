@@ -1,4 +1,4 @@
-"""Memory that calls work in, kept for the next."""
+"""Working memory of calls, kept for the next call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Columns(NamedTuple):
-    """Numbers of rows: ``table`` is (how many, rows), ``each`` has them one by one, (rows, 1)."""
+    """Numbers of rows: ``table`` is (count, rows), ``each`` has them singly, (rows, 1)."""
 
     table: Tensor
     each: tuple[Tensor, ...]
@@ -18,7 +18,7 @@ class Columns(NamedTuple):
 class Scratch:
     """Memory that serves one matrix after the other, as large as the largest of them.
 
-    What was taken once is found again: to make a view takes longer than many a small matrix.
+    Views are cached: to make one takes longer than many a small matrix.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Scratch:
         self._filled: dict[str, tuple[float, int]] = {}
 
     def take(self, name: str, dtype: torch.dtype, height: int, width: int) -> Tensor:
-        """A matrix of this name, with whatever is in it."""
+        """Return an uninitialised matrix of this name."""
         taken = self._taken.get((name, dtype, height, width))
         if taken is None:
             flat = self._reserved(name, dtype, height * width)
@@ -36,7 +36,7 @@ class Scratch:
         return taken
 
     def columns(self, name: str, dtype: torch.dtype, count: int, height: int) -> Columns:
-        """So many numbers of each row, with whatever is in them."""
+        """Return ``count`` uninitialised numbers of each row."""
         found = self._columns.get((name, dtype, count, height))
         if found is None:
             table = self.take(name, dtype, count, height)
@@ -44,7 +44,7 @@ class Scratch:
         return found
 
     def filled(self, name: str, number: float, height: int) -> Tensor:
-        """float32 (height, 1), the number in all rows. If that was in the last of this name, nothing is written."""
+        """Return float32 (height, 1) with the number in all rows; not written if the last of this name had it."""
         column = self.take(name, torch.float32, height, 1)
         held, rows = self._filled.get(name, (0.0, 0))
         if held != number or rows < height or number == 0:  # which has two signs

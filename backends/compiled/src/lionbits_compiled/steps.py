@@ -1,4 +1,4 @@
-"""A step of a matrix: the compiled functions, one after the other."""
+"""The step of a matrix, by the compiled functions in order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 
 
 def _run(cache: Path = _CACHE) -> int:
-    """How many elements codes are unpacked for at once. Their new momentum takes an eighth of the cache, 4 to 16 MB."""
+    """Return how many elements are unpacked at once: their new momentum takes an eighth of the cache, 4 to 16 MB."""
     try:
         size = int(cache.read_text().strip().removesuffix("K")) << 10
     except (OSError, ValueError):  # another system, or one that does not say
@@ -53,7 +53,7 @@ def step(prepared: Prepared, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> 
 
 
 class _Rows(NamedTuple):
-    """What a step on codes reads and writes: (n, width), and (n, 1) of rows as a whole."""
+    """Inputs and outputs of a step on codes: (n, width), and (n, 1) for numbers of rows."""
 
     param: Tensor
     grad: Tensor
@@ -64,7 +64,7 @@ class _Rows(NamedTuple):
     draw: Draw | None
 
     def runs(self) -> list[_Rows]:
-        """Some rows after the other."""
+        """Return the rows in runs."""
         height, width = self.param.shape
         if height * width <= RUN:  # no view takes long, but there are a dozen, for each tensor of a model
             return [self]
@@ -81,7 +81,7 @@ class _Rows(NamedTuple):
 
 
 def _step_codes(prepared: Prepared, matrix: Matrix, hyper: Hyper, numbers: Numbers) -> None:
-    """Decode, update and encode: some rows after the other, so that what is between these stays in the cache."""
+    """Decode, update and encode, one run of rows after the other, so that intermediate results stay in the cache."""
     plan, bits, scratch, width = prepared.plan, prepared.plan.format.bits, prepared.scratch, matrix.width
     param, grad, packed = (matrix.tensors[name] for name in ("param", "grad", "exp_avg_codes"))
     scale, blocks, skipped = _scale(prepared, matrix), _blocks(prepared, matrix, numbers), numbers.scalars.skipped
@@ -100,17 +100,17 @@ def _step_codes(prepared: Prepared, matrix: Matrix, hyper: Hyper, numbers: Numbe
 
 
 def runs(height: int, width: int) -> int:
-    """In how many runs rows are done, all about as long. None is a single row, which torch makes a case of its own."""
+    """Return the number of runs for the rows, all about as long. No run is a single row, a special case in torch."""
     return -(-height * width // RUN)
 
 
 def split(tensors: Iterable[Tensor], count: int) -> Iterator[tuple[Tensor, ...]]:
-    """Rows of tensors, in so many runs. All views are made at once: between two runs, caches cold, one takes 10 us."""
+    """Split tensors into runs of rows. All views are made at once: later, with cold caches, one takes 10 us."""
     return zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
 
 
 def count(kind: str, prepared: Prepared, matrix: Matrix, numbers: Numbers) -> Tensor:
-    """float32, of each row: how many elements are ``"aligned"``, or the largest new momentum, ``"absmax"``."""
+    """Return float32, for each row: the number of aligned elements (``"aligned"``) or the largest new momentum."""
     plan, format, grad = prepared.plan, prepared.plan.format, matrix.tensors["grad"]
     found = torch.empty(matrix.height, 1, dtype=torch.float32, device="cpu")
     grad_scale = numbers.rates(matrix).grad_scale
@@ -128,7 +128,7 @@ def count(kind: str, prepared: Prepared, matrix: Matrix, numbers: Numbers) -> Te
 
 
 def _scale(prepared: Prepared, matrix: Matrix) -> Tensor:
-    """float32, of each row, of its block or of its whole tensor."""
+    """Return the scale of each row, float32: of its block or of its whole tensor."""
     if not prepared.plan.format.tensor_wise:
         return matrix.tensors["exp_avg_scale"]
     scales = torch.cat([slot.state["exp_avg_scale"].view(1, 1) for slot in matrix.slots], dim=1)
@@ -137,7 +137,7 @@ def _scale(prepared: Prepared, matrix: Matrix) -> Tensor:
 
 
 def _blocks(prepared: Prepared, matrix: Matrix, numbers: Numbers) -> Blocks:
-    """Where to leave what the momentum is encoded with; for one scale per tensor it is known."""
+    """Return memory for the inputs of encoding; for one scale per tensor they are already known."""
     absmax, take, height = numbers.scalars.absmax, prepared.scratch.take, matrix.height
     if absmax is None:
         return Blocks(take("inverse", torch.float32, height, 1), take("limit", torch.int32, height, 1))
@@ -146,7 +146,7 @@ def _blocks(prepared: Prepared, matrix: Matrix, numbers: Numbers) -> Blocks:
 
 
 def _store_param(prepared: Prepared, matrix: Matrix, numbers: Numbers) -> None:
-    """Round the float32 parameter to what is stored, by noise or with what that drops."""
+    """Round the float32 parameter to its stored form, with noise or with a residual."""
     plan, tensors = prepared.plan, matrix.tensors
     mode = plan.param_rounding
     if mode == "compensated":
@@ -158,7 +158,7 @@ def _store_param(prepared: Prepared, matrix: Matrix, numbers: Numbers) -> None:
 
 
 def _width(prepared: Prepared, matrix: Matrix) -> int:
-    """The width of rows if they have code of their own, else 0."""
+    """Return the width of rows if it has code of its own, else 0."""
     default = prepared.plan.caution == "none" and prepared.plan.nonfinite == "skip"
     own = functions.WIDTHS if prepared.plan.format.quantised else functions.WIDTHS[:1]
     return matrix.width if default and matrix.width in own else 0

@@ -1,4 +1,4 @@
-"""What kernels know of a slot: the fields of a row of the device table."""
+"""The fields of a row of the device table, which describes a slot to kernels."""
 
 from __future__ import annotations
 
