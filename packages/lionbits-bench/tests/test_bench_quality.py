@@ -30,7 +30,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def compare(tmp_path: Path) -> Callable[..., int]:
-    """Run the command with a tiny model, into the test's folder unless told otherwise."""
+    """Run the command with a tiny model, into the test's folder unless given another."""
 
     def command(*options: object, steps: int = 3, seeds: int = 2, variants: tuple[str, ...] = SOME) -> int:
         parser = argparse.ArgumentParser()
@@ -145,7 +145,7 @@ def test_a_variant_that_changed_its_meaning_is_trained_again(
 
 
 @pytest.mark.parametrize("options", [("--backend", "nobody"), ("--width", 65), ("--seeds", 0), ("--steps", 0)])
-def test_wrong_settings_are_told_before_training(
+def test_wrong_settings_are_reported_before_training(
     compare: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[object, ...]
 ) -> None:
     assert compare(*options) == quality.USAGE

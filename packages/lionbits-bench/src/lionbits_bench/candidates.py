@@ -1,4 +1,4 @@
-"""Who is measured: lionbits by backend and variant. What it is measured beside is in :mod:`.peers`."""
+"""The candidates: lionbits by backend and variant. Other libraries are in :mod:`.peers`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Candidate:
 
 
 def lions(backends: Sequence[str], dtype: str, variants: Collection[str] | None = None) -> list[Candidate]:
-    """Every variant on every backend: variants outside, so that backends are measured next to each other."""
+    """Return every variant on every backend, sorted by variant, so that backends are measured next to each other."""
     able = VARIANTS | (BF16_VARIANTS if dtype == "bf16" else {})
     chosen = {name: settings for name, settings in able.items() if variants is None or name in variants}
     return [_lion(backend, variant, settings, dtype) for variant, settings in chosen.items() for backend in backends]

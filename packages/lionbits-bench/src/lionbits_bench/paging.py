@@ -1,4 +1,4 @@
-"""Pictures of paging, of what the engine does on paper numbers: a pass over pages, and what staying pages save."""
+"""Charts of paging, drawn from the forecast: a pass over pages, and the savings of pages that stay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POLICIES = {"belady": "knowing the future", "staying": "some stay (lionbits)", "
 
 
 def draw(out: Path) -> list[Path]:
-    """Both pictures, in this folder."""
+    """Draw both charts in this folder; return their paths."""
     out.mkdir(parents=True, exist_ok=True)
     return [
         draw_schedule(schedule([PAGE] * PAGES, PAPER, FRAMES), out / "paging-schedule.png"),
@@ -27,7 +27,7 @@ def draw(out: Path) -> list[Path]:
 
 
 def draw_schedule(events: Sequence[Event], path: Path) -> Path:
-    """One lane under the other, time to the right."""
+    """Draw the copy streams and the device as rows, with time to the right."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.6), layout="constrained")
@@ -46,7 +46,7 @@ def draw_schedule(events: Sequence[Event], path: Path) -> Path:
 
 
 def draw_hits(pages: int, path: Path) -> Path:
-    """Hit rate against what the device holds."""
+    """Draw the hit rate against the pages that the device holds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
