@@ -162,7 +162,7 @@ def run_ecosystem(session: nox.Session, *arguments: str) -> None:
 @nox.session
 @nox.parametrize("backend", [nox.param(name, id=name) for name in BACKENDS])
 def conformance(session: nox.Session, backend: str) -> None:
-    """Put a backend before the conformance suite: every property, the oracle, lives (profile ci; minutes)."""
+    """Run the conformance suite on a backend: every property, the oracle, the stateful test (profile ci; minutes)."""
     run_conformance(session, backend, "ci")
 
 

@@ -1,4 +1,4 @@
-"""What random lives rarely reach: other classes, long histories, long tensors, cuts inside a tensor."""
+"""Cases that random runs rarely reach: other classes, long histories, long tensors, cuts inside a tensor."""
 
 from __future__ import annotations
 

@@ -130,8 +130,8 @@ def test_no_shape_and_no_number_compiles_anew(monkeypatch: pytest.MonkeyPatch) -
 def test_a_run_is_an_eighth_of_the_cache_but_neither_short_nor_long(tmp_path: Path) -> None:
     """Its momentum, in float32; where nothing says how large the cache is, the shortest run."""
     size = tmp_path / "size"
-    for told, momentum in (("8192K\n", 4), ("65536K\n", 8), ("491520K\n", 16), ("unknown\n", 4)):
-        size.write_text(told)
+    for text, momentum in (("8192K\n", 4), ("65536K\n", 8), ("491520K\n", 16), ("unknown\n", 4)):
+        size.write_text(text)
         assert steps._run(size) == momentum << 18
     assert steps._run(tmp_path / "none") == 4 << 18
 

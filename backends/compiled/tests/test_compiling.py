@@ -1,4 +1,4 @@
-"""What compiled functions are to whoever calls them, and what the compiler is told."""
+"""Compiled functions as their callers see them, and the flags of the compiler."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_rows_join_where_nothing_tells_them_apart() -> None:
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("in_bytes", [True, False])
 def test_packed_as_the_reference_packs(bits: int, in_bytes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Element 0 in the lowest bits; by itself a code is a byte or a word."""
+    """Element 0 in the lowest bits; a separate code is a byte or a word."""
     monkeypatch.setattr(packing, "CODES", torch.uint8 if in_bytes else WORD)
     codes = torch.randint(0, 1 << bits, (6, 96), dtype=torch.uint8)
     slots = codes.view(6, -1, 8 // bits)

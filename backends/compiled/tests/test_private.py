@@ -132,19 +132,19 @@ def require_equal() -> None:
 @pytest.mark.parametrize("name", ["torch._inductor.cpp_builder:is_gcc", "cpp.min_chunk_size", "size_asserts"])
 @pytest.mark.usefixtures("compiled_anew")
 def test_without_what_saves_time_the_bits_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compilers are told less, and Inductor is not told of settings that it does not know, which it would not take."""
+    """Compilers get fewer flags, and Inductor gets no settings that it does not know, which it would not take."""
     take_away(monkeypatch, name if ":" in name else f"torch._inductor.config:{name}")
-    told: list[dict[str, Any]] = []
+    given: list[dict[str, Any]] = []
     compile_ = torch._inductor.compile
 
     def spying(*arguments: Any, options: dict[str, Any]) -> Any:
-        told.append(options)
+        given.append(options)
         return compile_(*arguments, options=options)
 
     monkeypatch.setattr(torch._inductor, "compile", spying)
     require_equal()
-    assert told
-    assert all(name not in options and "cpp.simdlen" in options for options in told)
+    assert given
+    assert all(name not in options and "cpp.simdlen" in options for options in given)
 
 
 @pytest.mark.usefixtures("compiled_anew")
@@ -156,7 +156,7 @@ def test_without_flags_of_vectors_the_bits_are_the_same(monkeypatch: pytest.Monk
 
 
 class Flagless:
-    """Finds vectors that do not say what the C++ compiler is told for them."""
+    """Finds vectors that do not have their flags of the C++ compiler."""
 
     def __init__(self, bits: int) -> None:
         self._vectors = SimpleNamespace(bit_width=lambda: bits)

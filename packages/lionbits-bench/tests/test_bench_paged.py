@@ -112,8 +112,8 @@ def test_copies_wait_for_what_was_computed_before_and_the_device_for_the_last_on
             noted.append(("write back", *after))
             return f"written {len(noted)}"
 
-        def compute_after(self, mark: Any) -> None:
-            noted.append(("compute after", mark))
+        def compute_after(self, event: Any) -> None:
+            noted.append(("compute after", event))
 
     crossed = bus.Bus(CPU, 200)
     crossed._streams = Noting()

@@ -201,8 +201,8 @@ def test_times_are_medians_over_seeds() -> None:
 
 
 def test_one_seed_has_no_spread_and_no_baseline_no_difference() -> None:
-    single, lonely = [outcome("32 bits", 0, 2.0), outcome("8 bits", 0, 1.9)], [outcome("8 bits", 0, 1.9)]
-    (_, row), (alone,) = (quality_table.rows(found, list(quality.VARIANTS)) for found in (single, lonely))
+    single, without_32 = [outcome("32 bits", 0, 2.0), outcome("8 bits", 0, 1.9)], [outcome("8 bits", 0, 1.9)]
+    (_, row), (alone,) = (quality_table.rows(found, list(quality.VARIANTS)) for found in (single, without_32))
     assert quality_table.cells(row)[1:4] == ("1.9000", "-", "-5.00 %")
     assert quality_table.cells(alone)[3] == "-"
 

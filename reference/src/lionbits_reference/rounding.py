@@ -1,8 +1,8 @@
 """Rounding noise, and how p' is stored: what makes narrow numbers follow small steps on average.
 
 Nearest rounding makes Lion's momentum stick: with beta2 = 0.99 a step changes m by less than half a code, so it
-never moves. Noise are 16-bit numbers, spread evenly over 0..65535, that are added below the last kept bit before
-truncation, so that the mean is right. They are a function of seed, parameter, element and step alone: no generator
+never moves. Noise is a 16-bit number, evenly distributed over 0..65535, that is added below the last kept bit before
+truncation, so that the mean is right. It is a function of seed, parameter, element and step alone: no generator
 is read or advanced, and a shard, a page or another backend draws what the whole would have drawn. All integers are
 unsigned 32-bit, modulo 2^32; i = row * even(columns) + column in the WHOLE parameter::
 
@@ -14,7 +14,7 @@ unsigned 32-bit, modulo 2^32; i = row * even(columns) + column in the WHOLE para
     "stochastic"   salt is first replaced by fmix32(salt ^ (step * 0x9E3779B9 mod 2^32)): independent draws
     "nearest"      noise = 0x8000                                  (of momentum; parameters round to nearest even)
 
-``even`` rounds up to even, so that the pairs which share a hash never straddle rows. 40503 / 2^16 and
+``even`` rounds up to even, so that no pair which shares a hash is in two rows. 40503 / 2^16 and
 0x9E3779B9 / 2^32 are the golden ratio's fraction, whose multiples fill an interval as evenly as a sequence can.
 """
 

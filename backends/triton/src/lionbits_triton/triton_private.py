@@ -42,6 +42,6 @@ def compile_for(architecture: int) -> None:
         )
     except (ImportError, AttributeError, TypeError) as error:
         raise RuntimeError(
-            f"triton {triton.__version__} cannot be told for which GPU to compile, as lionbits knows it ({error}). "
+            f"triton {triton.__version__} cannot compile for a chosen GPU in the way that lionbits knows ({error}). "
             f"Use triton 3.5 to 3.9 to list what it makes of the kernels; training needs none of this."
         ) from error

@@ -60,7 +60,7 @@ def test_every_gradient(
 
 @pytest.mark.parametrize(("bits_of_state", "name"), NARROW)
 def test_every_interval_and_noise(bits_of_state: int, name: str, backend: Backend, device: torch.device) -> None:
-    """A momentum inside each interval between two codes, and at its ends, meets every one of the 65,536 noise."""
+    """Momentum inside each interval between two codes, and at its ends, meets each of the 65,536 noise values."""
     format = Format.of(bits_of_state, name, block_size=4096)
     plan = Plan(torch.float32, torch.float32, format)
     if reason := backend.supports(plan, device):
@@ -79,7 +79,7 @@ def test_every_interval_and_noise(bits_of_state: int, name: str, backend: Backen
 
 
 def test_all_noise_is_met() -> None:
-    """2^20 elements do meet every noise: what the test above relies on."""
+    """2^20 elements meet every noise value, as the test above requires."""
     salt = rounding.salt(0, 5, rounding.STATE)
     noise = rounding.noise("dithered", salt, torch.tensor(7), 0, 2**20, (1, 2**20))
     assert isinstance(noise, torch.Tensor)

@@ -28,23 +28,23 @@ class Machine(NamedTuple):
     compute: float  # of the update, in bytes of state
 
 
-def schedule(sizes: Sequence[int], machine: Machine, frames: int) -> list[Event]:
+def schedule(sizes: Sequence[int], machine: Machine, buffers: int) -> list[Event]:
     """Return every event of one pass over pages of these sizes, in the order in which paging queues them."""
     events: list[Event] = []
     came: list[float] = []
-    free = [0.0] * frames
+    free = [0.0] * buffers
     computed = left = 0.0
     for i, size in enumerate(sizes):
-        while len(came) < min(i + frames, len(sizes)):
+        while len(came) < min(i + buffers, len(sizes)):
             j = len(came)
-            begin = max(came[-1] if came else 0.0, free[j % frames])
+            begin = max(came[-1] if came else 0.0, free[j % buffers])
             came.append(begin + sizes[j] / machine.prefetch)
             events.append(Event("prefetch", j, begin, came[-1]))
         begin = max(computed, came[i])
         computed = begin + size / machine.compute
         events.append(Event("compute", i, begin, computed))
         begin = max(left, computed)
-        left = free[i % frames] = begin + size / machine.write_back
+        left = free[i % buffers] = begin + size / machine.write_back
         events.append(Event("write back", i, begin, left))
     return events
 

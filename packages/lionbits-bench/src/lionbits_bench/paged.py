@@ -145,8 +145,8 @@ def forecast(found: TransferStats) -> float | None:
         return None
     each = found.bus / 2
     machine = Machine(each, each, found.state_bytes / found.resident_seconds)
-    frames = -(-found.passing_bytes // found.page_size)
-    return schedule([found.bytes_in // found.pages] * found.pages, machine, frames)[-1].end
+    buffers = -(-found.passing_bytes // found.page_size)
+    return schedule([found.bytes_in // found.pages] * found.pages, machine, buffers)[-1].end
 
 
 def _paged(parameters: list[Tensor], **settings: Any) -> Optimizer:

@@ -10,7 +10,7 @@ from .forecast import Event, Machine, hit_rate, schedule, stalls
 #: An accelerator with a PCIe 5 bus and HBM3, bytes per second; updating 8-bit state moves eight times the state.
 PAPER = Machine(prefetch=50e9, write_back=50e9, compute=3e12 / 8)
 
-#: Bytes of a page, pages of a pass, frames.
+#: Bytes of a page, pages of a pass, staging buffers.
 PAGE, PAGES, FRAMES = 16 << 20, 12, 3
 
 COLOURS = {"prefetch": "tab:blue", "compute": "tab:green", "write back": "tab:orange"}

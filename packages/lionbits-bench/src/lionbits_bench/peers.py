@@ -120,7 +120,7 @@ def peers(
     """Return the optimizers of these libraries that can be imported here and work on the device."""
     able = [peer for peer in PEERS if peer.name in names and device.type in peer.devices]
     wanted = [peer for peer in able if (compiled or not peer.compiled) and (managed or not peer.managed)]
-    return [_contestant(peer, dtype) for peer in wanted if not _missing(peer)]
+    return [_candidate(peer, dtype) for peer in wanted if not _missing(peer)]
 
 
 def peers_found(device: torch.device, names: Collection[str] = NAMES) -> dict[str, str]:
@@ -135,7 +135,7 @@ def _found(peer: Peer, device: torch.device) -> str:
     return _missing(peer) or (str(torch.__version__) if peer.name == "torch" else _version(peer.name))
 
 
-def _contestant(peer: Peer, dtype: str) -> Candidate:
+def _candidate(peer: Peer, dtype: str) -> Candidate:
     state = peer.state(DTYPES[dtype].itemsize)
     return Candidate(peer.name, peer.variant, dtype, state, partial(_build, peer), False, peer.check, peer.main)
 

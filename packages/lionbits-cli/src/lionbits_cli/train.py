@@ -117,7 +117,7 @@ def compare(args: argparse.Namespace) -> int:
     shared = configs.fresh(args)
     folder = args.out or DEFAULT_OUT
     plan = [replace(shared, variant=name) for name in names]
-    for config in plan:  # the last variant's mistake is told now, not after the others have trained
+    for config in plan:  # an error in the last variant is raised now, not after the others have trained
         variants.build(config, [torch.nn.Parameter(torch.zeros(1))])
     prepare_comparison(folder, names)
     for name in names:  # a resumed comparison must not mistake an older one's checkpoints for its own

@@ -36,7 +36,7 @@ class Slot:
 
     @property
     def row_pitch(self) -> int:
-        """``pitch`` with its default filled in; even, so that pairs which share a hash never straddle rows."""
+        """``pitch`` with its default filled in; even, so that no pair which shares a hash is in two rows."""
         if self.pitch is not None:
             return self.pitch
         columns = matrix_shape(self.param.shape)[1]
