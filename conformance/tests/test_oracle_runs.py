@@ -36,7 +36,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Step:
-    """A turn of ``replay``, with draws in place of gradients."""
+    """An input of ``replay``, with draws in place of gradients."""
 
     grads: tuple[Draw | None, ...]
     settings: dict[str, Any]
@@ -147,10 +147,10 @@ def runs(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]], list[tu
         unbiased = ["compensated", "dithered", "stochastic", "nearest"] if dtype != torch.float16 else ["nearest"]
         group["param_rounding"] = draw(st.sampled_from(unbiased))
         groups.append(group)
-    return kwargs, groups, params, [draw(turns(len(params))) for _ in range(draw(st.sampled_from([3, 1, 2, 4, 5, 6])))]
+    return kwargs, groups, params, [draw(steps(len(params))) for _ in range(draw(st.sampled_from([3, 1, 2, 4, 5, 6])))]
 
 
-def turns(count: int) -> st.SearchStrategy[Step]:
+def steps(count: int) -> st.SearchStrategy[Step]:
     """Steps for ``count`` parameters: some without gradient, some with new settings (those that state allows)."""
     kinds, dtypes = st.sampled_from(KINDS), st.sampled_from(DTYPES)
     grads = st.builds(Draw, kinds, st.integers(-20, 8), st.integers(0, 999), dtypes, st.booleans())
@@ -175,12 +175,12 @@ def test_the_optimizer_is_what_the_oracle_says(run: Any) -> None:
         assert isinstance(value, Tensor)
         params.append(value)
     betas = kwargs.get("betas", (0.9, 0.99))
-    turns = []
+    inputs = []
     for step in steps:
         grads: list[Gradient] = []
         for at, g in enumerate(step.grads):
             own = step.settings.get("betas", groups[at].get("betas", betas))
             grads.append(None if g is None else numbers(g, drawn[at][0], own))
-        turns.append(StepInput(grads, step.settings, step.loss_scale, step.found_inf))
-    found = replay(lionbits.Lion, {**kwargs, "backend": "reference"}, params, turns, groups)
+        inputs.append(StepInput(grads, step.settings, step.loss_scale, step.found_inf))
+    found = replay(lionbits.Lion, {**kwargs, "backend": "reference"}, params, inputs, groups)
     assert found is None, str(found)

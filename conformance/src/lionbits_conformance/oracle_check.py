@@ -22,14 +22,14 @@ def oracle_agrees(lion: Optimizer, backend: Any, run: Run, device: torch.device 
     params = list(parameters(run, device))
     groups = [run.groups or {} if j % 2 else {} for j in range(len(params))]
     settings = [{**run.options, **group} for group in groups]
-    turns = [
+    inputs = [
         StepInput(
             [_gradient(run, i, j, settings[j], device) for j in range(len(params))],
             {"lr": run.rates[i % len(run.rates)]},
         )
         for i in range(run.steps)
     ]
-    difference = replay(lion, {**run.options, "backend": backend}, params, turns, groups)
+    difference = replay(lion, {**run.options, "backend": backend}, params, inputs, groups)
     if difference is not None:
         raise bits.Disagreement(f"{repro_message('oracle_agrees', str(backend), run)}\n  {difference}")
 

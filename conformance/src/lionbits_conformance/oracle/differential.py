@@ -79,16 +79,16 @@ def replay(
     optimizer_class: Callable[..., Any],
     kwargs: Mapping[str, Any],
     params: Sequence[Tensor],
-    turns: Sequence[StepInput],
+    inputs: Sequence[StepInput],
     groups: Sequence[Mapping[str, Any]] | None = None,
 ) -> Difference | None:
-    """Run ``optimizer_class(params, **kwargs)`` and the oracle through the turns; None if no bit differs.
+    """Run ``optimizer_class(params, **kwargs)`` and the oracle through the inputs; None if no bit differs.
 
     Args:
         optimizer_class: ``lionbits.Lion`` or a variant.
         kwargs: its keyword arguments; those that must not change results (backend, paging) the oracle ignores.
         params: any dtype and strides; they are left as they are, copies with the same strides are trained.
-        turns: the steps.
+        inputs: the steps.
         groups: settings of each parameter, where each is to have a group of its own.
     """
     mine = [torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format)) for p in params]
@@ -99,14 +99,14 @@ def replay(
         optimizer = optimizer_class(given, **kwargs)
     settings = [settings_of(optimizer_class.__name__, kwargs, more) for more in own]
     oracle = OracleLion([array_of(p) for p in mine], settings)
-    for number, turn in enumerate(turns):
-        settings = [replace(s, **_plain(turn.settings)) for s in settings]
-        grads = [_gradient(oracle, at, given) for at, given in enumerate(turn.grads)]
-        oracle.step([None if g is None else array_of(g) for g in grads], turn.loss_scale, settings, turn.found_inf)
+    for number, step in enumerate(inputs):
+        settings = [replace(s, **_plain(step.settings)) for s in settings]
+        grads = [_gradient(oracle, at, given) for at, given in enumerate(step.grads)]
+        oracle.step([None if g is None else array_of(g) for g in grads], step.loss_scale, settings, step.found_inf)
         for p, g in zip(mine, grads, strict=True):
             p.grad_dtype = None  # any: it may differ from the parameter's
             p.grad = g
-        raised = take(optimizer, turn)
+        raised = take(optimizer, step)
         if raised != oracle.raised:
             return Difference(number, -1, "raised", -1, str(oracle.raised), str(raised))
         found = first_difference(oracle, mine, optimizer.state, optimizer.skipped_elements())
@@ -115,16 +115,16 @@ def replay(
     return None
 
 
-def take(optimizer: Any, turn: StepInput) -> bool:
+def take(optimizer: Any, step: StepInput) -> bool:
     """Take one step of the optimizer, with changed groups and the scaler's attributes.
 
     Returns True if it ended in FloatingPointError.
     """
     for group in optimizer.param_groups:
-        group.update(turn.settings)
-    if turn.loss_scale is not None or turn.found_inf:
-        optimizer.grad_scale = None if turn.loss_scale is None else torch.tensor(turn.loss_scale)
-        optimizer.found_inf = torch.tensor(float(turn.found_inf))
+        group.update(step.settings)
+    if step.loss_scale is not None or step.found_inf:
+        optimizer.grad_scale = None if step.loss_scale is None else torch.tensor(step.loss_scale)
+        optimizer.found_inf = torch.tensor(float(step.found_inf))
     try:
         optimizer.step()
     except FloatingPointError:

@@ -76,7 +76,7 @@ def lions(backends: Sequence[str], dtype: str, variants: Collection[str] | None 
 
 
 def _lion(backend: str, variant: str, settings: dict[str, Any], dtype: str) -> Candidate:
-    rest = 2.0 if settings.get("param_rounding") == "compensated" else 0.0
+    residual = 2.0 if settings.get("param_rounding") == "compensated" else 0.0
     bits = settings["optim_bits"]
     plain = len(settings) == 1  # the paper's rule, but for the rounding of the momentum
     check = partial(rule.lion, allowed=ALLOWED[bits]) if plain else None
@@ -84,5 +84,5 @@ def _lion(backend: str, variant: str, settings: dict[str, Any], dtype: str) -> C
     def build(parameters: list[Tensor]) -> Optimizer:
         return lionbits.Lion(parameters, **COMMON, **settings, backend=backend)
 
-    state = Format.of(bits).bytes_per_element + rest
+    state = Format.of(bits).bytes_per_element + residual
     return Candidate(backend, variant, dtype, state, build, True, check, main=plain)

@@ -102,9 +102,9 @@ def _compensated(state: dict[str, Any], param: Tensor, group: Mapping[str, Any])
         found.pop(entries.NORMS, None)
     if plan.param_dtype != torch.bfloat16 or entries.fresh(found):
         return found
-    rest = found.pop(entries.RESIDUAL, None)
+    kept = found.pop(entries.RESIDUAL, None)
     if plan.param_rounding == "compensated":
-        if rest is None:
-            rest = torch.zeros(sharding.local_tensor(param).shape, dtype=torch.int16, device=param.device)
-        found[entries.RESIDUAL] = residual.resized(rest, plan.master_bits)
+        if kept is None:
+            kept = torch.zeros(sharding.local_tensor(param).shape, dtype=torch.int16, device=param.device)
+        found[entries.RESIDUAL] = residual.resized(kept, plan.master_bits)
     return found

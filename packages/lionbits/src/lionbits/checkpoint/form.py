@@ -123,7 +123,7 @@ class StateLoader:
         for group, values in zip(groups, completed, strict=True):
             grouping.check({**values, "params": group["params"]}, self._backend, self._pager)
         known = [(held[key], param, group) for key, (param, group) in owners(groups, completed) if key in held]
-        weights = [_without_rest(opaque.state, param, group) for opaque, param, group in known]
+        weights = [_take_residual(opaque.state, param, group) for opaque, param, group in known]
         keeping.tell_of_replaced(cast("Lion", optimizer), completed)
         self._whole = [
             (sharding.local_tensor(param), whole) for (_, param, _), whole in zip(known, weights, strict=True)
@@ -141,7 +141,7 @@ class StateLoader:
                 param.copy_(weights)
 
 
-def _without_rest(state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> Tensor | None:
+def _take_residual(state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> Tensor | None:
     """Take the residual out of a float32 parameter's state and return the weights it completes; None without one."""
     if entries.RESIDUAL not in state or param.dtype != torch.float32:
         return None

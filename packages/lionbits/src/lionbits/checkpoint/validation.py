@@ -59,8 +59,8 @@ def _as_held(plan: Plan, param: Tensor, own: dict[str, Any]) -> dict[str, Any]:
     }
     local = sharding.from_dtensor(param, forms, own)
     found = {name: collectives.from_bytes(value, specs.get(name)) for name, value in local.items()}
-    here = sharding.local_tensor(param)
-    entries.check_form(entries.specs(plan, here.shape, found), here, found)
+    part = sharding.local_tensor(param)
+    entries.check_form(entries.specs(plan, part.shape, found), part, found)
     unused = found.keys() & (entries.MOMENTUM - specs.keys())
     if unused:
         raise ValueError(f"the state has {sorted(unused)} beside {sorted(specs)}: momentum in two forms.")

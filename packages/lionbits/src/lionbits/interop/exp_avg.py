@@ -110,8 +110,8 @@ def _kahan(held: DecodedState) -> dict[str, Any]:
 
 def left_behind(key: Any, state: Mapping[str, Any], name: str, why: str) -> None:
     """Warn of a peer's tensor that is not empty and has no place here."""
-    rest = state.get(name)
-    if isinstance(rest, torch.Tensor) and rest.any():
+    value = state.get(name)
+    if isinstance(value, torch.Tensor) and value.any():
         advice.warn(f"{name} of parameter {key!r} is left behind: {why}")
 
 

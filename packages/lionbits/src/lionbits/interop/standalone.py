@@ -52,8 +52,8 @@ def _shape(key: Any, state: Mapping[str, Any], bits: int) -> torch.Size:
     if "exp_avg" in state or bits == 8:
         return tensor(key, state, "exp_avg" if "exp_avg" in state else "exp_avg_codes").shape
     if "param_residual" in state:
-        rest = tensor(key, state, "param_residual")
-        return rest.shape if rest.dtype != torch.uint8 else rest.shape[:-1]
+        residual = tensor(key, state, "param_residual")
+        return residual.shape if residual.dtype != torch.uint8 else residual.shape[:-1]
     raise ValueError(
         f"state of parameter {key!r} has codes of {bits} bits, packed, which do not tell its shape. Load it into an "
         f"optimizer over the model's parameters, and use lionbits.interop.to_... on that."

@@ -31,8 +31,8 @@ def read(optimizer: Lion, param: Tensor) -> Tensor:
     plan, device = settings.plan(group, param, param.dtype), optimizer._pager.computes_on(param.device)
     prepare.check_momentum(plan, param, state, optimizer._get_prefetcher())
     backend = select.serving(optimizer._backend, plan, device, offloaded=optimizer._pager.offloads)
-    near = {key: state[key].to(device) for key in plan.format.momentum_spec(shape)}
-    return sharding.placed_like(param, backend.decode(plan.format, near, shape).to(param.device), param.shape)
+    on_device = {key: state[key].to(device) for key in plan.format.momentum_spec(shape)}
+    return sharding.placed_like(param, backend.decode(plan.format, on_device, shape).to(param.device), param.shape)
 
 
 def write(optimizer: Lion, param: Tensor, momentum: Tensor) -> None:
