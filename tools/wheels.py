@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What says something about this shell's checkout or settings, and nothing about what is installed.
+#: Prefixes of variables about this shell's checkout or settings, not about the installation.
 PRIVATE = ("LIONBITS_", "PYTHON", "TRITON_")
 
 STATED = ("License-Expression: Apache-2.0", "Requires-Python: >=3.10", "Keywords: ", "Classifier: Typing :: Typed")

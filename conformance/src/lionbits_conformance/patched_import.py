@@ -25,7 +25,7 @@ _ROOTS = {
     "lionbits_reference": Path(lionbits_reference.__path__[0]),
     "lionbits": Path(lionbits.__path__[0]),
 }
-#: How a module names the packages that are copied, where it imports from them by their whole names.
+#: Absolute imports of the packages that are copied.
 _IMPORT = re.compile(r"(?m)^(?P<from>\s*from )(?P<package>lionbits(_reference)?)(?=[. ])")
 
 _numbers = itertools.count()

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import pairwise
 from .spec import binary64
 
-#: How many norms percentile clipping remembers.
+#: Number of norms in the history of percentile clipping.
 HISTORY = 100
 
 _RUN = 1 << 16  # elements whose squares are summed as one tree

@@ -26,7 +26,7 @@ log = logging.getLogger("lionbits_compiled")
 #: Held by the thread that compiles: torch keeps what it traces in variables that all threads share.
 _COMPILING = threading.Lock()
 
-#: What torch runs its C++ with where the environment names none.
+#: Compiler that torch uses if the environment names none.
 _DEFAULT = {"darwin": "clang++", "win32": "cl"}
 
 

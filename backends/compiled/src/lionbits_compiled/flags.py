@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 from . import private
 
-#: Of GCC alone: memory is asked for so many instructions before it is needed, and for any number of tensors; a loop of
-#: sixteen vectors, too short for that, is written out.
+#: For GCC alone: memory is prefetched so many instructions before it is needed, for any number of tensors; a loop of
+#: sixteen vectors, too short for that, is unrolled.
 GCC = (
     "-fprefetch-loop-arrays --param=prefetch-latency=1500 --param=simultaneous-prefetches=200 "
     "--param=min-insn-to-prefetch-ratio=1 --param=max-completely-peeled-insns=5000"

@@ -41,14 +41,14 @@ class Draw(NamedTuple):
     low: Tensor  # lower half of the number of a row's first pair
     spread: Tensor
     phase: Tensor
-    half: Tensor  # this and the next as bitcast, see :func:`words`
+    half: Tensor  # this and the next as :func:`bitcast`
     odd: Tensor
 
 
 class Codes(NamedTuple):
     """Momentum in codes, one to a byte or word, and its format."""
 
-    codes: Tensor  # uint8, or words as :func:`words` says (n, width)
+    codes: Tensor  # uint8, or words by :func:`bitcast` (n, width)
     scale: Tensor  # float32 (n, 1)
     format: formats.FormatConstants
 
@@ -60,7 +60,7 @@ class Blocks(NamedTuple):
     limit: Tensor  # int32
 
 
-#: What whole numbers pass for on their way into compiled functions and out of them; see :func:`words`.
+#: Dtype as which integers are passed to compiled functions and back; see :func:`bitcast`.
 WORD = torch.float32
 
 

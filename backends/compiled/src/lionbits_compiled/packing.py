@@ -16,11 +16,11 @@ from .compiling import Compiled
 from .functions import WORD
 from .scratch import Scratch
 
-#: What codes come in to be computed with: bytes, or words. With AVX-512 torch masks what it loads and stores; elsewhere
-#: copies that do nothing but widen and narrow cost a tenth of what bytes do.
+#: Dtype of separate codes: bytes, or words. With AVX-512 torch masks its loads and stores; elsewhere
+#: copies that only widen and narrow cost a tenth of what bytes do.
 CODES = torch.uint8 if torch.backends.cpu.get_cpu_capability() == "AVX512" else WORD
 
-#: What words of 64 bits pass for.
+#: Dtype as which words of 64 bits are passed.
 LONG_WORD = torch.float64
 
 
@@ -59,7 +59,7 @@ def pack(codes: Tensor, packed: Tensor, bits: int, scratch: Scratch) -> None:
         codes = joined
 
 
-#: Of 64 bits every other 16, and every other 8.
+#: Masks of 64 bits: every other 16, and every other 8.
 _SIXTEENS, _EIGHTS = 0x0000FFFF0000FFFF, 0x00FF00FF00FF00FF
 
 

@@ -22,7 +22,7 @@ VECTORS = "torch._inductor.cpu_vec_isa:pick_vec_isa"
 IS_GCC = "torch._inductor.cpp_builder:is_gcc"
 SETTING = "torch._inductor.config:"
 
-#: What there is no way around. The length of vectors is a setting for the sake of right results, see ``compiling.py``.
+#: Names without a fallback. The length of vectors must be set for right results, see ``compiling.py``.
 NEEDED = (
     COMPILE,
     MAKE_FX,

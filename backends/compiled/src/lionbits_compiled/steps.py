@@ -18,7 +18,7 @@ from .matrices import Matrix
 from .numbers import Numbers, by_row
 from .prepared import Prepared
 
-#: Where Linux says how large the cache is that cores share.
+#: Linux' file with the size of the shared cache.
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 
 

@@ -19,7 +19,7 @@ OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--p
 #: Counts up when a cubin comes out differently, though sources, options and NVRTC are the same.
 VERSION = 1
 
-#: Where a log points: ``a.cu(5): error: ...``; ``... at line 4 of a.cu``; ``... at line 7``, of the file last named.
+#: A line in a log: ``a.cu(5): error: ...``; ``... at line 4 of a.cu``; ``... at line 7``, of the file last named.
 _POINTER = re.compile(r"(?m)^(?P<file>\S.*)\((?P<line>\d+)\): |\bat line (?P<caller>\d+)(?: of (?P<other>.+))?$")
 
 #: A directive from which on lines count differently.

@@ -25,7 +25,7 @@ from pathlib import Path
 #: The folder, if it shall not be the user's.
 ENVIRONMENT = "LIONBITS_CACHE"
 
-#: How a file is opened: no link at its name is followed, and no writer of a pipe awaited. Windows has neither.
+#: Flags to open a file: links are not followed, and pipes not waited for. Windows has neither.
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 #: Seconds after which a file that is still being written has lost its writer.

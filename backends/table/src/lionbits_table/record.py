@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-#: What the elements of even rows come in multiples of, and the bytes of their addresses.
+#: Divides the number of elements of even rows, and their addresses in bytes.
 EVEN = 16
 
 

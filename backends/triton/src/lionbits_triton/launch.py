@@ -15,7 +15,7 @@ from lionbits_table import Table
 from .lion import INTERPRETED
 from .variant import KernelVariant
 
-#: How kernels are compiled, always: a*b + c rounds twice.
+#: Options of every kernel: a*b + c rounds twice.
 EXACT = {"enable_fp_fusion": False}
 
 #: Elements of a row that make a block where the format has none.

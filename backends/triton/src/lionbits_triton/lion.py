@@ -15,7 +15,7 @@ import triton.language as tl
 
 from . import triton_private
 
-#: Whether kernels run in Triton's interpreter, as ``TRITON_INTERPRET=1`` says when Triton is first imported.
+#: True if kernels run in Triton's interpreter, as ``TRITON_INTERPRET=1`` says when Triton is first imported.
 INTERPRETED: tl.constexpr = tl.constexpr(not isinstance(tl.zeros, triton.JITFunction))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from .floats import BINARY32, BINARY64, ONE, ZERO, Number, greater, is_finite, is_nan, of_float
 from .records import Settings
 
-#: How many norms percentile clipping remembers.
+#: Number of norms in the history of percentile clipping.
 HISTORY = 100
 
 _RUN = 65536

@@ -28,12 +28,12 @@ _PATTERNS: dict[torch.dtype, tuple[torch.dtype, Binary | None]] = {
     torch.int8: (torch.int8, None),
 }
 
-#: What the name of a variant decides.
+#: Settings that the name of a variant decides.
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{paged}Lion{bits}bit": {"optim_bits": bits} for paged in ("", "Paged") for bits in (32, 8, 4)
 }
 
-#: What ``args`` may override.
+#: Settings that ``args`` may override.
 ARGS = ("optim_bits", "min_8bit_size", "percentile_clipping", "block_wise")
 
 #: A gradient, or what makes one of the parameter's decoded momentum (float32): gradients that cancel need it.

@@ -19,7 +19,7 @@ NOTHING: Number = (0, 1, -100)
 #: The largest magnitude that a block can hold: above it top * scale could overflow.
 HELD: Number = (0, 1, 127)
 
-#: What a width alone means: (format, block size).
+#: Defaults by width: (format, block size).
 DEFAULTS = {8: ("e3m4", 256), 4: ("e3m0", 128), 2: ("e0m1", 64)}
 
 #: Every format that there is, by name.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from . import elements, encodings, texts, whole_steps
 
-#: Where the committed vectors are.
+#: Folder of the committed vectors.
 HERE = Path(__file__).parent
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 INCLUDE = Path(__file__).parent / "include"
 
-#: Where libraries are kept: this variable, or a folder of the user's cache.
+#: Folder of libraries: this variable, or a folder of the user's cache.
 CACHE = "CUDA_ON_CPU_CACHE"
 
 #: Each operation rounds once; two libraries share no variables, not even those of templates.

@@ -14,7 +14,7 @@ from .results import Findings
 from .timing import Clock, Deadline, host_time
 from .transfers import WAYS, Crossing
 
-#: How often each is measured.
+#: Number of measurements of each.
 SAMPLES = 5
 
 

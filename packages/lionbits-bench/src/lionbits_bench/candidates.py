@@ -34,7 +34,7 @@ BF16_VARIANTS: dict[str, dict[str, Any]] = {
 #: Short names of them, for the command line.
 SHORT = dict(zip(("32", "8", "4", "mask", "compensated", "dithered"), (*VARIANTS, *BF16_VARIANTS), strict=True))
 
-#: What rounded momentum may turn, of the signs of three steps, by its bits.
+#: Share of the signs of three steps that rounded momentum may change, by its bits.
 ALLOWED = {32: 0.0, 8: 0.02, 4: 0.1}
 
 

@@ -14,7 +14,7 @@ from lionbits_cli.console import Table, show
 from .results import MEASURED, spread
 from .tables import NOTHING, milliseconds
 
-#: What makes two rows the same measurement.
+#: Fields that are equal in rows of the same measurement.
 KEY = ("workload", "remark", "dtype", "name", "variant")
 
 Key = tuple[str, ...]

@@ -16,7 +16,7 @@ from pathlib import Path
 from .results import Findings, SuiteResult
 from .timing import Deadline
 
-#: What is kept of the output in the results; all of it is in a file beside them.
+#: Lines of the output that the results keep; all of it is in a file beside them.
 TAIL = 40
 
 #: Seconds that pytest has to report its results after it was stopped; less if there is little time in all.

@@ -29,7 +29,7 @@ from .rule import COMMON
 from .transfers import Crossing, TransferStats
 from .workloads import Family
 
-#: Of parameters and gradients, which are on the device: as large models are trained.
+#: Dtype of parameters and gradients, which are on the device: as large models are trained.
 DTYPE = "bf16"
 
 #: The peer that pages 8-bit state, by managed memory.

@@ -22,7 +22,7 @@ from .candidates import DTYPES, Candidate
 from .eager import EagerLion
 from .rule import COMMON, Check
 
-#: What rounded state may turn, of the signs of three steps.
+#: Check of 8-bit Lions, with the share of the signs of three steps that rounded state may change.
 EIGHT_BITS = partial(rule.lion, allowed=0.02)
 
 TIMM = "_lionbits_bench_timm_optim"

@@ -28,7 +28,7 @@ SHAPE = (4096, 4096)
 DTYPES = (torch.bfloat16, torch.float32)
 BITS = (32, 8, 4)
 
-#: Of the peak in the data sheet, what a device-to-device copy reaches where nobody has measured it for us.
+#: Share of the peak in the data sheet that a device-to-device copy reaches, where it was not measured.
 COPY_SHARE = 0.9
 
 #: Opcodes of the pipes that a kernel may fill before all issue slots are taken; others take a slot and no more.

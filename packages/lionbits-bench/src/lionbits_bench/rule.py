@@ -27,10 +27,10 @@ B1, B2 = 0.9, 0.99
 SHAPES = ((300, 512), (257,), (33, 200))
 STEPS = 3
 
-#: Of an update, in units of lr: three roundings of a parameter of magnitude 4 are 0.007.
+#: Error of an update, in units of lr: three roundings of a parameter of magnitude 4 are 0.007.
 TOLERANCE = 0.02
 
-#: Of an update of AdamW in its first step, which is the sign of the gradient but for epsilon and its state's rounding.
+#: Error of the first update of AdamW: the sign of the gradient, but for epsilon and the rounding of state.
 ADAMW_TOLERANCE = 0.1
 
 RIGHT = "right"

@@ -24,7 +24,7 @@ from .results import Findings, Part, Results
 from .suite import Parts, Suite, look, race
 from .timing import Deadline
 
-#: Where torch.compile keeps what it compiled.
+#: Folder of the code that torch.compile has compiled.
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 #: Every list and every round is an optimizer of its own to torch.compile. Its usual limit is eight; the ninth would not

@@ -25,7 +25,7 @@ from lionbits_reference.spec import CAUTIONS, FLOAT32, Format, Plan
 HEADER = "| bits | parameter / gradient | caution | rounding | sm | registers | stack | 16-byte loads, stores | SASS |"
 STEP = "step_kernel"
 
-#: What may not be in PTX, and what it would mean.
+#: Patterns that may not be in PTX, and their meaning.
 FORBIDDEN = {
     r"\bfma\.": "contracts a*b + c",
     r"\.ftz\b": "flushes subnormal numbers",

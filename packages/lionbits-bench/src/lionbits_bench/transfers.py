@@ -9,7 +9,7 @@ from statistics import median
 #: Directions in which pages are copied: to the device, from it, both at once.
 WAYS = ("in", "out", "both")
 
-#: Of the best bandwidth, what a page has to reach to be large enough.
+#: Share of the best bandwidth that a page has to reach to be large enough.
 ENOUGH = 0.97
 
 

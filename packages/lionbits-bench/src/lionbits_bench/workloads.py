@@ -173,7 +173,7 @@ def vit(*, layers: int = 12, width: int = 768, patch: int = 16, positions: int =
 #: Names of lists on the command line, in the order in which they are measured.
 NAMES = ("tensor", "resnet50", "vit", "gpt2", "llama", "small", "channels-last")
 
-#: Those that tell whether everything works; every further one takes minutes of compiling.
+#: Lists that show whether everything works; every further one takes minutes of compiling.
 FEW = ("tensor", "small")
 
 

@@ -184,7 +184,7 @@ def _is_history(value: object) -> bool:
     )
 
 
-#: What of a checkpoint is looked at before it is believed, beside its configuration, model and optimizer.
+#: Checks of a checkpoint's entries, beside its configuration, model and optimizer.
 CLAIMS: dict[str, Callable[[Any], bool]] = {
     "config": lambda value: isinstance(value, dict),
     "corpus": lambda value: isinstance(value, str),

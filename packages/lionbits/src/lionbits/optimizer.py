@@ -86,7 +86,7 @@ class Lion(Optimizer):
     #: Arguments that a variant's name decides.
     _fixed: ClassVar[Mapping[str, Any]] = {}
 
-    #: What ``backend=None`` means to a family that is bound to one; None: ``LIONBITS_BACKEND``, else the best.
+    #: Backend of a family that is bound to one, if ``backend=None``; None: ``LIONBITS_BACKEND``, else the best.
     default_backend: ClassVar[str | None] = None
 
     #: Settings of groups that a subclass has beside Lion's, with their defaults; :meth:`_translated` reads them.
@@ -95,13 +95,13 @@ class Lion(Optimizer):
     #: GradScaler hands its scale and found_inf to ``step`` instead of unscaling ``p.grad`` itself.
     _step_supports_amp_scaling = True
 
-    #: What the last step left ready for the next. It is never copied: the copy makes its own.
+    #: Launch groups that the last step leaves to the next. Never copied: the copy makes its own.
     _step_cache: StepCache | None = None
 
-    #: What the last steps of single parameters left ready for the next. Never copied either.
+    #: The same for the last steps of single parameters. Never copied either.
     _parameter_steps: dict[Tensor, ParameterStep] | None = None
 
-    #: Whether, and of which parameters, updates run during backward. Never copied: hooks belong to parameters.
+    #: The hooks that update parameters during backward, if any. Never copied: hooks belong to parameters.
     _in_backward: InBackward | None = None
 
     #: Prefetches state that is kept elsewhere than on its device. Never copied either.

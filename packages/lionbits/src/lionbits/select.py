@@ -24,7 +24,7 @@ PREFIX = "lionbits_"
 #: Modules of our own that have the prefix and are no backends.
 NOT_BACKENDS = ("conformance", "bench", "table")
 
-#: What ``auto`` tries on CUDA, best first. Elsewhere it takes the last.
+#: Backends that ``auto`` tries on CUDA, best first. Elsewhere it takes the last.
 PREFERENCE = ("triton", "cupy", "compiled", "reference")
 
 CALLABLES = ("supports", "aligned", "absmax", "step", "encode", "decode")

@@ -25,7 +25,7 @@ from lionbits_reference.spec import (
 
 from . import sharding
 
-#: What ``args=`` may override, as in bitsandbytes.
+#: Settings that ``args=`` may override, as in bitsandbytes.
 ARGS = ("optim_bits", "min_8bit_size", "percentile_clipping", "block_wise")
 
 
@@ -191,7 +191,7 @@ def plan(group: Mapping[str, Any], param: Tensor, grad_dtype: torch.dtype) -> Pl
     return _plan(param.dtype, grad_dtype, tuple(param.shape), cuts_rows, *_settings(group, _PLANNED))
 
 
-#: What a plan depends on, in the order of :func:`_plan`'s arguments.
+#: Settings that a plan depends on, in the order of :func:`_plan`'s arguments.
 _PLANNED = (
     *("optim_bits", "state_format", "block_size", "block_wise", "min_8bit_size"),
     *("cautious", "param_rounding", "master_bits", "nonfinite"),

@@ -83,7 +83,7 @@ class Scalars:
         return Scalars(self.lr[at], self.keep[at], self.grad_scale[at], self.step[at], self.skipped, absmax)
 
 
-#: What :meth:`Backend.prepare` returns: a type of the backend's own.
+#: Result of :meth:`Backend.prepare`: a type of the backend's own.
 Prepared = Any
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 VERSION = 1
 VERSION_KEY = "lionbits_version"
 
-#: How a text looks that was the number of a parameter.
+#: Pattern of a text that was the number of a parameter.
 _NUMBER = re.compile(r"\s*[-+]?\d+(\.\d*)?\s*")
 
 _NOT_SETTINGS = ("params", "param_names")

@@ -19,7 +19,7 @@ Group = Mapping[str, Any]
 #: Settings that schedules change. What a checkpoint has of them is where a run was, not how it was set up.
 SCHEDULED = ("lr", "weight_decay", "betas")
 
-#: What stands in a group beside a setting and must not contradict it: a schedule's start, QLion's name for betas.
+#: Keys of a group that must not contradict a setting: a schedule's start, QLion's name for betas.
 BESIDE = {"lr": ("initial_lr",), "betas": ("momentum_first",), "momentum_first": ("betas",)}
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 #: The key under which bitsandbytes hides its tensors from FSDP, since 0.49.2.
 WRAPPED = "__bnb_optimizer_quant_state__"
 
-#: What only an optimizer with a second moment keeps: no Lion.
+#: Names that only an optimizer with a second moment keeps: no Lion.
 _SECOND_MOMENTS = {"exp_avg_sq", "exp_avg_sq::quantized", "state2", "exp_inf"}
 
 
@@ -31,7 +31,7 @@ MARKS = {
 }
 PLAIN = "lion-pytorch"
 
-#: What optax's state has, as fields or as keys.
+#: Entries of optax's state, as fields or as keys.
 _OPTAX = ("count", "mu")
 
 

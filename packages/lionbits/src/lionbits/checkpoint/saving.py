@@ -22,7 +22,7 @@ import torch
 if sys.platform != "win32":
     import fcntl
 
-#: What the name of a file ends with while it is written: 8 random bytes, so that writers do not meet.
+#: Suffix of a file's name while it is written: 8 random bytes, so that writers do not collide.
 _TEMPORARY = r"\.[0-9a-f]{16}\.tmp"
 
 #: Bytes of that, and of the longest name where the system does not say.

@@ -197,7 +197,7 @@ def to_optax(optimizer: Lion) -> dict[str, Any]:
     return _written(optimizer, optax.write)
 
 
-#: What can be written of an optimizer alone, by the same names.
+#: Writers of peers' state dicts that need the optimizer alone, by the same names.
 WRITERS: dict[str, Callable[[Lion], dict[str, Any]]] = {
     "bitsandbytes": to_bitsandbytes,
     "qlion": to_qlion,

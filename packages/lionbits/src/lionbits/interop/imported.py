@@ -14,10 +14,10 @@ from torch import Tensor
 from lionbits.checkpoint import form
 from lionbits_reference.spec import checks
 
-#: What schedulers leave in a group, for themselves.
+#: Keys that schedulers write into a group.
 SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 
-#: What every peer has in its groups, or may have.
+#: Keys that every peer has in its groups, or may have.
 COMMON = ("lr", "betas", "weight_decay", *SCHEDULED, "param_names", "params")
 
 State = Mapping[str, Any]

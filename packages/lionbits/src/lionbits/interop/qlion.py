@@ -55,5 +55,5 @@ def _outward(group: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-#: How it is written: as plain momentum, which QLion quantises at its next step.
+#: Writer of plain momentum, which QLion quantises at its next step.
 WRITTEN = Plain("qlion", outward=_outward, carries={"cautious": "gradient", "grad_clip": ...})

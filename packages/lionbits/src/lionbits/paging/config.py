@@ -30,7 +30,7 @@ PAGE_SIZE = 16 << 20
 class Resident:
     """State on its parameter's device."""
 
-    #: Whether the host does the work of a device.
+    #: True if the host updates the parameters of a device.
     offloads = False
 
     def moves(self, device: torch.device) -> bool:

@@ -16,7 +16,7 @@ from . import host_memory
 #: Staging buffers that pages pass through: one is updated, one arrives, one leaves.
 STAGING_BUFFERS = 3
 
-#: What columns are cut at where the format has no blocks; even, so that pairs that share a hash stay together.
+#: Columns are cut at its multiples if the format has no blocks; even, so that no pair with one hash is cut.
 _COLUMNS = 256
 
 

@@ -21,7 +21,7 @@ from .config import Paged, Pager
 from .pages import STAGING_BUFFERS
 from .stats import PagingStats, shrunk
 
-#: Of the memory that a CUDA device has free at the first step, the part that state may take without a budget.
+#: Share of a CUDA device's free memory at the first step that state may take without a budget.
 SPARE = 0.8
 
 

@@ -17,7 +17,7 @@ from lionbits_reference.spec import checks
 
 State = dict[str, Any]
 
-#: Where a state holds its count.
+#: Key of the count in a state.
 KEY = "step"
 
 

@@ -20,7 +20,7 @@ State = Mapping[str, Any]
 #: Names under which a state holds momentum, in any form.
 MOMENTUM = frozenset({"exp_avg", "exp_avg_codes", "exp_avg_scale"})
 
-#: What a compensated bfloat16 parameter is short of.
+#: The residual of a compensated bfloat16 parameter.
 RESIDUAL = "param_residual"
 
 #: The history of percentile clipping.
