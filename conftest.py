@@ -1,4 +1,4 @@
-"""What all tests of this repository share: slow tests, of which `--smoke` runs some cases."""
+"""Configuration of all tests: slow tests, of which `--smoke` runs some cases."""
 
 from collections import Counter
 

@@ -56,11 +56,11 @@ ON_THE_CPU = {
 
 WORKERS = ("--numprocesses=auto", "--maxprocesses=4")
 
-# What the session `ecosystem` runs, and `tests` does not.
+# Tests that the session `ecosystem` runs, and `tests` does not.
 TRAINERS = "packages/lionbits/tests/ecosystem"
 
 
-# What the session `fuzz` runs; `tests` runs it with its own numbers, `ci` some of its cases.
+# Tests that the session `fuzz` runs; `tests` runs it with its own numbers, `ci` some of its cases.
 FUZZ = "packages/lionbits/tests/test_load_fuzz.py"
 
 # All versions, torch's above all: an environment downloads it once and keeps it.
@@ -162,7 +162,7 @@ def run_ecosystem(session: nox.Session, *arguments: str) -> None:
 @nox.session
 @nox.parametrize("backend", [nox.param(name, id=name) for name in BACKENDS])
 def conformance(session: nox.Session, backend: str) -> None:
-    """Put a backend before the conformance suite: every property, the oracle, lives (profile ci; minutes)."""
+    """Run the conformance suite on a backend: every property, the oracle, the stateful test (profile ci; minutes)."""
     run_conformance(session, backend, "ci")
 
 

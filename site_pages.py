@@ -73,12 +73,12 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def found() -> list[Path]:
-    """The files that are pages beside those in docs/."""
+    """Return the files that are pages beside those in docs/."""
     return sorted(path for pattern in PAGES for path in ROOT.glob(pattern))
 
 
 def address(name: str) -> str:
-    """Of a file of the repository on the site."""
+    """Return the address on the site of a file of the repository."""
     if name in INSTEAD:
         return INSTEAD[name]
     inside = name.removeprefix("docs/")
@@ -86,7 +86,7 @@ def address(name: str) -> str:
 
 
 def led(link: re.Match[str], uri: str) -> str:
-    """The link of a page as the site has it."""
+    """Return the link of a page as the site has it."""
     text, target, anchor = link[1], link[2], link[3] or ""
     here = ROOT / uri if ROOT / uri in found() else ROOT / "docs" / uri
     path = Path(os.path.normpath(here.parent / target))

@@ -32,7 +32,7 @@ class Reader(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Lion, and a cosine that steps with it."""
         optimizer = getattr(lionbits, self.hparams.optimizer)(self.named_parameters(), **self.hparams.settings)
-        # Lightning clips nothing under autocast for optimizers that can undo a loss scaler by themselves, unless:
+        # Lightning clips nothing under autocast for optimizers that can undo a loss scaler, unless:
         optimizer._step_supports_amp_scaling = False
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.hparams.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,4 +1,4 @@
-"""``nox -s build``: make every distribution, install the wheels as users would, and see that they work there.
+"""``nox -s build``: make every distribution, install the wheels as users would, and check that they work there.
 
 Each way to install has an empty environment of its own; torch alone is shared by all of them and kept for the next
 time, as it is most of the download. ``nox -s build -- --torch 2.9.1`` tries another one.
@@ -29,7 +29,7 @@ EVERY = ("lionbits[all]", "lionbits-cupy[emulate]", "lionbits-conformance", "lio
 
 
 class Way(NamedTuple):
-    """A way to install: what is asked of pip, what must work then, and whether at the lowest versions allowed."""
+    """A way to install: pip's arguments, the parts that must work then, and whether at the lowest versions allowed."""
 
     wanted: tuple[str, ...]
     extras: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ COLUMNS = ("installed", "brings", "adds", "steps equal on", "result")
 
 
 def room(path: Path, *shown: Path) -> Path:
-    """The Python of a new environment that has nothing but what those ``shown`` have."""
+    """Make an environment that has nothing but the packages of those ``shown``; return its Python."""
     shutil.rmtree(path, ignore_errors=True)
     run(sys.executable, "-m", "venv", "--without-pip", path)
     (packages(path) / "shown.pth").write_text("".join(f"{packages(other)}\n" for other in shown))
@@ -56,18 +56,18 @@ def room(path: Path, *shown: Path) -> Path:
 
 
 def packages(path: Path) -> Path:
-    """Where an environment has what is installed."""
+    """Return the folder of an environment's installed packages."""
     return Path(sysconfig.get_path("purelib", vars={"base": str(path), "platbase": str(path)}))
 
 
 def install(python: Path, constraints: Path, *wanted: str) -> None:
-    """Let the pip of this environment install into that one; what is imported compiles itself, the rest need not."""
+    """Install into an environment by another's pip; imported modules are compiled on import, the others need not be."""
     pip = (sys.executable, "-m", "pip", "--python", python)
     run(*pip, "install", "--quiet", "--no-compile", "--constraint", constraints, *wanted)
 
 
 def torch_room(path: Path, constraints: Path, version: str) -> Path:
-    """An environment with torch alone, made anew only where another version is asked for."""
+    """Return an environment with torch alone, made anew only if another version is asked for."""
     note = path / "torch-version"
     if not note.exists() or note.read_text() != version:
         install(room(path), constraints, "torch")
@@ -76,7 +76,7 @@ def torch_room(path: Path, constraints: Path, version: str) -> Path:
 
 
 def tried(way: Way, number: int, work: Path, base: Path) -> tuple[str, ...]:
-    """Install one way into an environment of its own and let it prove itself: a row of the table."""
+    """Install one way into an environment of its own and run its checks; return a row of the table."""
     start, path = time.monotonic(), work / f"room-{number}"
     python = room(path, base)
     install(python, work / ("oldest.txt" if way.oldest else "tested.txt"), *way.wanted)
@@ -97,7 +97,7 @@ def tried(way: Way, number: int, work: Path, base: Path) -> tuple[str, ...]:
 
 
 def follow_advice(python: Path, constraints: Path) -> None:
-    """Install each extra by the command that messages print, in this checkout, and import what it is for."""
+    """Install each extra by the command that messages print, in this checkout, and import its packages."""
     for extra in ALL:
         command = run(python, "-I", "-c", f"from lionbits import install; print(install.command({extra!r}))")
         program, verb, *words = shlex.split(command.removesuffix(" (in a checkout of lionbits)\n"))
@@ -107,7 +107,7 @@ def follow_advice(python: Path, constraints: Path) -> None:
 
 
 def main() -> None:
-    """Build, look into the wheels, install, try; the table says what was installed with what."""
+    """Build and check the wheels, install and try each way, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     pinned = re.findall(r"(?m)^torch==(.*)$", PINS)[0]
     parser.add_argument("--torch", default=pinned, help=f"another version than {pinned}, as pip finds it")

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-#: What the packages support, oldest first.
+#: Versions that the packages support, oldest first.
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
 

@@ -1,4 +1,4 @@
-"""What must hold wherever lionbits is installed: ``python -I smoke.py EXTRA...`` with the extras that are there.
+"""Checks of an installation of lionbits: ``python -I smoke.py EXTRA...`` with the installed extras.
 
 ``nox -s build`` runs it in an environment for each way to install lionbits. It prints the
 backends whose steps on the CPU equalled the reference's.
@@ -27,7 +27,7 @@ TRAIN = ("train", "--steps", "2", "--context", "16", "--eval-every", "1")
 
 
 def refusal(kind: type[Exception], call: Callable[[], object]) -> str:
-    """The message with which the call fails, as it should."""
+    """Return the message with which the call fails; fail if it does not."""
     try:
         call()
     except kind as error:
@@ -36,7 +36,7 @@ def refusal(kind: type[Exception], call: Callable[[], object]) -> str:
 
 
 def stepped(backend: str | None) -> list[Tensor]:
-    """Parameters and their momentum after three steps of Lion8bit on the CPU."""
+    """Return parameters and their momentum after three steps of Lion8bit on the CPU."""
     import torch
 
     import lionbits
@@ -53,7 +53,7 @@ def stepped(backend: str | None) -> list[Tensor]:
 
 
 def check_backends() -> list[str]:
-    """Backends that are there equal the reference on the CPU or say why not; the others say how to get them."""
+    """Check that installed backends equal the reference or say why not, and others say how to install them."""
     import torch
 
     import lionbits
@@ -80,7 +80,7 @@ def check_backends() -> list[str]:
 
 
 def command(*args: str) -> tuple[int, str]:
-    """Exit code of ``lionbits ARGS``, and all it printed."""
+    """Return the exit code of ``lionbits ARGS``, and its output."""
     import lionbits_cli
 
     with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
@@ -112,7 +112,7 @@ def check_command_line() -> None:
 
 
 def check_safetensors() -> None:
-    """State goes through a file and back, or the extra is asked for."""
+    """Check that state can be saved and loaded, or that the message names the extra."""
     import torch
 
     import lionbits
@@ -131,7 +131,7 @@ def check_safetensors() -> None:
 
 
 def main() -> None:
-    """Check everything; a failed check is a traceback."""
+    """Run all checks; a failed one is a traceback."""
     if "triton" in EXTRAS:
         os.environ["TRITON_INTERPRET"] = "1"  # its kernels run on the CPU
     if "emulate" in EXTRAS:

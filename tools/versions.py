@@ -54,7 +54,7 @@ REASON = "import sys, torch; from lionbits import select; print(select.diagnose(
 
 
 class Environment(NamedTuple):
-    """An environment with the wheels in it, and what its installation took."""
+    """An environment with the wheels in it, and the duration of its installation."""
 
     folder: Path
     seconds: float
@@ -82,7 +82,7 @@ class Environment(NamedTuple):
 
 
 def wheels(out: Path) -> tuple[list[str], list[Path]]:
-    """Build every distribution of this repository: what to ask pip for, and the folders where it finds that."""
+    """Build every distribution of this repository; return pip's requirements, and the folders with the wheels."""
     shutil.rmtree(out, ignore_errors=True)
     found = projects()
     with ThreadPoolExecutor(2) as pool:
@@ -113,7 +113,7 @@ def installed(folder: Path, python: Path, torch: str, wanted: Sequence[str], fou
 
 
 def example(environment: Environment, empty: Path) -> str:
-    """Run the first Python block of README, seeing to it that what is imported is what was installed."""
+    """Run the first Python block of README, having checked that the installed packages are imported."""
     where = environment.run("-I", "-c", IMPORTED, where=empty)
     assert str(environment.folder) in where.stdout, where.stdout + where.stderr
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[:1]
@@ -157,7 +157,7 @@ def summary(done: subprocess.CompletedProcess[str], log: Path) -> str:
 
 
 def main() -> None:
-    """Build, install, try; the exit code is 1 if anything fails."""
+    """Build, install, try; exit with 1 if anything fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("python", choices=SUPPORTED, help="version of the interpreter, found on the path or in pyenv")
     parser.add_argument("torch", nargs="?", default="", help="version; the newest that pip finds if none is named")

@@ -1,4 +1,4 @@
-"""Every distribution of this repository as sdist and wheel, and what must be in them."""
+"""Building of every distribution of this repository as sdist and wheel, and checks of their content."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What says something about this shell's checkout or settings, and nothing about what is installed.
+#: Prefixes of variables about this shell's checkout or settings, not about the installation.
 PRIVATE = ("LIONBITS_", "PYTHON", "TRITON_")
 
 STATED = ("License-Expression: Apache-2.0", "Requires-Python: >=3.10", "Keywords: ", "Classifier: Typing :: Typed")
 
 
 def run(*command: object, **environment: str) -> str:
-    """What a command prints. One that fails ends everything, with all it said."""
+    """Return the output of a command. If it fails, exit with its output."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(PRIVATE)}
     words = [str(word) for word in command]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=kept | environment, cwd=ROOT)
@@ -30,18 +30,18 @@ def run(*command: object, **environment: str) -> str:
 
 
 def projects() -> dict[Path, dict[str, Any]]:
-    """Folder and ``[project]`` of every distribution here."""
+    """Return folder and ``[project]`` of every distribution here."""
     files = [ROOT / line for line in run("git", "ls-files", "*/pyproject.toml").splitlines()]
     return {file.parent: tomllib.loads(file.read_text(encoding="utf-8"))["project"] for file in files}
 
 
 def ours(name: str) -> bool:
-    """Whether a distribution, or a requirement, is of this repository."""
+    """True if a distribution, or a requirement, is of this repository."""
     return name.startswith(("lionbits", "cuda-on-cpu"))
 
 
 def build(folder: Path, out: Path) -> Path:
-    """An sdist in ``out``, and the wheel that comes of it, which is also the wheel that comes of the checkout."""
+    """Build an sdist in ``out``, and the wheel from it, which must equal the wheel from the checkout."""
     python = (sys.executable, "-m", "build", "--no-isolation", "--outdir")
     direct = out / "direct"
     run(*python, out, folder)
@@ -53,13 +53,13 @@ def build(folder: Path, out: Path) -> Path:
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
-    """Name and content of every file in a wheel."""
+    """Return name and content of every file in a wheel."""
     with zipfile.ZipFile(wheel) as packed:
         return {name: packed.read(name) for name in packed.namelist()}
 
 
 def faults(wheel: Path, project: dict[str, Any]) -> list[str]:
-    """What is wrong with a wheel: it has one import package, typed, its licence, its metadata, and no tests."""
+    """Return the faults of a wheel: it needs one import package, typed, its licence, its metadata, and no tests."""
     files = contents(wheel)
     info = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
     package = project["name"].replace("-", "_")
@@ -75,7 +75,7 @@ def faults(wheel: Path, project: dict[str, Any]) -> list[str]:
 
 
 def lowest(wheels: list[Path]) -> list[str]:
-    """The lowest version that metadata allows of every requirement from elsewhere, but for torch."""
+    """Return the lowest version that metadata allows of every requirement from elsewhere, but for torch."""
     bounds = set()
     for wheel in wheels:
         (metadata,) = (text.decode() for name, text in contents(wheel).items() if name.endswith("/METADATA"))

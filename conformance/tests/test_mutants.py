@@ -17,7 +17,7 @@ def named(name: str) -> mutants.Mutant:
 def test_mutant_is_rejected(mutant: mutants.Mutant) -> None:
     """A named property rejects it."""
     outcome = mutation_testing.try_mutant(mutant)
-    assert outcome.rejected_by is not None, f"{mutant.name} lives: {mutant.edit}"
+    assert outcome.rejected_by is not None, f"{mutant.name} survives: {mutant.edit}"
 
 
 def test_there_are_enough() -> None:
@@ -47,7 +47,7 @@ def test_an_edit_that_does_not_apply_is_an_error() -> None:
 
 
 def test_random_gradients_would_let_a_wrong_formula_through() -> None:
-    """Without the cancelling kind, a fused multiply-add in the direction lives."""
+    """Without the cancelling kind, a fused multiply-add in the direction survives."""
     random = [kind for kind in KINDS if kind != "cancelling"]
     assert (
         mutation_testing.try_mutant(named("fused multiply-add in the direction"), random, patience=4).rejected_by

@@ -1,4 +1,4 @@
-"""What random lives rarely reach: other classes, long histories, long tensors, cuts inside a tensor."""
+"""Cases that random runs rarely reach: other classes, long histories, long tensors, cuts inside a tensor."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def test_groups_with_their_own_bits_do_not_inherit_a_format() -> None:
     kwargs = {"lr": 0.01, "optim_bits": 8, "state_format": "e0m7", "block_size": 32, "min_8bit_size": 1, **BACKEND}
     groups = [{}, {"optim_bits": 4}, {"optim_bits": 4, "block_size": 64}]
     params = [normal(j, 2, 65) for j in range(3)]
-    turns = [StepInput([normal(step + j, 2, 65) for j in range(3)]) for step in range(3)]
-    assert replay(lionbits.Lion, kwargs, params, turns, groups) is None
+    inputs = [StepInput([normal(step + j, 2, 65) for j in range(3)]) for step in range(3)]
+    assert replay(lionbits.Lion, kwargs, params, inputs, groups) is None
 
 
 @pytest.mark.parametrize("q", [1, 5, 95])
 def test_a_history_turns_over(q: int) -> None:
     """230 norms, the first of them zeros, through a window of 100."""
-    turns = [StepInput([normal(step, 3) * (step > 1) * 2.0 ** (step % 7)]) for step in range(230)]
+    inputs = [StepInput([normal(step, 3) * (step > 1) * 2.0 ** (step % 7)]) for step in range(230)]
     kwargs = {"lr": 0.01, "percentile_clipping": q, "grad_clip": 40.0, **BACKEND}
-    assert replay(lionbits.Lion, kwargs, [normal(9, 3)], turns) is None
+    assert replay(lionbits.Lion, kwargs, [normal(9, 3)], inputs) is None
 
 
 def test_norms_of_long_tensors_add_up_in_their_order() -> None:

@@ -53,15 +53,15 @@ def test_a_clip_limit_beyond_binary32_limits_nothing() -> None:
 @pytest.mark.usefixtures("default_dtype")
 def test_results_do_not_depend_on_the_default_dtype(own: dict[str, Any]) -> None:
     """Results depend on nothing but values; state has the types it has."""
-    turns = [StepInput([normal(step, 2, 64)]) for step in range(3)]
-    assert replay(lionbits.Lion, {"lr": 0.0123, **own, **BACKEND}, [normal(9, 2, 64)], turns) is None
+    inputs = [StepInput([normal(step, 2, 64)]) for step in range(3)]
+    assert replay(lionbits.Lion, {"lr": 0.0123, **own, **BACKEND}, [normal(9, 2, 64)], inputs) is None
 
 
 @pytest.mark.usefixtures("default_dtype")
 def test_learning_rates_beside_a_tensor_one_do_not_depend_on_the_default_dtype() -> None:
     groups: list[dict[str, Any]] = [{"lr": torch.tensor(0.02, dtype=torch.float32)}, {"lr": 0.0123}]
-    turns = [StepInput([normal(step, 5), normal(step + 9, 5)]) for step in range(2)]
-    assert replay(lionbits.Lion, {"lr": 0.1, **BACKEND}, [normal(8, 5), normal(9, 5)], turns, groups) is None
+    inputs = [StepInput([normal(step, 5), normal(step + 9, 5)]) for step in range(2)]
+    assert replay(lionbits.Lion, {"lr": 0.1, **BACKEND}, [normal(8, 5), normal(9, 5)], inputs, groups) is None
 
 
 @pytest.mark.parametrize("bits", [32, 8])
@@ -94,5 +94,5 @@ def test_the_largest_momentum_harms_no_neighbour(state_format: str) -> None:
         optimizer.step()
     assert optimizer.momentum(param).isfinite().all()
     assert optimizer.skipped_elements() == 0
-    turns = [StepInput([gradient]) for gradient in grads]
-    assert replay(lionbits.Lion, {"lr": 0.1, **own, **BACKEND}, [torch.ones(1, 64)], turns) is None
+    inputs = [StepInput([gradient]) for gradient in grads]
+    assert replay(lionbits.Lion, {"lr": 0.1, **own, **BACKEND}, [torch.ones(1, 64)], inputs) is None

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_reference_serves_every_plan() -> None:
-    """And there are as many as the settings allow: each is told from the others."""
+    """And there are as many as the settings allow: no two are equal."""
     plans = list(serving.every_plan())
     assert [plan for plan in plans if reference.supports(plan, CPU)] == []
     assert len(set(plans)) == len(plans) > 10_000

@@ -141,7 +141,7 @@ def test_codes_survive_a_round_trip(x: int, y: int) -> None:
 
 @each_format
 def test_zero_stays_zero_under_every_lane(x: int, y: int) -> None:
-    """0.0 and -0.0 encode to code 0 under each of the 65,536 noise, beside a large neighbour and alone."""
+    """0.0 and -0.0 encode to code 0 under each of the 65,536 noise values, beside a large neighbour and alone."""
     format = Format(1 + x + y, x, y, 0)
     noise = torch.arange(65536, dtype=torch.int32)[None]
     for zero in (0.0, -0.0):

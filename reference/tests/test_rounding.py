@@ -147,7 +147,7 @@ def test_parameters_purposes_steps_and_seeds_draw_differently() -> None:
 
 
 def test_no_generator_is_read_or_advanced() -> None:
-    """Noise do not depend on torch's global generator, and drawing them leaves it as it was."""
+    """Noise does not depend on torch's global generator, and drawing it leaves that as it was."""
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = drawn(STOCHASTIC, rounding.salt(1, 0, 0), torch.tensor(1), 0, 64, (4, 64))

@@ -150,7 +150,7 @@ def test_any_cut_gives_the_same_bits_and_touches_nothing_else(drawn: tuple[Case,
 
 @pytest.mark.parametrize("shape", [(700_001,), (3, 300_000), (5000, 130), (2, 512, 600)])
 def test_tensors_longer_than_a_slice(shape: tuple[int, ...]) -> None:
-    """What the backend cuts by itself equals the tensor in one piece."""
+    """The cuts of the backend give the bits of the tensor in one piece."""
     assert math.prod(shape) > slices.LIMIT
     for format, rounding in ((Format.of(8), "dithered"), (Format.of(4), "stochastic")):
         plan = Plan(torch.bfloat16, torch.bfloat16, format, param_rounding="dithered")

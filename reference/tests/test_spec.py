@@ -210,7 +210,7 @@ def test_decay_is_formed_in_binary32() -> None:
 
 
 def test_a_slots_pitch_is_even() -> None:
-    """Unless told otherwise rows lie even(columns) counting positions apart, so that pairs never straddle rows."""
+    """By default rows lie even(columns) counting positions apart, so that no pair is in two rows."""
     for shape, pitch in (((3, 7), 8), ((3, 8), 8), ((5,), 6), ((), 2), ((2, 3, 5), 16), ((4, 0), 0)):
         tensor = torch.zeros(shape)
         assert Slot(tensor, {}, 0).row_pitch == pitch

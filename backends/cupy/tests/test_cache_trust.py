@@ -88,14 +88,14 @@ def test_a_pipe_is_not_waited_for(folder: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_a_folder_in_the_place_of_a_file(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It cannot be replaced: every process builds its own, and is told why."""
+    """It cannot be replaced: every process builds its own, and logs why."""
     (folder / KEY).unlink()
     (folder / KEY).mkdir()
     assert get_in_time() == b"made again"
     assert cache.get(KEY, make) == BYTES
-    told = [record.getMessage() for record in caplog.records]
-    assert any("it is no plain file" in message for message in told)
-    assert any("cannot be kept" in message for message in told)
+    messages = [record.getMessage() for record in caplog.records]
+    assert any("it is no plain file" in message for message in messages)
+    assert any("cannot be kept" in message for message in messages)
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o002, 0o022])

@@ -23,7 +23,7 @@ FAULTS = {
         KERNELS, "largest = max(largest, magnitude(m[j]));\n    }\n    if (tile.count", "if (fabsf(m[j]) > float_of(largest)) largest = magnitude(m[j]);\n    }\n    if (tile.count",
     ),
     "tails are an element too long": Edit(TILES, "const int64 left = slot.columns - column;", "const int64 left = slot.columns - column + 1;"),
-    "tails are not told from blocks": Edit(TILES, "left < SPAN ? int(left) : SPAN", "SPAN"),
+    "tails are taken for whole tiles": Edit(TILES, "left < SPAN ? int(left) : SPAN", "SPAN"),
     "idle threads of an even tile count": Edit(KERNELS, "    if (tile.count == 0) largest = 0;\n", ""),
     "nibbles are swapped": Edit(ACCESS, "__funnelshift_l(k[i * PER_WORD + j],", "__funnelshift_l(k[i * PER_WORD + (j ^ 1)],"),
     "a zero keeps its sign": Edit(ACCESS, "(SIGNS & signs & (magnitudes + REST))", "(SIGNS & signs)"),
@@ -54,7 +54,7 @@ def test_every_fault_is_one() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_kernel_is_rejected(tmp_path: Path, fault: str) -> None:
-    """A law of calls finds it, within a few examples of each stratum of plans."""
+    """A property of calls finds it, within a few examples of each stratum of plans."""
     with with_fault(lionbits_cupy, [FAULTS[fault]], tmp_path) as wrong:
         wrong.emulate._module()  # it does compile
         assert mutation_testing.try_backend(fault, wrong, patience=60).rejected_by is not None

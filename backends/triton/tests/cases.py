@@ -44,14 +44,14 @@ def scalars(count: int) -> Scalars:
 def assert_steps_alike(plan: Plan, make: Callable[[], list[tuple[Slot, Tensor]]], hyper: Hyper = HYPER) -> None:
     """Two updates on the backend and on the reference leave the same bits."""
     results = []
-    for judged in (backend, reference):
+    for tested in (backend, reference):
         slots, grads = map(list, zip(*make(), strict=True))
         numbers = scalars(len(slots))
-        prepared = judged.prepare(plan, slots, grads)
+        prepared = tested.prepare(plan, slots, grads)
         for _ in range(2):
             if plan.format.tensor_wise:
-                numbers = Scalars(**{**vars(numbers), "absmax": judged.absmax(prepared, grads, hyper, numbers)})
-            judged.step(prepared, grads, hyper, numbers)
+                numbers = Scalars(**{**vars(numbers), "absmax": tested.absmax(prepared, grads, hyper, numbers)})
+            tested.step(prepared, grads, hyper, numbers)
         results.append([numbers.skipped, *(t for s in slots for t in (s.param, *s.state.values()))])
     for got, want in zip(*results, strict=True):
         assert (got.shape, got.dtype) == (want.shape, want.dtype)

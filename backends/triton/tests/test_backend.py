@@ -32,7 +32,7 @@ def test_the_interpreter_serves_the_cpu_only(device: str) -> None:
     assert "TRITON_INTERPRET" in backend.supports(PLAN, torch.device(device))
 
 
-def _told(code: str) -> str:
+def _output(code: str) -> str:
     command = [sys.executable, "-c", code]
     return subprocess.run(command, env=COMPILING, capture_output=True, text=True, check=True).stdout
 
@@ -46,7 +46,7 @@ def test_without_the_interpreter_the_cpu_is_refused() -> None:
         "try: lionbits.Lion8bit([torch.nn.Parameter(torch.ones(64, 64))], backend='triton')\n"
         "except ValueError as error: print(error)\n"
     )
-    reason, refusal = _told(code).strip().splitlines()
+    reason, refusal = _output(code).strip().splitlines()
     assert "TRITON_INTERPRET=1" in reason
     assert "CUDA" in reason
     assert reason in refusal
@@ -65,7 +65,7 @@ def test_numbers_and_addresses_make_no_variant() -> None:
         "    found.add(id(compiled.compile(kernels.step_kernel, call, cut, 90, EVEN=cut.even, UNEVEN=cut.uneven)))\n"
         "print(len(found))\n"
     )
-    assert _told(code).strip() == "1"
+    assert _output(code).strip() == "1"
 
 
 def test_a_kernel_of_another_release_does_not_serve() -> None:
@@ -81,7 +81,7 @@ def test_a_kernel_of_another_release_does_not_serve() -> None:
     )
     as_it_is = "pass"
     otherwise = "variant.KernelVariant.top_is_power_of_two = property(lambda self: True)"
-    first, again, other = (_told(code % change) for change in (as_it_is, as_it_is, otherwise))
+    first, again, other = (_output(code % change) for change in (as_it_is, as_it_is, otherwise))
     assert first == again != other
 
 

@@ -41,7 +41,7 @@ def test_every_kernel_keeps_the_law(bits: str, arch: str) -> None:
 
 
 def test_faults_are_found() -> None:
-    """A kernel compiled with contraction, and a listing with each of the other faults, are told."""
+    """A kernel compiled with contraction, and a listing with each of the other faults, are reported."""
     code = (
         "import torch; from lionbits_triton import kernels, launch; from lionbits_reference.spec import *\n"
         "from lionbits_bench import sass\n"
@@ -55,10 +55,10 @@ def test_faults_are_found() -> None:
         "print(sass.faults(sass.listings('triton', plan, 90)[sass.STEP]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=COMPILING, capture_output=True, text=True, check=False)
-    told = done.stdout.splitlines()
-    assert told[0] == "[]", done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "[]", done.stderr
     for line, meaning in zip(
-        told[1:], ("flushes", "divides", "spills", "approximates", "16-byte", "contracts"), strict=True
+        lines[1:], ("flushes", "divides", "spills", "approximates", "16-byte", "contracts"), strict=True
     ):
         assert re.search(meaning, line), (line, meaning)
 

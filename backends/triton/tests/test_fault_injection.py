@@ -72,7 +72,7 @@ def test_every_fault_is_one() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_kernel_is_rejected(tmp_path: Path, fault: str) -> None:
-    """A law of calls finds it, within a few examples of each stratum of plans."""
+    """A property of calls finds it, within a few examples of each stratum of plans."""
     with with_fault(lionbits_triton, FAULTS[fault], tmp_path) as wrong:
         assert mutation_testing.try_backend(fault, wrong).rejected_by is not None
 

@@ -55,9 +55,9 @@ def test_modes_change_nothing(
 ) -> None:
     prepared, original = [], prepare.prepare
 
-    def counted(*works: Any) -> None:
-        prepared.append(len(works[0]))
-        original(*works)
+    def counted(*args: Any) -> None:
+        prepared.append(len(args[0]))
+        original(*args)
 
     monkeypatch.setattr(prepare, "prepare", counted)
     plain = run(kind, mode, ())

@@ -67,7 +67,7 @@ def no_arguments() -> None:
     """In the place of what takes some."""
 
 
-#: What may stand in the place of a module by which Triton is told for which GPU to compile.
+#: What may stand in the place of a module by which Triton compiles for a chosen GPU.
 DRIVERS: dict[str, tuple[str, Any]] = {
     "no module of GPUTarget": (COMPILER, None),
     "no GPUTarget": (COMPILER, SimpleNamespace()),
@@ -82,7 +82,7 @@ DRIVERS: dict[str, tuple[str, Any]] = {
 @pytest.mark.parametrize(("module", "other"), DRIVERS.values(), ids=DRIVERS)
 def test_a_listing_says_what_it_misses(module: str, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, other)
-    with pytest.raises(RuntimeError, match=rf"triton {triton.__version__} cannot be told.*Use triton 3\.5 to 3\.9"):
+    with pytest.raises(RuntimeError, match=rf"triton {triton.__version__} cannot compile for.*Use triton 3\.5 to 3\.9"):
         triton_private.compile_for(90)
 
 

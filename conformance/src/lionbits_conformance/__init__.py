@@ -1,5 +1,5 @@
-"""The conformance suite: what any Lion backend must hold, and the proof that a wrong one does not pass.
+"""The conformance suite: properties of every Lion backend, and mutants that show that a wrong one is rejected.
 
 :mod:`~lionbits_conformance.properties` and :mod:`~lionbits_conformance.runs` have the properties, ``oracle`` checks the
-reference itself, ``mutants`` are wrong Lions that must be rejected, ``suite`` is what pytest collects.
+reference, ``mutants`` are wrong Lions that must be rejected, ``suite`` holds the tests that pytest collects.
 """

@@ -1,7 +1,7 @@
 """The backend ``address_caching``: the reference over tensors that it looks up when it prepares, and never again.
 
-It stands for backends whose kernels read addresses from a table: a front end that does not notice what has moved is
-found out by it, on any machine.
+It stands for backends whose kernels read addresses from a table. A front end that does not notice that a tensor has
+moved fails with it, on any machine.
 """
 
 from __future__ import annotations
@@ -20,6 +20,6 @@ name = "address_caching"
 
 
 def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:
-    """See :meth:`lionbits_reference.spec.Backend.prepare`: the tensors of now, in slots of their own."""
+    """Prepare slots of the present tensors, which later changes of the caller's slots do not reach."""
     fixed = [Slot(s.param.detach(), dict(s.state), s.index, s.start, s.row_pitch) for s in slots]
     return lionbits_reference.prepare(plan, fixed, grads)

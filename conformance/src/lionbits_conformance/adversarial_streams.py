@@ -1,7 +1,7 @@
-"""Copy streams that delay and reorder copies as far as events permit: at once, or not before somebody has to wait.
+"""Copy streams that delay and reorder copies as far as events permit: at once, or only when somebody waits.
 
-Whoever relies on more than events promise, that a page has surely arrived, or surely left, reads what is not there yet
-or overwrites what is still to be read. Copies happen between tensors of the CPU, so no device is needed.
+Code that relies on more than events promise (that a page has arrived, or has left) reads data that is not there yet
+or overwrites data that is still to be read. Copies are between tensors of the CPU, so no device is needed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 
 
 class AdversarialStreams:
-    """Two queues of copies; which of those that may happen do so is drawn.
+    """Two queues of copies; a random choice decides which of the permitted ones are done.
 
     Args:
-        seed: of the draws.
+        seed: of the choice.
     """
 
     def __init__(self, seed: int) -> None:
@@ -24,28 +24,28 @@ class AdversarialStreams:
         self._queues: tuple[list[_Copy], list[_Copy]] = ([], [])
 
     def prefetch(self, copy: Callable[[], None], after: Sequence[_Copy | None]) -> _Copy:
-        """Queue it."""
+        """Queue the copy."""
         return self._queue(0, copy, after)
 
     def write_back(self, copy: Callable[[], None], after: Sequence[_Copy | None]) -> _Copy:
-        """Queue it."""
+        """Queue the copy."""
         return self._queue(1, copy, after)
 
     def computed(self) -> None:
-        """What has been computed is done: the CPU is not asynchronous."""
+        """Return no event: the CPU is not asynchronous."""
 
     def compute_after(self, event: _Copy | None) -> None:
-        """Let happen what has to, and perhaps more."""
+        """Do the copies up to the event, and perhaps more."""
         if event is not None:
             self._finish(event)
         self._perhaps()
 
     def wait(self, event: _Copy | None) -> None:
-        """Likewise."""
+        """Do the copies up to the event, and perhaps more."""
         self.compute_after(event)
 
     def settle(self) -> None:
-        """Let everything happen."""
+        """Do all copies."""
         for queue in self._queues:
             while queue:
                 self._finish(queue[-1])
@@ -62,7 +62,7 @@ class AdversarialStreams:
                 self._do(queue[0])
 
     def _finish(self, wanted: _Copy) -> None:
-        """First what is before it in its queue, and what these wait for."""
+        """Do the copies before ``wanted`` in its queue, those that these wait for, and ``wanted``."""
         queue = self._queues[wanted.stream]
         while not wanted.done:
             for event in queue[0].after:

@@ -1,4 +1,4 @@
-"""Equality of bits, and a difference that one can read."""
+"""Comparison of tensors bit for bit, with a readable difference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Disagreement(AssertionError):
 
 
 def words(tensor: Tensor) -> Tensor:
-    """The tensor's bits as integers, on the CPU, with every NaN the same NaN (payloads are nobody's meaning)."""
+    """Return the tensor's bits as integers, on the CPU, with one pattern for every NaN (payloads have no meaning)."""
     near = tensor.detach().cpu().contiguous()
     if near.is_floating_point():
         near = torch.where(near.isnan(), torch.full_like(near, torch.nan), near)
@@ -23,7 +23,7 @@ def words(tensor: Tensor) -> Tensor:
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """Whether shape, dtype and bits agree."""
+    """True if shape, dtype and bits agree."""
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(words(a), words(b))
 
 
@@ -33,7 +33,7 @@ def require_equal(got: Mapping[str, Tensor], want: Mapping[str, Tensor], context
     Args:
         got: of the backend or optimizer under test.
         want: of the reference.
-        context: said first: what was run, so that one can run it again.
+        context: begins the message: what was run, so that it can be run again.
     """
     if got.keys() != want.keys():
         raise Disagreement(f"{context}\n  names differ: got {sorted(got)}, want {sorted(want)}")

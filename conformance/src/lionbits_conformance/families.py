@@ -1,4 +1,4 @@
-"""What holds of the family that is bound to a backend: ``from lionbits_<name>.optim import Lion8bit``."""
+"""Checks of a family of optimizers that is bound to a backend: ``from lionbits_<name>.optim import Lion8bit``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = [
 
 
 def require_bound(monkeypatch: pytest.MonkeyPatch, optim: ModuleType, name: str, vital: str) -> None:
-    """``name`` is there, trains as its namesake does whatever the environment says, and by that backend, pickled too.
+    """Check that ``name`` exists and trains as its namesake, by that backend, in any environment, pickled too.
 
     Args:
         monkeypatch: pytest's.
@@ -42,13 +42,13 @@ def require_bound(monkeypatch: pytest.MonkeyPatch, optim: ModuleType, name: str,
 
 
 def require_argument_wins(optim: ModuleType) -> None:
-    """``backend=`` wins over what the family is bound to."""
+    """Check that ``backend=`` overrides the backend that the family is bound to."""
     with pytest.raises(lionbits.BackendUnavailable, match="nowhere"):
         optim.Lion8bit([torch.nn.Parameter(torch.ones(64, 64))], backend="nowhere")
 
 
 def _trained(cls: type[lionbits.Lion]) -> tuple[list[torch.nn.Parameter], lionbits.Lion]:
-    """Two parameters after two steps; the second is too small for codes."""
+    """Return two parameters after two steps, and the optimizer; the second parameter is too small for codes."""
     generator = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(*shape, generator=generator)) for shape in [(70, 61), (33,)]]
     optimizer = cls(params, lr=1e-2)

@@ -1,7 +1,7 @@
 """Backends with a fault injected, for their own tests: a conformance suite and an emulator have to find it.
 
-:mod:`~lionbits_conformance.patched_import` edits Python as it is imported. This copies a whole package to a folder, as
-kernels are compiled from files.
+:mod:`~lionbits_conformance.patched_import` edits Python as it is imported. This module copies a whole package to a
+folder, as kernels are compiled from files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _numbers = itertools.count()
 
 @contextmanager
 def with_fault(package: ModuleType, edits: Sequence[Edit], folder: Path) -> Iterator[ModuleType]:
-    """A copy of ``package`` with the edits in it, imported under another name, while the context lasts.
+    """Import a copy of ``package`` with the edits under another name, for the duration of the context.
 
     Args:
         package: a backend whose modules import each other relatively.

@@ -1,7 +1,7 @@
-"""The oracle as a property of runs: exact rational arithmetic must come to the same bits.
+"""The oracle as a property of runs: exact rational arithmetic must give the same bits.
 
-Backends compared with the reference cannot see what both get from the same front end. The oracle shares no code with
-either.
+A comparison of backends with the reference does not show errors of the front end that both share. The oracle shares no
+code with either.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from .runs import CPU, Optimizer, Run, gradient, parameters, repro_message
 
 
 def oracle_agrees(lion: Optimizer, backend: Any, run: Run, device: torch.device = CPU) -> None:
-    """Every parameter, code, scale, residual, norm and count is what exact arithmetic, rounded as specified, gives."""
+    """Check that every parameter, code, scale, residual, norm and count is that of exact, then rounded arithmetic."""
     params = list(parameters(run, device))
     groups = [run.groups or {} if j % 2 else {} for j in range(len(params))]
     settings = [{**run.options, **group} for group in groups]
-    turns = [
+    inputs = [
         StepInput(
             [_gradient(run, i, j, settings[j], device) for j in range(len(params))],
             {"lr": run.rates[i % len(run.rates)]},
         )
         for i in range(run.steps)
     ]
-    difference = replay(lion, {**run.options, "backend": backend}, params, turns, groups)
+    difference = replay(lion, {**run.options, "backend": backend}, params, inputs, groups)
     if difference is not None:
         raise bits.Disagreement(f"{repro_message('oracle_agrees', str(backend), run)}\n  {difference}")
 
@@ -37,7 +37,7 @@ def oracle_agrees(lion: Optimizer, backend: Any, run: Run, device: torch.device 
 def _gradient(
     run: Run, i: int, j: int, settings: dict[str, Any], device: torch.device
 ) -> Callable[[Tensor], Tensor] | None:
-    """What makes the gradient of parameter j at step i of its momentum, as :func:`runs.record` does."""
+    """Return a function from momentum to the gradient of parameter j at step i, as :func:`runs.record` makes it."""
     if run.missing and (i + 2 * j) % run.missing == 0:
         return None
     tensor = run.tensors[j]

@@ -1,6 +1,6 @@
 """Wrong copies of lionbits: the installed sources with one text replaced, imported under another name.
 
-A mutant is a sentence's worth of diff. It lives in modules of its own, so the right ones stay right beside it.
+A mutant is a small diff. It is imported as modules of its own, so the right ones stay unchanged beside it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _ROOTS = {
     "lionbits_reference": Path(lionbits_reference.__path__[0]),
     "lionbits": Path(lionbits.__path__[0]),
 }
-#: How a module names the packages that are copied, where it imports from them by their whole names.
+#: Absolute imports of the packages that are copied.
 _IMPORT = re.compile(r"(?m)^(?P<from>\s*from )(?P<package>lionbits(_reference)?)(?=[. ])")
 
 _numbers = itertools.count()
 
 
 class DoesNotApply(LookupError):
-    """The text to replace is not there, or not there once: the mutant has to follow the source."""
+    """The text to replace is not there exactly once: the mutant has to follow the source."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Edit:
     new: str
 
     def applied(self, text: str) -> str:
-        """The text of the file, edited.
+        """Return the text of the file, edited.
 
         Raises:
             DoesNotApply: ``old`` does not stand there exactly once.
@@ -54,7 +54,7 @@ class Edit:
         return text.replace(self.old, self.new)
 
     def check(self) -> None:
-        """Apply to the file of a package that :func:`universe` copies, and leave that as it is.
+        """Check that the edit applies to its file, which is left unchanged.
 
         Raises:
             DoesNotApply: see :meth:`applied`.
@@ -72,10 +72,10 @@ class PatchedImport:
 
 @contextmanager
 def patched_import(edits: Sequence[Edit]) -> Iterator[PatchedImport]:
-    """Import a copy of both packages with these edits; it is forgotten on leaving.
+    """Import a copy of both packages with these edits, for the duration of the context.
 
     Raises:
-        DoesNotApply: an edit's text does not stand exactly once where it says.
+        DoesNotApply: an edit's text does not stand exactly once in its file.
     """
     for edit in edits:
         edit.check()
@@ -93,7 +93,7 @@ def patched_import(edits: Sequence[Edit]) -> Iterator[PatchedImport]:
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Finds ``<prefix>lionbits...`` in the files of ``lionbits...``, edited, with imports that stay in the copy."""
+    """Import finder for ``<prefix>lionbits...``: the files of ``lionbits...``, edited, with imports within the copy."""
 
     def __init__(self, prefix: str, edits: Sequence[Edit]) -> None:
         self.prefix = prefix

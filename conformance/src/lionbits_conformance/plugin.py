@@ -32,7 +32,7 @@ _GAPS = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Say which backend is checked, where, and how thoroughly."""
+    """Add options for the backend, the device and the number of examples."""
     group = parser.getgroup("lionbits conformance")
     group.addoption("--backend", default="reference", help="backend to check: x means the module lionbits_x")
     group.addoption("--device", default="cpu", help="torch device to check it on")
@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Say what is checked, and on what."""
+    """Return a line about backend, device and profile."""
     name, device = config.getoption("--backend"), torch.device(config.getoption("--device"))
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     reason = select.diagnose(name, device)
@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Stop behind the simplest calls, if one failed: all others would fail as well, and take minutes to say so."""
+    """Stop after the simplest calls if one failed: all others would fail as well, and take minutes."""
     last = nextitem is None or nextitem.path != item.path
     if item.path == _AT_FIRST and last and item.session.testsfailed:
         item.session.shouldfail = "the simplest calls fail, so nothing harder was tried"
@@ -96,7 +96,7 @@ def backend(backend_name: str) -> Backend:
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Where it is checked."""
+    """The device under test."""
     return torch.device(request.config.getoption("--device"))
 
 

@@ -1,8 +1,8 @@
-"""Backends that serve some plans only: what was drawn from all is brought within what this one serves.
+"""Fitting of drawn examples to a backend that serves some plans only.
 
-Where the backend serves what was drawn, nothing changes: the suite is the same for all that serve everything.
-Waiting for chance to draw what a narrow backend serves would leave it without examples. A backend that means to serve
-everything says so in a test of its own, over :func:`every_plan`: here a plan refused by mistake only goes untried.
+If the backend serves the example, nothing changes: the suite is the same for all that serve everything.
+To wait until random draws fit a narrow backend would leave it without examples. A backend that means to serve
+everything has a test of its own for that, over :func:`every_plan`: here a plan that it refuses by mistake is replaced.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .runs import OptimizerRun, Run
 
 
 def every_plan(bits: int | None = None, dtype: torch.dtype | None = None) -> Iterator[Plan]:
-    """All plans there are, or those of some bits and parameter dtype; the plainest first."""
+    """Yield all plans, or those of some bits and parameter dtype; the plainest first."""
     for format in _every_format(bits):
         for param in PARAM_DTYPES if dtype is None else (dtype,):
             for rounding, master in _every_rounding(param):
@@ -50,14 +50,14 @@ def every_plan(bits: int | None = None, dtype: torch.dtype | None = None) -> Ite
 def plainest(
     backend: Backend, device: torch.device, bits: int | None = None, dtype: torch.dtype | None = None
 ) -> Plan | None:
-    """The first plan of :func:`every_plan` that the backend serves."""
+    """Return the first plan of :func:`every_plan` that the backend serves."""
     return next((plan for plan in every_plan(bits, dtype) if not backend.supports(plan, device)), None)
 
 
 def fit_case(
     case: Case, backend: Backend, device: torch.device, bits: int | None = None, dtype: torch.dtype | None = None
 ) -> Case:
-    """The case, or where its plan is refused the same with one of ``bits`` and ``dtype`` that is served."""
+    """Return the case; if its plan is refused, with a served plan of ``bits`` and ``dtype``."""
     reason = backend.supports(case.plan, device)
     if not reason:
         return case
@@ -65,7 +65,7 @@ def fit_case(
 
 
 def fit_format(format: Format, backend: Backend, device: torch.device) -> Format:
-    """The format, or where no plan with it is served another of the same name."""
+    """Return the format; if no plan with it is served, another of the same name."""
     if not backend.supports(Plan(torch.float32, torch.float32, format), device):
         return format
     served = {plan.format for plan in _served(backend, device, format.bits, None) if plan.format.name == format.name}
@@ -77,7 +77,7 @@ def fit_format(format: Format, backend: Backend, device: torch.device) -> Format
 def fit_run(
     run: Run, backend: Backend, device: torch.device, bits: int | None = None, dtype: torch.dtype | None = None
 ) -> Run:
-    """The run, or one with options that are served in place of those that are not. Where that does not do: another."""
+    """Return the run, or one with served options in place of others. If that is not served, reject the example."""
     reason = refusal(run, backend, device)
     if not reason:
         return run
@@ -100,7 +100,7 @@ def fit_run(
 
 
 def refusal(run: Run, backend: Backend, device: torch.device) -> str:
-    """Empty where the backend serves all plans of the run, else what the optimizer says."""
+    """Return the optimizer's reason if the backend does not serve all plans of the run, else an empty string."""
     try:
         OptimizerRun(lionbits.Lion, run, device, backend=backend)
     except select.NotServed as error:
@@ -109,7 +109,7 @@ def refusal(run: Run, backend: Backend, device: torch.device) -> str:
 
 
 def _one_of(served: Sequence[Plan], chance: int, reason: str) -> Plan:
-    """One of the plans by a number that was drawn anyway. Without any, the test is skipped."""
+    """Return one of the plans by a number that was drawn already. Without any, skip the test."""
     if not served:
         pytest.skip(f"none of these plans is served; of the first that was drawn: {reason}")
     return served[chance % len(served)]
@@ -143,7 +143,7 @@ def _every_rounding(dtype: torch.dtype) -> list[tuple[str, int]]:
 
 
 def _cautious(caution: str, drawn: Any) -> Any:
-    """What the optimizer's argument has to be for a plan's; where several mean the same, the one that was drawn."""
+    """Return the optimizer's argument for a plan's caution; if several mean the same, the one that was drawn."""
     if caution == "mask":
         return drawn if drawn in ("mask", "c-optim", "timm") else "mask"
     return None if caution == "none" else caution

@@ -38,7 +38,7 @@ def test_compile_errors_point_at_the_source(tmp_path: Path) -> None:
         Module(tmp_path / "wrong.cu")
 
 
-def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_reason_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """And where another system is."""
     assert cuda_on_cpu.obstacle() == ""
     monkeypatch.setattr(build, "_compiler", build._compiler.__wrapped__)
@@ -98,9 +98,9 @@ print("came through")
 
 
 @pytest.mark.parametrize(
-    ("sanitizer", "offset", "told"), [("address", 0, "heap-buffer-overflow"), ("undefined", 4, "misaligned")]
+    ("sanitizer", "offset", "message"), [("address", 0, "heap-buffer-overflow"), ("undefined", 4, "misaligned")]
 )
-def test_sanitizers(tmp_path: Path, sanitizer: str, offset: int, told: str) -> None:
+def test_sanitizers(tmp_path: Path, sanitizer: str, offset: int, message: str) -> None:
     """A read behind the end, or a vector where no GPU accepts one, ends the process, and its line is named."""
     asan = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
@@ -117,7 +117,7 @@ def test_sanitizers(tmp_path: Path, sanitizer: str, offset: int, told: str) -> N
     command = [sys.executable, "-c", SANITIZED, str(tmp_path / "bad.cu"), sanitizer, str(offset)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert told in done.stderr
+    assert message in done.stderr
     assert "bad.cu:2" in done.stderr
     assert "came through" not in done.stdout
 

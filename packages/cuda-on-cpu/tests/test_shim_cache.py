@@ -44,7 +44,7 @@ def build_in_time(source: Path) -> Path:
     return found[0]
 
 
-def told(module_path: Path, source: Path) -> int:
+def written_by(module_path: Path, source: Path) -> int:
     """What the kernel writes, in a process of its own: here the first library stays loaded."""
     code = (
         "import sys, numpy, pathlib; from cuda_on_cpu import Module, build; y = numpy.zeros(1, dtype=numpy.int32); "
@@ -90,7 +90,7 @@ def test_a_file_of_which_others_may_be_the_writers_is_built_anew(
     found = spoilt.lstat()
     assert stat.S_ISREG(found.st_mode)
     assert (found.st_uid, found.st_mode & 0o022) == (os.geteuid(), 0)
-    assert told(first, source) == 1
+    assert written_by(first, source) == 1
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o002])

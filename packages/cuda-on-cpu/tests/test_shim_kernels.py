@@ -56,13 +56,13 @@ def test_a_race_shows(module: Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "told"),
+    ("kernel", "message"),
     [("divergent", "__syncthreads"), ("half_a_shuffle", "a shuffle"), ("outside", "not in its mask")],
 )
-def test_what_would_hang_is_told(module: Module, kernel: str, told: str) -> None:
+def test_what_would_hang_is_reported(module: Module, kernel: str, message: str) -> None:
     """And the module can be used again."""
     for seed in range(4):
-        with pytest.raises(LaunchError, match=told):
+        with pytest.raises(LaunchError, match=message):
             module.get_function(kernel)((1,), (64,), (), seed)
     test_a_grid_with_a_tail(module)
 
@@ -106,7 +106,7 @@ def test_templates_and_types(module: Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("grid", "block", "args", "error", "told"),
+    ("grid", "block", "args", "error", "message"),
     [
         ((1,), (1,), (0,), TypeError, "takes 4 arguments, not 1"),
         ((1,), (1,), (0, 0, 0, 1.5), TypeError, "argument 3 of add is 1.5"),
@@ -115,9 +115,9 @@ def test_templates_and_types(module: Module) -> None:
         ((1,), (32, 33), (0, 0, 0, 1), ValueError, "1024"),
     ],
 )
-def test_bad_launches(module: Module, grid: object, block: object, args: object, error: type, told: str) -> None:
+def test_bad_launches(module: Module, grid: object, block: object, args: object, error: type, message: str) -> None:
     """Nothing runs."""
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         module.get_function("add")(grid, block, args)  # type: ignore[arg-type]
 
 
@@ -125,7 +125,7 @@ def test_the_slow_way_gives_the_same() -> None:
     """By ucontext, where there is no assembler for it."""
     slow = Module(FILE, define={"CUDA_ON_CPU_UCONTEXT": "1"})
     test_shuffles_and_barriers(slow, 256)
-    test_what_would_hang_is_told(slow, "divergent", "__syncthreads")
+    test_what_would_hang_is_reported(slow, "divergent", "__syncthreads")
 
 
 @pytest.mark.parametrize(("i", "value"), [(0, 128), (1, -1), (2, 2**63), (3, "1.5"), (3, np.zeros(1)), (4, 2), (5, -8)])

@@ -128,7 +128,7 @@ def test_a_part_that_raises_is_reported_and_the_next_one_begins(
 
 def test_time_that_is_short_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     only(monkeypatch, environment=gpu.look, speed=gpu.race, replay=gpu.record)
-    code = gpu.run(gpu.trial(), ["reference"], tmp_path, minutes=0.0)
+    code = gpu.run(gpu.dry_run(), ["reference"], tmp_path, minutes=0.0)
     assert code == gpu.CUT_SHORT
     written = json.loads((tmp_path / "results.json").read_text())
     assert [part["status"] for part in written["parts"].values()] == ["complete", "cut short", "cut short"]
@@ -158,7 +158,7 @@ def test_shares_that_are_not_used_go_to_later_parts(monkeypatch: pytest.MonkeyPa
         left.append(deadline.left)
 
     only(monkeypatch, a=note, b=note, c=note, d=note)
-    gpu.run(gpu.trial(), None, tmp_path, minutes=10)
+    gpu.run(gpu.dry_run(), None, tmp_path, minutes=10)
     whole = 600 - gpu.RESERVE
     # clocks go on between the parts
     assert left == [pytest.approx(whole / n, rel=0.02) for n in (4, 3, 2, 1)]

@@ -125,7 +125,7 @@ def test_the_first_round_may_take_longer_than_the_share(bench: Bench) -> None:
     assert [len(row.seconds) for row in rows] == [EFFORT.steps] * 2
 
 
-def test_who_takes_too_long_is_stopped_and_told(bench: Bench) -> None:
+def test_one_that_takes_too_long_is_stopped_and_reported(bench: Bench) -> None:
     def sleep() -> None:
         time.sleep(20)
 

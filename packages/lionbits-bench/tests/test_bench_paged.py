@@ -15,7 +15,7 @@ from lionbits_bench.timing import Clock, Deadline, HostClock, wall_time
 from lionbits_bench.transfers import Crossing, TransferStats
 
 CPU = torch.device("cpu")
-PAGING = gpu.trial().paging
+PAGING = gpu.dry_run().paging
 BUDGETS = [f"{bits} bits, {factor}x the budget, pages of 8 KiB" for bits in (8, 32, 4) for factor in (2, 4, 10)]
 SIZES = [f"8 bits, 4x the budget, pages of {size} KiB" for size in (4, 32)]
 HOST = "32 bits, updated on the host"
@@ -90,39 +90,39 @@ def test_rows_are_compared_like_all_others(results: dict[str, Any], out: Path) -
 @pytest.mark.parametrize("page_size", [100, 1000, 4096])
 def test_all_bytes_cross_the_way_that_was_asked_for(way: str, page_size: int) -> None:
     crossed = bus.Bus(CPU, 1000)
-    crossed.near_in.zero_()
-    crossed.far_out.zero_()
+    crossed.in_on_device.zero_()
+    crossed.out_on_host.zero_()
     crossed.cross(page_size, way)
-    assert torch.equal(crossed.near_in, crossed.far_in) == (way != "out")
-    assert torch.equal(crossed.far_out, crossed.near_out) == (way != "in")
+    assert torch.equal(crossed.in_on_device, crossed.in_on_host) == (way != "out")
+    assert torch.equal(crossed.out_on_host, crossed.out_on_device) == (way != "in")
 
 
 def test_copies_wait_for_what_was_computed_before_and_the_device_for_the_last_ones() -> None:
-    told: list[tuple[Any, ...]] = []
+    noted: list[tuple[Any, ...]] = []
 
     class Noting(Synchronous):
         def computed(self) -> str:
             return "begin"
 
         def prefetch(self, copy: Any, after: Any) -> str:
-            told.append(("prefetch", *after))
-            return f"brought {len(told)}"
+            noted.append(("prefetch", *after))
+            return f"prefetched {len(noted)}"
 
         def write_back(self, copy: Any, after: Any) -> str:
-            told.append(("write back", *after))
-            return f"taken {len(told)}"
+            noted.append(("write back", *after))
+            return f"written {len(noted)}"
 
-        def compute_after(self, mark: Any) -> None:
-            told.append(("compute after", mark))
+        def compute_after(self, event: Any) -> None:
+            noted.append(("compute after", event))
 
     crossed = bus.Bus(CPU, 200)
     crossed._streams = Noting()
     crossed.cross(100, "both")
-    assert told == [("prefetch", "begin"), ("write back", "begin"), ("prefetch",), ("write back",),
-                    ("compute after", "brought 3"), ("compute after", "taken 4")]  # fmt: skip
+    assert noted == [("prefetch", "begin"), ("write back", "begin"), ("prefetch",), ("write back",),
+                    ("compute after", "prefetched 3"), ("compute after", "written 4")]  # fmt: skip
 
 
-def test_a_bus_that_time_does_not_reach_is_told() -> None:
+def test_a_bus_that_time_does_not_reach_is_reported() -> None:
     findings = Findings()
     assert bus.measure(HostClock(), [64], 128, Deadline(0), findings) == []
     assert findings.unfinished == [f"the bus, {way}, in pages of 64 bytes" for way in transfers.WAYS]

@@ -1,4 +1,4 @@
-"""Peers: whoever is here is right, whoever is not is told, and nobody has to be here."""
+"""Peers: each that is installed follows its rule, one that is missing is reported, and none is required."""
 
 import importlib.util
 import sys
@@ -42,7 +42,7 @@ def test_the_baseline_is_there_and_nothing_compiles_where_that_is_not_wanted() -
     "peer", peers.peers("fp32", CPU, compiled=False), ids=lambda peer: f"{peer.name} {peer.variant}"
 )
 def test_whoever_is_installed_is_right(peer: Candidate) -> None:
-    assert rule.told(peer.check, peer.build, CPU).startswith("right")
+    assert rule.result(peer.check, peer.build, CPU).startswith("right")
 
 
 def package(folder: Path, files: dict[str, str]) -> None:
@@ -78,21 +78,21 @@ def test_timm_is_there_where_torchvision_is_not(fake: Path) -> None:
     package(fake / "timm", files)
     plain, foreach = peers.peers("fp32", CPU, ["timm"], compiled=False)
     assert (plain.variant, foreach.variant) == ("Lion", "Lion, foreach")
-    assert rule.told(plain.check, plain.build, CPU) == "right"
+    assert rule.result(plain.check, plain.build, CPU) == "right"
     assert "timm" not in sys.modules
 
 
-def test_one_that_is_broken_is_told_and_left_out(fake: Path) -> None:
+def test_one_that_is_broken_is_reported_and_left_out(fake: Path) -> None:
     package(fake / "lion_pytorch", {"__init__.py": "raise OSError('no such library')"})
     assert peers.peers("fp32", CPU, ["lion-pytorch"]) == []
     assert peers.peers_found(CPU, ["lion-pytorch"]) == {"lion-pytorch": "does not import: OSError: no such library"}
 
 
-def test_one_that_leaves_weights_as_they_were_is_told(fake: Path) -> None:
+def test_one_that_leaves_weights_as_they_were_is_reported(fake: Path) -> None:
     lazy = "from torch.optim import SGD\ndef Lion(ps, lr, weight_decay):\n    return SGD(ps, lr=0.0)\n"
     package(fake / "lion_pytorch", {"__init__.py": lazy})
     (found,) = peers.peers("fp32", CPU, ["lion-pytorch"])
-    assert rule.told(found.check, found.build, CPU) == "weights unchanged"
+    assert rule.result(found.check, found.build, CPU) == "weights unchanged"
 
 
 def test_steps_go_through_the_compiler_where_they_say_so(monkeypatch: pytest.MonkeyPatch, fake: Path) -> None:

@@ -30,7 +30,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def compare(tmp_path: Path) -> Callable[..., int]:
-    """Run the command with a tiny model, into the test's folder unless told otherwise."""
+    """Run the command with a tiny model, into the test's folder unless given another."""
 
     def command(*options: object, steps: int = 3, seeds: int = 2, variants: tuple[str, ...] = SOME) -> int:
         parser = argparse.ArgumentParser()
@@ -145,7 +145,7 @@ def test_a_variant_that_changed_its_meaning_is_trained_again(
 
 
 @pytest.mark.parametrize("options", [("--backend", "nobody"), ("--width", 65), ("--seeds", 0), ("--steps", 0)])
-def test_wrong_settings_are_told_before_training(
+def test_wrong_settings_are_reported_before_training(
     compare: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[object, ...]
 ) -> None:
     assert compare(*options) == quality.USAGE
@@ -201,8 +201,8 @@ def test_times_are_medians_over_seeds() -> None:
 
 
 def test_one_seed_has_no_spread_and_no_baseline_no_difference() -> None:
-    single, lonely = [outcome("32 bits", 0, 2.0), outcome("8 bits", 0, 1.9)], [outcome("8 bits", 0, 1.9)]
-    (_, row), (alone,) = (quality_table.rows(found, list(quality.VARIANTS)) for found in (single, lonely))
+    single, without_32 = [outcome("32 bits", 0, 2.0), outcome("8 bits", 0, 1.9)], [outcome("8 bits", 0, 1.9)]
+    (_, row), (alone,) = (quality_table.rows(found, list(quality.VARIANTS)) for found in (single, without_32))
     assert quality_table.cells(row)[1:4] == ("1.9000", "-", "-5.00 %")
     assert quality_table.cells(alone)[3] == "-"
 

@@ -60,22 +60,22 @@ def all_but_the_tail(p: Tensor, g: Tensor, m: Tensor, lr: float, decay: float) -
 
 
 def test_the_rule_itself_is_right() -> None:
-    assert rule.told(rule.lion, lion(update), CPU) == "right"
+    assert rule.result(rule.lion, lion(update), CPU) == "right"
 
 
-def test_momentum_first_and_others_are_told() -> None:
+def test_momentum_first_and_others_are_reported() -> None:
     for change in (momentum_first, without_momentum, without_decay, coupled, slower):
-        assert rule.told(rule.lion, lion(change), CPU).endswith("% of updates wrong"), change
+        assert rule.result(rule.lion, lion(change), CPU).endswith("% of updates wrong"), change
 
 
 @pytest.mark.parametrize("check", [rule.lion, rule.adamw, partial(rule.lion, allowed=0.1)])
-def test_weights_that_stay_are_told(check: rule.Check) -> None:
+def test_weights_that_stay_are_reported(check: rule.Check) -> None:
     def nothing(p: Tensor, *_: Any) -> None:
         pass
 
-    assert rule.told(check, lion(decay_alone), CPU) == "weights unchanged"
-    assert rule.told(check, lion(nothing), CPU) == "weights unchanged"
-    assert rule.told(check, lion(all_but_the_tail), CPU) == "98.0 % of weights unchanged"
+    assert rule.result(check, lion(decay_alone), CPU) == "weights unchanged"
+    assert rule.result(check, lion(nothing), CPU) == "weights unchanged"
+    assert rule.result(check, lion(all_but_the_tail), CPU) == "98.0 % of weights unchanged"
 
 
 def test_rounded_state_may_turn_a_few_signs_and_no_more() -> None:
@@ -83,25 +83,25 @@ def test_rounded_state_may_turn_a_few_signs_and_no_more() -> None:
         update(p, g, m, lr, decay)
         m.copy_((m / 1e-3).round() * 1e-3)
 
-    told = rule.told(partial(rule.lion, allowed=0.1), lion(rounded), CPU)
-    assert told.startswith("right, ")
-    assert told.endswith("% of signs turned by rounded state")
-    assert rule.told(rule.lion, lion(rounded), CPU).endswith("% of updates wrong")
+    found = rule.result(partial(rule.lion, allowed=0.1), lion(rounded), CPU)
+    assert found.startswith("right, ")
+    assert found.endswith("% of signs turned by rounded state")
+    assert rule.result(rule.lion, lion(rounded), CPU).endswith("% of updates wrong")
 
 
 def test_no_bound_lets_a_wrong_rule_pass() -> None:
     loosest = partial(rule.lion, allowed=max(candidates.ALLOWED.values()))
     for change in (without_momentum, without_decay, coupled):
-        assert rule.told(loosest, lion(change), CPU).endswith("% of updates wrong"), change
+        assert rule.result(loosest, lion(change), CPU).endswith("% of updates wrong"), change
 
 
 def test_adamw_and_a_tenth_of_its_step() -> None:
     def adamw(scale: float) -> rule.Build:
         return lambda ps: torch.optim.AdamW(ps, lr=scale * COMMON["lr"], weight_decay=COMMON["weight_decay"] / scale)
 
-    assert rule.told(rule.adamw, adamw(1.0), CPU) == "right"
-    assert rule.told(rule.adamw, adamw(0.8), CPU) == "100 % of updates wrong"
-    assert rule.told(rule.adamw, adamw(0.1), CPU) == "weights unchanged"
+    assert rule.result(rule.adamw, adamw(1.0), CPU) == "right"
+    assert rule.result(rule.adamw, adamw(0.8), CPU) == "100 % of updates wrong"
+    assert rule.result(rule.adamw, adamw(0.1), CPU) == "weights unchanged"
 
 
 def test_gradients_that_a_step_overwrites_are_no_excuse() -> None:
@@ -109,18 +109,18 @@ def test_gradients_that_a_step_overwrites_are_no_excuse() -> None:
         update(p, g, m, lr, decay)
         g.zero_()
 
-    assert rule.told(rule.lion, lion(scratch), CPU) == "right"
+    assert rule.result(rule.lion, lion(scratch), CPU) == "right"
 
 
-def test_one_that_raises_is_told() -> None:
+def test_one_that_raises_is_reported() -> None:
     def fall(*_: Any) -> None:
         raise RuntimeError("fell over\nand so on")
 
-    assert rule.told(rule.lion, lion(fall), CPU) == "cannot be checked: RuntimeError: fell over"
-    assert rule.told(None, lion(update), CPU).startswith("not checked")
+    assert rule.result(rule.lion, lion(fall), CPU) == "cannot be checked: RuntimeError: fell over"
+    assert rule.result(None, lion(update), CPU).startswith("not checked")
 
 
 @pytest.mark.parametrize("lion", candidates.lions(["reference"], "fp32"), ids=lambda lion: lion.variant)
 def test_the_reference_is_right(lion: candidates.Candidate) -> None:
     expected = "not checked" if "cautious" in lion.variant else "right"
-    assert rule.told(lion.check, lion.build, CPU).startswith(expected)
+    assert rule.result(lion.check, lion.build, CPU).startswith(expected)

@@ -1,4 +1,4 @@
-"""``run`` and ``compare``, tiny: what is written, what is told, and whom it survives."""
+"""``run`` and ``compare``, tiny: what is written and reported, and which errors do not end it."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def strange(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("strange")
-def test_strange_peers_are_told_and_end_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strange_peers_are_reported_and_end_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--workloads", "small", "--variants", "8", "--limit", "2")
     assert bench(tmp_path, *arguments) == 0
     rows = {row["variant"]: row for row in written(tmp_path)["speed"]}

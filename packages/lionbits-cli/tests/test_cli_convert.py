@@ -131,7 +131,7 @@ def test_a_large_model_is_shown_by_its_worst(tmp_path: Path, capsys: pytest.Capt
     assert "Shown are the 40" in shown
 
 
-def test_what_cannot_be_is_told_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_is_reported_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here, out = tmp_path / "here.pt", tmp_path / "out.pt"
     torch.save({"model": {}, "optimizer": trained(Lion8bit).state_dict()}, here)
     packed = tmp_path / "packed.pt"

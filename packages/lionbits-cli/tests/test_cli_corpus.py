@@ -49,7 +49,7 @@ def test_tests_and_other_peoples_packages_are_left_out(tmp_path: Path) -> None:
     assert corpus.python_files(tmp_path) == ["a.py", "b/c.py"]
 
 
-def test_a_python_without_sources_is_told(tmp_path: Path) -> None:
+def test_a_python_without_sources_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="no Python sources"):
         corpus.load(tmp_path)
 

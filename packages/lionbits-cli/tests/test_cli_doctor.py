@@ -53,7 +53,7 @@ def test_it_works_without_rich_and_without_a_compiler(
     assert "╭" not in shown
 
 
-def test_what_only_pretends_to_be_a_gpu_is_told(
+def test_what_only_pretends_to_be_a_gpu_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for variable in doctor.PRETENCES:

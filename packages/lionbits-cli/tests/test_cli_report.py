@@ -82,7 +82,7 @@ def no_explosion(record: Record) -> None:
         (frozen, "every step moved the parameters"),
         (too_far, "it moved no tensor further than a step may"),
         (not_a_number, "it moved no tensor further than a step may"),
-        (no_explosion, "step 10 brought an exploded gradient"),
+        (no_explosion, "step 10 had an exploded gradient"),
     ],
 )
 def test_every_check_can_fail(record: Record, damage: Callable[[Record], None], check: str) -> None:

@@ -112,7 +112,7 @@ def test_what_would_make_another_run_is_refused(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no checkpoint at all"])
-def test_an_unreadable_checkpoint_is_told(
+def test_an_unreadable_checkpoint_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
 ) -> None:
     path = tmp_path / CHECKPOINT
@@ -123,7 +123,7 @@ def test_an_unreadable_checkpoint_is_told(
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_or_altered_checkpoint_is_told_by_name(
+def test_a_truncated_or_altered_checkpoint_is_reported_by_name(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: float
 ) -> None:
     """Cut short anywhere, or with one bit changed."""
@@ -137,7 +137,7 @@ def test_a_truncated_or_altered_checkpoint_is_told_by_name(
         assert f"cannot read the checkpoint {path}" in capsys.readouterr().err
 
 
-def test_a_checkpoint_that_lacks_something_or_does_not_fit_is_told_by_name(
+def test_a_checkpoint_that_lacks_something_or_does_not_fit_is_reported_by_name(
     train: Train, read_checkpoint: Read, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--steps", 2, "--out", tmp_path) == 0
@@ -153,9 +153,9 @@ def test_a_checkpoint_that_lacks_something_or_does_not_fit_is_told_by_name(
     ):
         torch.save(whole | broken, path)
         assert main(["train", "--resume", str(path)]) == 2
-        told = capsys.readouterr().err
-        assert f"cannot continue from the checkpoint {path}" in told
-        assert words in told
+        shown = capsys.readouterr().err
+        assert f"cannot continue from the checkpoint {path}" in shown
+        assert words in shown
 
 
 def test_what_a_killed_run_left_is_gone_at_the_next_start(train: Train, tmp_path: Path) -> None:

@@ -43,25 +43,25 @@ def read(path: Path) -> int:
     return number if intact else -1
 
 
-def save_for_ever(save: Callable[[Any, Path], None], path: Path, first: int, told: int) -> None:
+def save_without_end(save: Callable[[Any, Path], None], path: Path, first: int, pipe: int) -> None:
     """Tell that it begins, by the number before the first, and each number when its checkpoint has been saved."""
     number = first - 1
     while True:
-        os.write(told, number.to_bytes(8, "little"))
+        os.write(pipe, number.to_bytes(8, "little"))
         number += 1
         save(content(number), path)
 
 
-def life(save: Callable[[Any, Path], None], path: Path, first: int, patience: float) -> dict[str, int]:
+def child_run(save: Callable[[Any, Path], None], path: Path, first: int, patience: float) -> dict[str, int]:
     """One child: what it had saved for certain when it was killed, what lies there, and how much lies beside it."""
-    listen, told = os.pipe()
+    listen, pipe = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            save_for_ever(save, path, first, told)
+            save_without_end(save, path, first, pipe)
         finally:
             os._exit(1)
-    os.close(told)
+    os.close(pipe)
     numbers = os.read(listen, 8)  # it has begun
     time.sleep(patience)
     os.kill(child, signal.SIGKILL)
@@ -80,29 +80,29 @@ def timed(save: Callable[[Any, Path], None], path: Path) -> float:
     return time.perf_counter() - begin
 
 
-def lives(folder: Path, how: str, count: int) -> list[dict[str, int]]:
+def children(folder: Path, how: str, count: int) -> list[dict[str, int]]:
     """Children one after the other; each goes on counting where a reader would."""
     name, save = SAVERS[how]
     path = folder / name
     once = min(timed(save, path) for _ in range(5))
     chance = random.Random(0)
-    told: list[dict[str, int]] = []
+    results: list[dict[str, int]] = []
     last = 0
     for _ in range(count):
-        told.append(life(save, path, last + 1, chance.uniform(0.2, 2.2) * once))
-        last = max(last, told[-1]["saved"], told[-1]["found"])
-    return told
+        results.append(child_run(save, path, last + 1, chance.uniform(0.2, 2.2) * once))
+        last = max(last, results[-1]["saved"], results[-1]["found"])
+    return results
 
 
 def main() -> None:
     """All ways, each in a folder of its own."""
-    told = {}
+    results = {}
     for way in sys.argv[2:]:
         how, count = way.split("=")
         folder = Path(sys.argv[1]) / how
         folder.mkdir()
-        told[how] = lives(folder, how, int(count))
-    print(json.dumps(told))
+        results[how] = children(folder, how, int(count))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

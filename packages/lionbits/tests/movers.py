@@ -18,11 +18,11 @@ def moving(
     params: list[nn.Parameter],
     page_size: int,
     budget: int | None,
-    noise: Callable[[torch.device], CopyStreams] | None = None,
+    streams: Callable[[torch.device], CopyStreams] | None = None,
     **settings: Any,
 ) -> Lion:
     """A paged optimizer whose state moves although its parameters are on the CPU."""
     optimizer = PagedLion(params, page_budget=budget, **settings)
-    noise = noise or (lambda device: AdversarialStreams(page_size))
-    optimizer._pager = replace(optimizer._pager, page_size=page_size, streams=noise)  # type: ignore[call-arg]
+    streams = streams or (lambda device: AdversarialStreams(page_size))
+    optimizer._pager = replace(optimizer._pager, page_size=page_size, streams=streams)  # type: ignore[call-arg]
     return optimizer

@@ -1,4 +1,4 @@
-"""What people who come from AdamW are told: converted settings, and warnings that point at their own line."""
+"""Advice for users of AdamW: converted settings, and warnings that point at their own line."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_the_bits_are_those_of_a_step(variant: Variant, settings: dict[str, Any]
 @pytest.mark.parametrize("budget", [0, 30_000, None])
 @pytest.mark.parametrize("compute", ["device", "host"])
 def test_paged_state_follows_the_gradients(budget: int | None, compute: str) -> None:
-    """Pages come and go in the order in which gradients do, between frames of one budget."""
+    """Pages come and go in the order in which gradients do, in staging buffers of one budget."""
     if compute == "host" and budget is not None:
         return
     results = []

@@ -49,7 +49,7 @@ def trained_alone(steps: int = 2) -> tuple[list[Tensor], dict[str, Any]]:
 
 @pytest.mark.parametrize("dropped", [False, True])
 def test_a_cell_that_runs_twice(dropped: bool) -> None:
-    """The older optimizer lives as long as its hooks do, whoever holds it. It is named, and nothing changes."""
+    """The older optimizer is kept alive by its hooks. It is named, and nothing changes."""
     model = network()
     older: Lion | None = Lion(model.parameters(), lr=1.0)
     fused = fuse_into_backward(model, older)
@@ -155,9 +155,9 @@ def test_a_step_of_the_newer_one_that_gets_no_gradient() -> None:
     fused = fuse_into_backward(model, older)
     newer = Lion8bit(model.parameters())
     backward(model)
-    with pytest.warns(UserWarning, match=r"4 parameter\(s\) of this Lion8bit .* \(Lion\) .* replace=True") as told:
+    with pytest.warns(UserWarning, match=r"4 parameter\(s\) of this Lion8bit .* \(Lion\) .* replace=True") as caught:
         newer.step()
-    assert told[0].filename == __file__
+    assert caught[0].filename == __file__
     older.step()
     backward(model)
     with warnings.catch_warnings():

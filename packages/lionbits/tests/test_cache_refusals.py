@@ -102,9 +102,9 @@ def test_a_tensor_learning_rate_is_read_at_every_step(address_caching: ModuleTyp
 
 
 def test_a_backend_that_fails_is_not_built_upon(address_caching: ModuleType) -> None:
-    """After an exception from within a backend the works are made anew, from the counts that users see."""
+    """After an exception from within a backend the launch groups are made anew, from the counts that users see."""
     pair = DifferentialRun(address_caching, "8")
-    pair.both(setting_of_one(betas=(0.5, 0.9)))  # a second work whose noise depend on its count
+    pair.both(setting_of_one(betas=(0.5, 0.9)))  # a second launch group whose noise depends on its count
     pair.step(2)
 
     def fail(*_: object) -> None:

@@ -20,7 +20,7 @@ SHAPES = [(64, 64), (35, 131), (33,)]
 
 
 def _moved(optimizer: Lion, params: list[nn.Parameter], **settings: Any) -> tuple[Lion, list[nn.Parameter]]:
-    """The run, saved to a file and loaded without its code into a Lion with other arrangements."""
+    """The run, saved to a file and loaded without its code into a Lion with other backend, paging and budget."""
     file = io.BytesIO()
     torch.save({"params": [param.detach() for param in params], "optimizer": optimizer.state_dict()}, file)
     file.seek(0)
@@ -36,7 +36,7 @@ def _moved(optimizer: Lion, params: list[nn.Parameter], **settings: Any) -> tupl
 
 @pytest.mark.parametrize("backend", ["cpp", "triton", "cupy"])
 def test_there_and_back_is_staying(variant: Variant, backend: str) -> None:
-    """Reference, then another backend with the other arrangement, then the reference again: the same bits."""
+    """Reference, then another backend with the other paging, then the reference again: the same bits."""
     _there_and_back(variant, backend)
 
 

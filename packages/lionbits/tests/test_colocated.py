@@ -20,8 +20,8 @@ SHAPES = ((100,), (3, 7), (100,), (), (0, 4), (3, 7), (1024,)) * 2
 
 def mappings() -> str:
     """What Linux says of the memory of this process; empty where it says nothing, or has no huge pages."""
-    told, huge_pages = Path("/proc/self/smaps"), Path("/sys/kernel/mm/transparent_hugepage")
-    return told.read_text() if told.exists() and huge_pages.exists() else ""
+    smaps, huge_pages = Path("/proc/self/smaps"), Path("/sys/kernel/mm/transparent_hugepage")
+    return smaps.read_text() if smaps.exists() and huge_pages.exists() else ""
 
 
 def flags(address: int) -> list[str]:

@@ -96,7 +96,7 @@ def test_a_training_step_compiled_by_inductor_updates_as_eager() -> None:
 def test_an_optimizer_per_parameter_in_gradient_hooks(variant: Variant) -> None:
     """Updating each parameter as its gradient arrives equals one optimizer, with nearest rounding.
 
-    Only with nearest: unbiased noise depend on a parameter's position in its optimizer, which is 0 for each here.
+    Only with nearest: unbiased noise depends on a parameter's position in its optimizer, which is 0 for each here.
     """
     released, whole = network(), network()
     single = variant(whole.parameters(), lr=0.01, rounding="nearest")
@@ -119,7 +119,7 @@ def test_an_optimizer_per_parameter_in_gradient_hooks(variant: Variant) -> None:
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's, while it imports itself
 def test_apply_optimizer_in_backward(variant: Variant) -> None:
-    """torch's own gradient release builds and drives the optimizers by itself."""
+    """torch's own gradient release builds and drives the optimizers."""
     from torch.distributed.optim import _apply_optimizer_in_backward
 
     released, whole = network(), network()

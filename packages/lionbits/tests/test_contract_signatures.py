@@ -206,8 +206,8 @@ def test_repr_says_what_a_group_comes_to() -> None:
     optimizer = lionbits.PagedLion8bit([{"params": [big, small]}, {"params": [frozen]}], backend="reference")
     heads = [line for line in repr(optimizer).splitlines() if line.startswith("Parameter Group")]
     size = 64 * 512 + 64 * 2 * 4 + 64 * 4
-    told = f"1 in e3m4 in blocks of 256, 1 in float32; {size:,} bytes, paged; backend reference"
-    assert heads == [f"Parameter Group 0: {told}", "Parameter Group 1: nothing to train"]
+    line = f"1 in e3m4 in blocks of 256, 1 in float32; {size:,} bytes, paged; backend reference"
+    assert heads == [f"Parameter Group 0: {line}", "Parameter Group 1: nothing to train"]
     big.grad, small.grad = torch.ones_like(big), torch.ones_like(small)
     optimizer.step()
     held = [t for state in optimizer.state.values() for k, t in state.items() if k != "step"]

@@ -251,7 +251,7 @@ def test_a_state_dict_goes_on_alike_with_names_and_without(variant: Variant, her
 
 
 def test_parameters_of_several_dtypes_in_one_group(variant: Variant) -> None:
-    """Each is updated as in an optimizer over parameters of its dtype alone; nearest rounding, as noise go by place."""
+    """Updated as in an optimizer over parameters of its dtype alone; to nearest, as noise depends on position."""
     settings = {"lr": 0.01, "rounding": "nearest"}
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     mixed = [weights(dtype, [(64, 64)])[0] for dtype in dtypes]

@@ -32,10 +32,10 @@ def test_the_tables_of_formats_are_those_of_the_code(bits: int) -> None:
 
 @pytest.mark.parametrize("page", ["docs/choosing-bits.md", "docs/faq.md"])
 def test_losses_are_those_that_were_measured(page: str) -> None:
-    told = re.findall(r"[+-]\d+\.\d+ ± \d+\.\d+ %", text(page))
+    quoted = re.findall(r"[+-]\d+\.\d+ ± \d+\.\d+ %", text(page))
     measured = text("docs/results/quality.md")
-    assert told
-    assert all(loss in measured for loss in told)
+    assert quoted
+    assert all(loss in measured for loss in quoted)
 
 
 def test_the_specification_reads_what_is_there() -> None:

@@ -1,4 +1,4 @@
-"""What ``import lionbits`` brings beside torch, and what ``torch.compile`` sees of it."""
+"""Modules that ``import lionbits`` adds to torch, and names that ``torch.compile`` sees of it."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_of_the_step_comes_with_the_interrupt() -> None:
-    """The interrupt wins, as the error is told in its context; nothing is swallowed."""
+    """The interrupt is raised, with the error as its context; nothing is swallowed."""
     _, params, step = problem(lambda params, **more: Lion8bit(params, nonfinite="raise", **more), 1)
     assert params[0].grad is not None
     params[0].grad[0, 0] = float("nan")

@@ -31,7 +31,7 @@ def test_its_code_runs_as_it_stands(piece: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_no_page_has_a_block_that_no_test_runs() -> None:
-    """Every fence of Python, told by its first characters alone, is in a piece that a file of tests asks for."""
+    """Every fence of Python, found by its first characters alone, is in a piece that a file of tests asks for."""
     fences = sum(len(re.findall(r"^\W*(?:```|~~~) *\{? *\.?(?:py|Py)", text(page), re.MULTILINE)) for page in pages())
     assert sum(len(blocks(piece)) for piece in (*ELSEWHERE, *rest())) == fences > 30
     for piece, test in ELSEWHERE.items():

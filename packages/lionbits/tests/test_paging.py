@@ -195,7 +195,7 @@ def test_empty_and_zero_dimensional_parameters_in_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cls", [Lion, lionbits.Lion8bit, QLion])
 @pytest.mark.parametrize(("name", "value"), [("page_budget", 10**6), ("page_budget", 0), ("page_dir", ".")])
 def test_page_arguments_are_for_paged_optimizers(cls: type[Lion], name: str, value: Any) -> None:
-    """Who sets a budget or a folder and forgets is_paged is told so; with is_paged it is taken, by QLion too."""
+    """A budget or a folder without is_paged is refused; with is_paged it is accepted, by QLion too."""
     with pytest.raises(ValueError, match=rf"^{name}=.*is_paged=True"):
         cls(weights(), **{name: value})
     cls(weights(), is_paged=True, **{name: value})

@@ -77,9 +77,9 @@ def test_where_no_file_can_be_made_nothing_has_changed(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full, raising=False)
-        with pytest.raises(OSError, match=r"page_dir.*bytes") as told:
+        with pytest.raises(OSError, match=r"page_dir.*bytes") as caught:
             act(optimizer, saved)
-        assert told.value.errno == errno.ENOSPC
+        assert caught.value.errno == errno.ENOSPC
     assert_same(snapshot(optimizer), before)
     assert list(tmp_path.iterdir()) == []
     for some, one in ((params, optimizer), (twins, twin)):
@@ -107,7 +107,7 @@ FORKS = """if True:
     import copy, json, os, pickle, sys, torch, lionbits
     folder, *acts = sys.argv[1:]
 
-    def trial(what):
+    def forked_act(what):
         params = [torch.nn.Parameter(torch.ones(64, 64)), torch.nn.Parameter(torch.ones(70, 61))]
         optimizer = lionbits.PagedLion8bit(params, page_dir=folder or None, backend="reference")
 
@@ -136,17 +136,17 @@ FORKS = """if True:
             "init_state": optimizer.init_state, "pickle": lambda: pickle.dumps(optimizer),
             "copy": lambda: copy.deepcopy(optimizer),
         }
-        listen, told = os.pipe()
+        listen, pipe = os.pipe()
         child = os.fork()
         if not child:
             try:
                 acts.get(what, use)()
-                os.write(told, b"done")
+                os.write(pipe, b"done")
             except RuntimeError as error:
-                os.write(told, str(error).encode())
+                os.write(pipe, str(error).encode())
             finally:
                 os._exit(0)
-        os.close(told)
+        os.close(pipe)
         with os.fdopen(listen) as stream:
             said = stream.read()
         os.waitpid(child, 0)
@@ -156,7 +156,7 @@ FORKS = """if True:
         use()
         return said
 
-    print(json.dumps({what: trial(what) for what in acts}))
+    print(json.dumps({what: forked_act(what) for what in acts}))
 """
 
 forked = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
@@ -168,16 +168,16 @@ def in_forked_children(folder: str, *acts: str) -> dict[str, str]:
     command = [sys.executable, "-c", FORKS, folder, *acts]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    told: dict[str, str] = json.loads(done.stdout)
-    return told
+    messages: dict[str, str] = json.loads(done.stdout)
+    return messages
 
 
 @forked
 def test_a_forked_child_does_not_use_the_files_of_its_parent(tmp_path: Path) -> None:
     """It would change the parent's momentum, and see every change of it."""
-    for what, told in in_forked_children(str(tmp_path), *STEPS, *LOOKS).items():
+    for what, message in in_forked_children(str(tmp_path), *STEPS, *LOOKS).items():
         for words in ("page_dir", "forked", "load_state_dict"):
-            assert words in told, what
+            assert words in message, what
 
 
 @forked
@@ -189,5 +189,5 @@ def test_a_forked_child_makes_files_of_its_own(tmp_path: Path) -> None:
 @forked
 def test_memory_is_copied_by_a_fork() -> None:
     """Without page_dir the child has its own."""
-    told = in_forked_children("", "first step", "load", *STEPS, *LOOKS)
-    assert set(told.values()) == {"done"}
+    messages = in_forked_children("", "first step", "load", *STEPS, *LOOKS)
+    assert set(messages.values()) == {"done"}

@@ -1,4 +1,4 @@
-"""What the engine waits for is what the arithmetic says, and staying pages are the right ones to keep."""
+"""Paging waits as the forecast says, and to keep some pages on the device is the best policy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAIN = Plan(torch.float32, torch.float32, FLOAT32)
 
 
 class Timed:
-    """Lanes that only count time, and write down what they were busy with."""
+    """Copy streams that only count time, and record their events."""
 
     def __init__(self, machine: forecast.Machine, sizes: list[int]) -> None:
         self.machine, self.sizes = machine, sizes
@@ -30,7 +30,7 @@ class Timed:
     def work(self, kind: str, speed: float, after: Sequence[Event]) -> float:
         page = self.count[kind]
         self.count[kind] += 1
-        begin = max(self.now[kind], *(mark or 0.0 for mark in after), 0.0)
+        begin = max(self.now[kind], *(event or 0.0 for event in after), 0.0)
         self.now[kind] = begin + self.sizes[page] / speed
         self.events.append(forecast.Event(kind, page, begin, self.now[kind]))
         return self.now[kind]
@@ -46,8 +46,8 @@ class Timed:
     def computed(self) -> Event:
         return self.now["compute"]
 
-    def compute_after(self, mark: Event) -> None:
-        self.work("compute", self.machine.compute, [mark])
+    def compute_after(self, event: Event) -> None:
+        self.work("compute", self.machine.compute, [event])
 
     def settle(self) -> None:
         pass
@@ -55,7 +55,7 @@ class Timed:
 
 @pytest.mark.parametrize("machine", [(50, 50, 900), (50, 40, 60), (10, 60, 30), (60, 10, 500), (55, 55, 20)])
 def test_the_engine_keeps_to_the_forecast(machine: tuple[float, float, float]) -> None:
-    """Event by event: what waits for what is what the arithmetic says, whichever of the three is slowest."""
+    """Event by event, the times are those of the forecast, whichever of the three is slowest."""
     params = weights(shapes=[(rows, 64) for rows in (100, 90, 100, 10, 100, 100, 70)])
     sizes = [param.numel() * 4 for param in params]
     timed = Timed(forecast.Machine(*machine), sizes)

@@ -77,14 +77,14 @@ def test_what_travels_is_parameters_and_gradients() -> None:
 
 
 @pytest.mark.parametrize("direction", ["prefetch", "write back"])
-def test_a_copy_that_fails_is_told_and_parameters_are_whole(direction: str) -> None:
+def test_a_copy_that_fails_is_reported_and_parameters_are_whole(direction: str) -> None:
     """Each is of the step before or of this one; the message says what is stale."""
     twins = weights(shapes=[(100, 64)] * 6)
     train(Lion(twins), twins, [1])
     params = weights(shapes=[(100, 64)] * 6)
     before = [param.detach().clone() for param in params]
-    noise = partial(Failing, direction=direction, at=4)
-    optimizer = moving(params, 2 * 100 * 64 * 4, None, noise, paged_compute="host", backend="reference")
+    streams = partial(Failing, direction=direction, at=4)
+    optimizer = moving(params, 2 * 100 * 64 * 4, None, streams, paged_compute="host", backend="reference")
     message = "could not be prefetched" if direction == "prefetch" else "parameters are of the step before"
     with pytest.raises(RuntimeError, match=message):
         train(optimizer, params, [1])

@@ -1,4 +1,4 @@
-"""Pages that move: cut, joined, brought and taken back, where memory, reads and writes fail too."""
+"""Pages: cut, joined, prefetched and written back, also when memory, reads and writes fail."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class Failing(AdversarialStreams):
 @pytest.mark.parametrize(
     ("direction", "message"), [("prefetch", "could not be prefetched"), ("write back", "could not be written back")]
 )
-def test_a_copy_that_fails_is_told_and_the_rest_is_sound(direction: str, message: str) -> None:
+def test_a_copy_that_fails_is_reported_and_the_rest_is_sound(direction: str, message: str) -> None:
     """Pages before it are updated, those behind it are untouched, and every number in the state is of one step."""
     twin_params = weights(shapes=[(100, 64)] * 6)
     twin = Lion(twin_params)

@@ -196,9 +196,9 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     times: list[int] = []
     original = prepare.prepare
 
-    def counted(*works: Any) -> None:
-        times.append(len(works[0]))
-        original(*works)
+    def counted(*args: Any) -> None:
+        times.append(len(args[0]))
+        original(*args)
 
     monkeypatch.setattr(prepare, "prepare", counted)
     return times

@@ -1,4 +1,4 @@
-"""Properties of the momentum: it turns, it has no scale, it has no preferred sign, and it never begins by itself."""
+"""Properties of the momentum: it turns, it has no scale and no preferred sign, and zero stays without a gradient."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def turning_steps(bits: int, limit: int, **options: Any) -> torch.Tensor:
 
 
 def test_momentum_does_not_stick() -> None:
-    """After +1 for 70 steps and -0.2 for ever, elements turn about when those of 32 bits do, which is after 115 steps.
+    """After +1 for 70 steps and -0.2 for good, elements turn about when those of 32 bits do, which is after 115 steps.
 
     On average over elements within 1.2 times that at 8 bits and 2 times at 4 bits, nor much earlier; each of them does.
-    The noise are fixed by the seed, so the averages are too.
+    The noise is fixed by the seed, so the averages are too.
     """
     assert (turning_steps(32, 130) == 115).all()
     for bits, rounding, factor in (

@@ -1,4 +1,4 @@
-"""safetensors: every variant there and back, bit for bit; plain readers see the tensors; damage is told."""
+"""safetensors: every variant there and back, bit for bit; plain readers see the tensors; damage is reported."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_what_is_nested_without_end_is_refused(kind: type, tmp_path: Path) -> No
         deep = deep["a"] if kind is dict else deep[0]
 
 
-def test_damaged_and_foreign_files_are_told_by_name(tmp_path: Path) -> None:
+def test_damaged_and_foreign_files_are_reported_by_name(tmp_path: Path) -> None:
     """Cut at any place, of another program, of another time."""
     import safetensors.torch as library
 

@@ -31,13 +31,13 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    told: dict[str, list[dict[str, int]]] = json.loads(done.stdout)
-    assert all(life["signal"] == 9 for lives in told.values() for life in lives)
-    assert any(life["found"] < 0 for life in told.pop("in-place"))
-    for how, lives in told.items():
-        assert all(life["found"] - life["saved"] in (0, 1) for life in lives)
-        beside = [life["beside"] for life in lives]
-        assert sum(beside) >= len(lives) // 5, "too few kills came while a file was being written"
+    results: dict[str, list[dict[str, int]]] = json.loads(done.stdout)
+    assert all(child["signal"] == 9 for children in results.values() for child in children)
+    assert any(child["found"] < 0 for child in results.pop("in-place"))
+    for how, children in results.items():
+        assert all(child["found"] - child["saved"] in (0, 1) for child in children)
+        beside = [child["beside"] for child in children]
+        assert sum(beside) >= len(children) // 5, "too few kills came while a file was being written"
         assert max(beside) == 1, "the next save removes what the last kill left"
         (place,) = {path for path in (tmp_path / how).iterdir() if path.suffix != ".tmp"}
         saving.remove_leftovers(place)
@@ -84,17 +84,17 @@ def test_bytes_are_on_disk_before_the_name_is_and_the_name_before_it_returns(
     events: list[str] = []
     sync, replace = os.fsync, Path.replace
 
-    def told_sync(handle: int) -> None:
+    def noting_sync(handle: int) -> None:
         kind = "folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else f"file of {os.fstat(handle).st_size}"
         events.append(f"sync {kind}")
         sync(handle)
 
-    def told_replace(self: Path, target: Any) -> Path:
+    def noting_replace(self: Path, target: Any) -> Path:
         events.append("move")
         return replace(self, target)
 
-    monkeypatch.setattr(os, "fsync", told_sync)
-    monkeypatch.setattr(Path, "replace", told_replace)
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    monkeypatch.setattr(Path, "replace", noting_replace)
     with saving.whole(tmp_path / "file") as stream:
         stream.write(b"12345")
     assert events == ["sync file of 5", "move"] + ["sync folder"] * (sys.platform != "win32")

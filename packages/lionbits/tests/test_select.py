@@ -186,7 +186,7 @@ def test_what_is_no_name_is_unavailable(toy: Maker, asked: str) -> None:
 
 
 def test_a_name_from_the_environment_is_blamed_on_the_environment(toy: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who never wrote backend= is told where the name came from."""
+    """If backend= was not passed, the message says where the name came from."""
     monkeypatch.setenv("LIONBITS_BACKEND", "tritn")
     with pytest.raises(BackendUnavailable, match=r"^LIONBITS_BACKEND='tritn': there is no.*Did you mean 'triton'"):
         Lion(weights())
@@ -264,7 +264,7 @@ def test_a_checkpoint_does_not_know_its_backend(toy: Maker) -> None:
     assert _steps(module, resumed) == 0
 
 
-def test_where_nothing_serves_every_reason_is_told() -> None:
+def test_where_nothing_serves_every_reason_is_reported() -> None:
     """The reference refuses no device but those that hold no values."""
     with pytest.raises(ValueError, match=r"no backend serves .* on meta \(reference: .+\)"):
         Lion([torch.nn.Parameter(torch.empty(64, 64, device="meta"))])

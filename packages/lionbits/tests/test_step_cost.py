@@ -39,8 +39,8 @@ def test_a_step_like_the_last_costs_a_fraction_of_one_that_is_made_anew(idle: Mo
         for _ in range(steps):
             for param in params:
                 param.grad = torch.empty_like(param)
-            if "steady" in before:
-                optimizer._step_cache = before["steady"]
+            if "cache" in before:
+                optimizer._step_cache = before["cache"]
             if "factor" in before:
                 optimizer.param_groups[0]["lr"] *= before["factor"]
             begin = time.perf_counter()
@@ -50,7 +50,7 @@ def test_a_step_like_the_last_costs_a_fraction_of_one_that_is_made_anew(idle: Mo
         return min(times)
 
     best(3)
-    again, scheduled, anew = best(200), best(200, factor=0.999), best(20, steady=None)
+    again, scheduled, anew = best(200), best(200, factor=0.999), best(20, cache=None)
     figures = ", ".join(
         f"{name} {1e6 * taken:.0f} us"
         for name, taken in (("like the last", again), ("another rate", scheduled), ("made anew", anew))

@@ -110,7 +110,7 @@ def test_a_step_has_the_bits_of_the_cpus(variant: Variant, name: str, scale: flo
         assert_same(near(resumed.momentum(again[0])), here.momentum(plain[0]))
 
 
-def test_what_a_conversion_cost_is_told_there_too(device: torch.device) -> None:
+def test_what_a_conversion_cost_is_reported_there_too(device: torch.device) -> None:
     params = on(device, weights())
     optimizer = Lion(params)
     train_on(optimizer, params, [1], None)

@@ -172,7 +172,7 @@ def test_their_is_paged_by_position_is_not_misread() -> None:
 
 
 def turned_after(cls: type[torch.optim.Optimizer], patience: int) -> float:
-    """Steps until an element turns, on average, after its gradient went from +1 (70 steps) to -0.2 for ever.
+    """Steps until an element turns, on average, after its gradient went from +1 (70 steps) to -0.2 for good.
 
     The first element of every block keeps its +1, and so keeps the block's scale where it is.
     """

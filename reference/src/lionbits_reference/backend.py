@@ -1,4 +1,4 @@
-"""The backend ``reference``: the rule, the formats and the rounding, walked over slots in slices."""
+"""The backend ``reference``: it applies the rule, the formats and the rounding to slots, slice by slice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ name = "reference"
 
 
 def supports(plan: Plan, device: torch.device) -> str:
-    """Empty: the reference serves every plan on any device that torch computes on."""
+    """Return an empty string: the reference serves every plan on any device that torch computes on."""
     return "" if device.type != "meta" else "tensors on the meta device hold no numbers"
 
 
@@ -28,13 +28,13 @@ class Prepared(NamedTuple):
 
 
 def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:
-    """See :meth:`lionbits_reference.spec.Backend.prepare`."""
+    """Return the plan and the slots: the reference has nothing to prepare."""
     del grads
     return Prepared(plan, tuple(slots))
 
 
 def aligned(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
-    """See :meth:`lionbits_reference.spec.Backend.aligned`."""
+    """Count the aligned elements of each slot, slice by slice."""
     plan = prepared.plan
     counts = torch.zeros(len(grads), dtype=torch.int64, device=scalars.lr.device)
     for j, piece, grad in _pieces(prepared, grads):
@@ -44,7 +44,7 @@ def aligned(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: 
 
 
 def absmax(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
-    """See :meth:`lionbits_reference.spec.Backend.absmax`."""
+    """Return the largest new magnitude of momentum of each slot, slice by slice."""
     plan = prepared.plan
     largest = torch.zeros(len(grads), dtype=torch.float32, device=scalars.lr.device)
     for j, piece, grad in _pieces(prepared, grads):
@@ -55,7 +55,7 @@ def absmax(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: S
 
 
 def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> None:
-    """See :meth:`lionbits_reference.spec.Backend.step`."""
+    """Update each slot, slice by slice."""
     plan = prepared.plan
     for j, piece, grad in _pieces(prepared, grads):
         p = _load_param(piece, plan)

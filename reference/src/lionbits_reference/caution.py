@@ -1,4 +1,4 @@
-"""How much the elements that still move make up for those that a cautious mask holds back."""
+"""The factor on the learning rate that makes up for the elements which a cautious mask does not move."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PLAN_CAUTION = {None: "none", "mask": "mask", "c-optim": "mask", "timm": "mask",
 
 
 def rate_factor(cautious: str, aligned: Tensor, numel: Tensor) -> Tensor:
-    """float32[k]: what the learning rate is multiplied by, formed in binary64 and rounded once.
+    """Return the factor on each learning rate, float32[k], formed in binary64 and rounded once.
 
     Args:
         cautious: ``"mask"``: n / max(aligned, 1), exact on average; ``"c-optim"``: n / (aligned + 1), the

@@ -1,9 +1,9 @@
-"""Gradient clipping per tensor: norms up, factors down, all on the device, in launches that do not grow with tensors.
+"""Gradient clipping per tensor: norms and factors stay on the device; launches do not grow with the number of tensors.
 
-The norm sums squares in binary64, in a fixed order that no thread count, device or slice size changes, and is
+The norm sums squares in binary64, in a fixed order that depends on no thread count, device or slice size. It is
 rounded to float32 once. A device without binary64 hands gradients to the CPU for that. Percentile clipping is that
-of bitsandbytes before 0.50, with its off-by-one mended: the limit is the q-th smallest of the last 100 norms, the
-present one included.
+of bitsandbytes before 0.50, with its off-by-one corrected: the limit is the q-th smallest of the last 100 norms,
+the present one included.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from . import pairwise
 from .spec import binary64
 
-#: How many norms percentile clipping remembers.
+#: Number of norms in the history of percentile clipping.
 HISTORY = 100
 
 _RUN = 1 << 16  # elements whose squares are summed as one tree
@@ -24,16 +24,16 @@ _AT_ONCE = 1 << 18  # elements that are in binary64 at a time
 
 
 def gradient_norm(grad: Tensor, nonfinite: str) -> Tensor:
-    """Euclidean norm of ``grad``, float32, 0-d; with ``nonfinite="skip"``, of the elements that are finite.
+    """Return the Euclidean norm of ``grad``, float32, 0-d; ``nonfinite="skip"`` takes the finite elements alone.
 
-    The order of the sum is part of the meaning: logical row-major elements in runs of 65,536, each summed by
+    The order of the sum is fixed: logical row-major elements in runs of 65,536, each summed by
     :func:`~lionbits_reference.pairwise.sums`; then the runs' sums likewise.
     """
     return norm(sums_of_squares([grad], nonfinite)[0]).to(grad.device)
 
 
 def sums_of_squares(grads: Sequence[Tensor], nonfinite: str) -> Tensor:
-    """float64[k]: the squares of the norms. Ranks with parts of the tensors add these up.
+    """Return the squares of the norms, float64[k]. Ranks that hold parts of the tensors add these up.
 
     They are on the device of the gradients, or on the CPU where :func:`~lionbits_reference.spec.binary64` is.
 
@@ -53,7 +53,10 @@ def norm(squares: Tensor) -> Tensor:
 
 
 def remembered(histories: Tensor, norms: Tensor, steps: Tensor) -> Tensor:
-    """The histories with the norm of update number ``steps`` in its place of each, float32[k, 100].
+    """Return the histories, float32[k, 100], each with the norm of its update number ``steps`` written in.
+
+    An empty history (all zeros) is filled with the norm. A first norm of zero (the gradient of LoRA's A while B is
+    zero) does not fill it: gradients would be clipped to zero until the zeros had left the window.
 
     A history of zeros is empty, and is filled with the norm. Were a first norm of zero to fill it (the gradient of
     LoRA's A while B is zero), gradients would be clipped to nothing until the zeros had left the window.
@@ -69,7 +72,7 @@ def remembered(histories: Tensor, norms: Tensor, steps: Tensor) -> Tensor:
 
 
 def percentile_limits(histories: Tensor, percentiles: Tensor) -> Tensor:
-    """float32[k]: of each history the q-th smallest, q in 1..100 of int64[k]."""
+    """Return float32[k]: the q-th smallest norm of each history, for q in 1..100 from int64[k] ``percentiles``."""
     return histories.sort(1).values.gather(1, percentiles.unsqueeze(1) - 1).squeeze(1)
 
 
@@ -79,7 +82,10 @@ def clip_factor(norm: Tensor, limit: Tensor) -> Tensor:
 
 
 def _portions(flat: Sequence[Tensor], sizes: Sequence[int]) -> Iterator[list[tuple[Tensor, int]]]:
-    """Parts of tensors and their sizes: whole runs but for a last one, as many as binary64 is granted memory for."""
+    """Yield lists of (part of a tensor, its size) that fit the memory granted to binary64.
+
+    A part is a number of whole runs; the last part of a tensor may end in a shorter run.
+    """
     portion: list[tuple[Tensor, int]] = []
     elements = 0
     for x, total in zip(flat, sizes, strict=True):

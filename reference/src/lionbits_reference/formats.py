@@ -30,7 +30,7 @@ from .spec import Format
 TINY = 2.0**-100
 
 #: The largest magnitude that codes can hold. For some formats float32(FLT_MAX / top) * top overflows; an infinite
-#: momentum would be skipped for ever, and would make its whole block NaN.
+#: momentum would always be skipped, and would make its whole block NaN.
 HUGE = 2.0**127
 
 #: The bits of 1.0 and of 2.0, and the sign.
@@ -38,7 +38,7 @@ _ONE, _TWO, _SIGN = 127 << 23, 128 << 23, -(1 << 31)
 
 
 class FormatConstants(NamedTuple):
-    """What arithmetic needs to know of a :class:`Format`, as arguments of a compiled function: then one serves all."""
+    """Constants of a :class:`Format`, as arguments of a compiled function, so that one function serves all formats."""
 
     bits: int
     shift: int
@@ -47,7 +47,7 @@ class FormatConstants(NamedTuple):
 
     @classmethod
     def of(cls, format: Format) -> FormatConstants:
-        """The numbers of ``format``."""
+        """Return the constants of ``format``."""
         return cls(format.bits, format.shift, format.largest_code, format.top)
 
 
@@ -62,7 +62,7 @@ def value(code: Tensor, format: Format | FormatConstants) -> Tensor:
 
 
 def code(m: Tensor, inverse: Tensor, limit: Tensor, noise: Tensor | int, format: Format | FormatConstants) -> Tensor:
-    """int32 codes of float32 ``m``, given what its blocks have: see :func:`block_inverse`."""
+    """Return int32 codes of float32 ``m``; ``inverse`` and ``limit`` are per element, from :func:`block_inverse`."""
     y = (m * inverse).abs()  # in this order even a NaN has its sign bit cleared
     held = y.view(torch.int32).clamp(max=_TWO).view(torch.float32)
     t = torch.maximum(torch.round(held * 2.0**22).to(torch.int32), y.view(torch.int32) - _ONE)
@@ -82,7 +82,7 @@ def block_scale(absmax: Tensor, format: Format | FormatConstants) -> Tensor:
 
 
 def block_inverse(absmax: Tensor, format: Format | FormatConstants) -> tuple[Tensor, Tensor]:
-    """For each absmax, float32 r = top / absmax, and the largest code, int32; both 0 where all codes are."""
+    """Return float32 r = top / absmax and the largest code, int32, for each absmax; both are 0 where scale is 0."""
     usable = torch.isfinite(absmax) & (absmax > TINY)
     inverse = torch.where(usable, _top(absmax, format) / absmax.clamp(max=HUGE), 0.0)
     return inverse, usable.to(torch.int32) * format.largest_code
@@ -107,12 +107,12 @@ def decode(codes: Tensor, scale: Tensor, columns: int, format: Format) -> Tensor
 
 
 def _top(like: Tensor, format: Format | FormatConstants) -> Tensor:
-    """A tensor, so that dividing by it is a division; by a Python number it may be a multiplication."""
+    """Return ``top`` as a tensor: torch may multiply by the inverse instead of dividing by a Python number."""
     return torch.ones_like(like) * format.top
 
 
 def _per_element(x: Tensor, columns: int, format: Format) -> Tensor:
-    """What each block has, (rows, blocks), for each of its elements: (rows, columns), or one number for all."""
+    """Repeat a value of each block, (rows, blocks), for its elements: (rows, columns). One number stays one, 0-d."""
     if x.numel() == 1:
         return x.reshape(())
     return x[..., None].expand(-1, -1, format.block_size).flatten(1)[:, :columns]

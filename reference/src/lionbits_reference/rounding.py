@@ -1,8 +1,8 @@
 """Rounding noise, and how p' is stored: what makes narrow numbers follow small steps on average.
 
 Nearest rounding makes Lion's momentum stick: with beta2 = 0.99 a step changes m by less than half a code, so it
-never moves. Noise are 16-bit numbers, spread evenly over 0..65535, that are added below the last kept bit before
-truncation, so that the mean is right. They are a function of seed, parameter, element and step alone: no generator
+never moves. Noise is a 16-bit number, evenly distributed over 0..65535, that is added below the last kept bit before
+truncation, so that the mean is right. It is a function of seed, parameter, element and step alone: no generator
 is read or advanced, and a shard, a page or another backend draws what the whole would have drawn. All integers are
 unsigned 32-bit, modulo 2^32; i = row * even(columns) + column in the WHOLE parameter::
 
@@ -14,7 +14,7 @@ unsigned 32-bit, modulo 2^32; i = row * even(columns) + column in the WHOLE para
     "stochastic"   salt is first replaced by fmix32(salt ^ (step * 0x9E3779B9 mod 2^32)): independent draws
     "nearest"      noise = 0x8000                                  (of momentum; parameters round to nearest even)
 
-``even`` rounds up to even, so that the pairs which share a hash never straddle rows. 40503 / 2^16 and
+``even`` rounds up to even, so that no pair which shares a hash is in two rows. 40503 / 2^16 and
 0x9E3779B9 / 2^32 are the golden ratio's fraction, whose multiples fill an interval as evenly as a sequence can.
 """
 
@@ -54,12 +54,12 @@ def word(x: Any) -> Any:
 
 
 def _times(h: Words, factor: int) -> Words:
-    """Modulo 2^32, to which products of int32 tensors wrap by themselves."""
+    """Return ``h * factor`` modulo 2^32; products of int32 tensors wrap to that already."""
     return h * int(word(factor)) if isinstance(h, Tensor) else (h * factor) & _MASK
 
 
 def salt(seed: int, parameter: int, purpose: int) -> int:
-    """What tells the noise of one parameter and purpose from all others."""
+    """Return the salt of one parameter and purpose: it separates their noise from all other noise."""
     mixed = fmix32(fmix32(seed & _MASK) ^ (seed >> 32))
     return fmix32(fmix32(mixed ^ (parameter & _MASK)) ^ purpose)
 
@@ -89,20 +89,20 @@ def noise(rounding: str, salt: int, step: Tensor, start: int, pitch: int, shape:
 
 
 def pairs(columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of each column, which pair it is in, and how far down its noise stands in the pair's hash: int32[columns]."""
+    """Return, for each column, its pair's number and the bit offset of its noise in the pair's hash: int32[columns]."""
     column = torch.arange(columns, dtype=torch.int32, device=device)
     return column >> 1, (column & 1) << 4
 
 
 def keys(rounding: str, salt: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """What the step makes of int32 salts: (words, phase), both int32, of the steps' shape."""
+    """Combine int32 salts with the step count: (words, phase), both int32, of the steps' shape."""
     if rounding == "stochastic":
         return fmix32(salt ^ word(step * _GOLDEN_32)), torch.zeros_like(salt)
     return salt, ((step * _GOLDEN_16) & 0xFFFF).to(torch.int32)
 
 
 def spread(high: int | Tensor, words: Tensor) -> Tensor:
-    """The hash of what many pairs have in common: the upper halves of their numbers, and the words of a parameter."""
+    """Hash what many pairs share: the upper halves of their numbers, and the words of a parameter."""
     return fmix32(words ^ high)
 
 
@@ -112,7 +112,7 @@ def noise_of_pairs(low: Tensor, spread: Tensor, phase: Tensor, odd: Tensor) -> T
 
 
 def load_param(stored: Tensor, residual: Tensor | None) -> Tensor:
-    """p as float32; with ``rest`` (int16 or int8) the master value of a compensated bfloat16 parameter."""
+    """Return p as float32; with ``residual`` (int16 or int8) the master value of a compensated bfloat16 parameter."""
     p = stored.to(torch.float32)
     if residual is None:
         return p
@@ -120,7 +120,7 @@ def load_param(stored: Tensor, residual: Tensor | None) -> Tensor:
 
 
 def residual_bits(residual: Tensor) -> Tensor:
-    """int32: what a rest (int16 or int8) adds to the bits of the float32 that bfloat16 kept."""
+    """Return int32: what a residual (int16 or int8) adds to the bits of the float32 that bfloat16 kept."""
     return residual.to(torch.int32) << _residual_shift(residual.dtype)
 
 
@@ -130,7 +130,7 @@ def round_unbiased(p: Tensor, noise: Tensor | int) -> Tensor:
 
 
 def split_master(p: Tensor, residual_dtype: torch.dtype, noise: Tensor | int) -> tuple[Tensor, Tensor]:
-    """float32 to the bfloat16 nearest to it (ties away from zero) and what that drops, an int16 or int8.
+    """Split float32 into the nearest bfloat16 (ties away from zero) and the residual, an int16 or int8.
 
     int16 keeps all 32 bits. int8 keeps 24: the low eight are first rounded away with the noise's upper half.
     """
@@ -148,5 +148,5 @@ def _residual_shift(dtype: torch.dtype) -> int:
 
 
 def _upper_half(bits: Tensor) -> Tensor:
-    """The bfloat16 that the upper 16 bits of a float32 are; with none below them nothing is rounded."""
+    """Return the upper 16 bits of each float32 as a bfloat16. The lower 16 are 0, so nothing is rounded."""
     return (bits & ~0xFFFF).view(torch.float32).to(torch.bfloat16)

@@ -1,7 +1,7 @@
-"""Cutting a slot into smaller slots, so that temporaries of a long tensor stay in cache.
+"""Slices: smaller slots that a slot is cut into, so that temporaries of a long tensor stay in cache.
 
-The cost of eager torch on long tensors is page-faulting fresh temporaries: slices of about 1 MB are several times
-faster. No bit depends on where the cuts fall: they fall between rows, or between blocks of one long row.
+Eager torch spends most of its time on long tensors in page faults of new temporaries: slices of about 1 MB are
+several times faster. No bit depends on the cuts: they fall between rows, or between blocks of one long row.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ LIMIT = 1 << 18
 
 
 def cut(slot: Slot, grad: Tensor, format: Format, limit: int = LIMIT) -> Iterator[tuple[Slot, Tensor]]:
-    """The slot and its gradient in order, in pieces of whole rows, or of blocks where a row is longer than ``limit``.
+    """Yield pieces of a slot with their gradients, in order: whole rows, or blocks if a row is longer than ``limit``.
 
-    ``limit`` is a multiple of the block size, and even, so that neither blocks nor pairs that share a hash are torn.
-    Every piece is a slot like any other, its tensors views of the slot's. A long row of a tensor that cannot
-    be seen as a matrix without a copy (channels_last, say) is not cut.
+    ``limit`` is even and a multiple of the block size, so that no cut divides a block or a pair that shares a hash.
+    Every piece is a slot like any other; its tensors are views of the slot's. A long row of a tensor that cannot
+    be viewed as a matrix (channels_last, say) is not cut.
     """
     count, width = matrix_shape(slot.param.shape)
     if count * width == 0:
@@ -44,7 +44,7 @@ def _cut_rows(slot: Slot, grad: Tensor, format: Format, count: int, step: int) -
 
 
 def rows(slot: Slot, format: Format, first: int, last: int) -> Slot:
-    """Rows ``first`` to ``last`` of a slot that has several."""
+    """Return rows ``first`` to ``last`` of a slot that has several."""
     state = {
         key: value if key == "exp_avg_scale" and format.tensor_wise else value[first:last]
         for key, value in _state_tensors(slot).items()
@@ -54,7 +54,7 @@ def rows(slot: Slot, format: Format, first: int, last: int) -> Slot:
 
 
 def columns(slot: Slot, format: Format, first: int, last: int) -> Slot:
-    """Elements ``first`` to ``last`` of a slot that is one row, or can be seen as one; no block or byte may be torn."""
+    """Return elements ``first`` to ``last`` of a slot that can be seen as one row. Cuts divide no block and no byte."""
 
     def state_part(key: str, tensor: Tensor) -> Tensor:
         if key == "exp_avg_codes":
@@ -71,7 +71,7 @@ def columns(slot: Slot, format: Format, first: int, last: int) -> Slot:
 
 
 def column_part(tensor: Tensor, first: int, last: int) -> Tensor:
-    """Elements ``first`` to ``last`` of a tensor that is one row, or can be seen as one: (1, last - first)."""
+    """Return elements ``first`` to ``last`` of a tensor that can be seen as one row: (1, last - first)."""
     return tensor.reshape(1, -1)[:, first:last]
 
 
@@ -88,7 +88,7 @@ KEYS = ("exp_avg", "exp_avg_codes", "exp_avg_scale", "param_residual")
 
 
 def _is_matrix(tensor: Tensor, rows: int, columns: int) -> bool:
-    """Whether (rows, columns) is a view. Only asked of tensors that have as many elements."""
+    """True if ``tensor`` can be viewed as (rows, columns), or does not have that many elements."""
     if tensor.numel() != rows * columns or tensor.dim() <= 1:
         return True
     try:

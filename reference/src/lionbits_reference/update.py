@@ -1,4 +1,4 @@
-"""The update rule. With formats.py and rounding.py it is all that one needs to write Lion elsewhere.
+"""The update rule. Together with formats.py and rounding.py it defines Lion completely.
 
 All arithmetic is IEEE-754 binary32, round to nearest even, **one rounding per written operation**: no fused
 multiply-add, no flush to zero. Hence only separate ``* + -`` here: torch's ``add(alpha=)``, ``lerp`` and
@@ -28,23 +28,23 @@ class Betas(Protocol):
 
     @property
     def b1(self) -> Any:
-        """Of the direction."""
+        """b1, of the direction."""
 
     @property
     def one_minus_b1(self) -> Any:
-        """Formed in binary64."""
+        """1 - b1, formed in binary64."""
 
     @property
     def b2(self) -> Any:
-        """Of the momentum."""
+        """b2, of the momentum."""
 
     @property
     def one_minus_b2(self) -> Any:
-        """Formed in binary64."""
+        """1 - b2, formed in binary64."""
 
 
 class Updated(NamedTuple):
-    """What the rule gives for some elements, all of one shape."""
+    """Results of the rule for elements of one shape."""
 
     param: Tensor  # float32: p', or p where skipped
     momentum: Tensor  # float32: m', or m where skipped
@@ -69,9 +69,9 @@ def direction(m: Tensor, g: Tensor, hyper: Betas, caution: str) -> Tensor:
 
 
 def next_momentum(m: Tensor, g: Tensor, hyper: Betas, nonfinite: str) -> tuple[Tensor, Tensor]:
-    """m', and which elements are applied.
+    """Return m', and a bool for each element: True where it is applied.
 
-    With ``nonfinite="skip"`` an element whose g or m' is not finite keeps its m. Looking at m' is enough:
+    With ``nonfinite="skip"`` an element whose g or m' is not finite keeps its m. It suffices to test m':
     1-b2 is never zero, so a g that is not finite makes an m' that is not.
     """
     advanced = blend(m, g, hyper.b2, hyper.one_minus_b2)

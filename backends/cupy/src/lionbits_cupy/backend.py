@@ -23,7 +23,7 @@ OLDEST = 75
 
 
 def supports(plan: Plan, device: torch.device) -> str:
-    """Empty, or the reason why not: all plans are served, on CUDA devices from Turing on, or emulated on the CPU."""
+    """Return an empty string, or the reason why not: all plans are served, on CUDA from Turing on, or emulated."""
     del plan
     if device.type == "cpu":
         return emulate.obstacle()
@@ -40,12 +40,12 @@ def supports(plan: Plan, device: torch.device) -> str:
 
 
 def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:
-    """See :meth:`lionbits_reference.spec.Backend.prepare`: the device table."""
+    """Build the device table of the slots."""
     return Prepared(plan, table(plan, slots, grads))
 
 
 def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> None:
-    """See :meth:`lionbits_reference.spec.Backend.step`."""
+    """Update all slots in one launch."""
     prepared.table.bind(grads)
     launch(
         "step_kernel",
@@ -65,14 +65,14 @@ def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Sca
 
 
 def aligned(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
-    """See :meth:`lionbits_reference.spec.Backend.aligned`."""
+    """Count the aligned elements of each slot in one launch."""
     counts = torch.zeros(len(grads), dtype=torch.int64, device=scalars.lr.device)
     _count(prepared, grads, hyper, scalars, counts, 1)
     return counts
 
 
 def absmax(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
-    """See :meth:`lionbits_reference.spec.Backend.absmax`."""
+    """Return the largest new magnitude of momentum of each slot in one launch."""
     bits = torch.zeros(len(grads), dtype=torch.int32, device=scalars.lr.device)
     _count(prepared, grads, hyper, scalars, bits, 0)
     return bits.view(torch.float32)
@@ -97,7 +97,7 @@ def decode(format: Format, state: Mapping[str, Any], shape: Sequence[int]) -> Te
 
 
 def _bound(plan: Plan, slot: Slot, grad: Tensor) -> Prepared:
-    """One slot, ready for a kernel."""
+    """Prepare one slot for a kernel."""
     one = prepare(plan, [slot], [grad])
     one.table.bind([grad])
     return one

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from . import cache
 
 #: One rounding for each operation, that of IEEE 754, and no number flushed. NVRTC 12 and 13 know all of them. Functions
-#: without ``__device__`` are not made device functions: who forgets it shall be told.
+#: without ``__device__`` are not made device functions, so that a missing one is an error.
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
 
 #: Counts up when a cubin comes out differently, though sources, options and NVRTC are the same.
 VERSION = 1
 
-#: Where a log points: ``a.cu(5): error: ...``; ``... at line 4 of a.cu``; ``... at line 7``, of the file last named.
+#: A line in a log: ``a.cu(5): error: ...``; ``... at line 4 of a.cu``; ``... at line 7``, of the file last named.
 _POINTER = re.compile(r"(?m)^(?P<file>\S.*)\((?P<line>\d+)\): |\bat line (?P<caller>\d+)(?: of (?P<other>.+))?$")
 
 #: A directive from which on lines count differently.
@@ -41,7 +41,7 @@ class Source(NamedTuple):
 
 
 class Build(NamedTuple):
-    """What NVRTC made of a source.
+    """Output of NVRTC for a source.
 
     Attributes:
         cubin: for the driver to load, with all ``extern "C"`` kernels under their names.
@@ -59,7 +59,7 @@ class CompileError(RuntimeError):
 
 
 def version() -> tuple[int, int]:
-    """Of NVRTC, major and minor."""
+    """Return NVRTC's version, major and minor."""
     major, minor = _nvrtc().getVersion()
     return major, minor
 
@@ -70,7 +70,7 @@ def build(source: Source, arch: int, verbose: bool = False) -> Build:
     Args:
         source: its kernels are ``extern "C"``.
         arch: compute capability, as 90 for 9.0.
-        verbose: the log shall say what ptxas has to say of each kernel.
+        verbose: add ptxas' report of each kernel to the log.
 
     Raises:
         CompileError: there is an error in the source.
@@ -100,12 +100,12 @@ def build(source: Source, arch: int, verbose: bool = False) -> Build:
 
 
 def cubin(source: Source, arch: int) -> bytes:
-    """The cubin of :func:`build`, from the disk if it has been built before."""
+    """Return the cubin of :func:`build`, from the disk if it was built before."""
     return cache.get(key(source, arch), lambda: build(source, arch).cubin)
 
 
 def key(source: Source, arch: int) -> str:
-    """A digest of all that a cubin depends on."""
+    """Return a digest of all that a cubin depends on."""
     return hashlib.sha256(repr((VERSION, version(), OPTIONS, arch, tuple(source))).encode()).hexdigest()
 
 
@@ -131,7 +131,7 @@ def _log(program: int) -> str:
 
 
 def _lines(source: Source, log: str) -> list[str]:
-    """The lines that a log points at, each once, as ``file:number: text``."""
+    """Return the lines that a log refers to, each once, as ``file:number: text``."""
     texts: dict[tuple[str, int], str] = {}
     for name, text in ((source.name, source.text), *source.headers):
         file, number = name, 1

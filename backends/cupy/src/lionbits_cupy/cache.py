@@ -1,10 +1,10 @@
-"""What was built is kept on disk: files named by a key, each with the digest of what it holds.
+"""A cache of build results on disk: files named by a key, each with the digest of its content.
 
-Any number of processes may read and write at once, and any may be killed while it does: a file is complete from the
-moment it has its name, and one that is not what was written is built anew. Nothing is locked: who builds the same
-key builds the same bytes, and the last one's stay.
+Any number of processes may read and write at once, and any may be killed meanwhile: a file gets its name when it is
+complete, and one whose digest is wrong is built anew. Nothing is locked: processes that build the same key build the
+same bytes, and the last one's stay.
 
-What is read becomes code. So only plain files that this user (or root) owns and nobody else can write are read; links
+The content is run as code. So only plain files that this user (or root) owns and nobody else can write are read; links
 are not followed, and a pipe is not waited for. Anything else is built anew, as if it were damaged.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 #: The folder, if it shall not be the user's.
 ENVIRONMENT = "LIONBITS_CACHE"
 
-#: How a file is opened: no link at its name is followed, and no writer of a pipe awaited. Windows has neither.
+#: Flags to open a file: links are not followed, and pipes not waited for. Windows has neither.
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 #: Seconds after which a file that is still being written has lost its writer.
@@ -36,7 +36,7 @@ _failures = itertools.count()  # of writes in this process: a warning for the fi
 
 
 def get(key: str, make: Callable[[], bytes]) -> bytes:
-    """What ``make`` gave for this key, now or earlier, in this process or another.
+    """Return the bytes of ``make`` for this key, from the cache if any process has built them before.
 
     Args:
         key: names all that the bytes depend on; a file name.
@@ -55,7 +55,7 @@ def get(key: str, make: Callable[[], bytes]) -> bytes:
 
 
 def folder() -> Path:
-    """Where files are kept: ``LIONBITS_CACHE``, else ``lionbits/cupy`` among the caches of the user."""
+    """Return the folder of the cache: ``LIONBITS_CACHE``, else ``lionbits/cupy`` among the caches of the user."""
     chosen = os.environ.get(ENVIRONMENT)
     if chosen:
         return Path(chosen)
@@ -66,12 +66,12 @@ def folder() -> Path:
 
 
 def _sealed(key: str, payload: bytes) -> bytes:
-    """The content of a file; the digest is of the key too, so that no file passes for another."""
+    """Return the content of a file. The digest covers the key too, so that a renamed file is refused."""
     return hashlib.sha256(key.encode() + payload).digest() + payload
 
 
 def _content(path: Path) -> bytes | None:
-    """What a file of ours holds; None where there is none.
+    """Return the content of a cache file; None if there is none.
 
     Raises:
         PermissionError: there is something else, which is not to be trusted; says what.
@@ -92,7 +92,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _distrust(found: os.stat_result) -> str:
-    """Empty, or why a file must not be used: somebody else may have written it."""
+    """Return the reason why a file must not be used (another user may have written it), or an empty string."""
     if not stat.S_ISREG(found.st_mode):
         return "it is no plain file"
     if sys.platform == "win32":  # where the folder's own permissions decide
@@ -144,7 +144,7 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 def _sweep(where: Path) -> None:
-    """Remove what killed writers left."""
+    """Remove files that killed writers left."""
     for leftover in where.glob("lionbits-*.tmp"):
         with suppress(OSError):  # somebody else was quicker, or it is somebody else's
             found = leftover.lstat()

@@ -1,4 +1,4 @@
-"""What NVRTC makes of the kernels, for a GPU that need not be there: ``python -m lionbits_bench sass``."""
+"""NVRTC's output for the kernels, for a GPU that need not be there: ``python -m lionbits_bench sass``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .source import SPAN, source
 
 
 def kernels(plan: Plan, architecture: int) -> dict[str, tuple[str, bytes]]:
-    """PTX and cubin of each kernel, by name; one cubin has them all."""
+    """Return PTX and cubin of each kernel, by name; one cubin has them all."""
     built = build.build(source(plan), architecture)
     return dict.fromkeys(KERNELS, (built.ptx, built.cubin))
 
 
 def elements_per_thread(plan: Plan) -> int:
-    """Of a tile of the fast path."""
+    """Return the elements of a thread in a tile of the fast path."""
     del plan
     return SPAN

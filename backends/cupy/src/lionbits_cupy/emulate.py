@@ -33,12 +33,12 @@ _launching = threading.Lock()  # from the plan that is written to the kernel tha
 
 
 def asked_for() -> bool:
-    """Whether CPU tensors shall be served."""
+    """True if CPU tensors are to be served."""
     return os.environ.get(ENVIRONMENT) == "1"
 
 
 def obstacle() -> str:
-    """Empty, or the reason why it cannot be."""
+    """Return the reason why emulation is impossible, or an empty string."""
     if not asked_for():
         return f"CUDA kernels run on CUDA devices; for tests, on the CPU: set {ENVIRONMENT}=1"
     if importlib.util.find_spec("cuda_on_cpu") is None:
@@ -49,7 +49,7 @@ def obstacle() -> str:
 
 
 def launch(kernel: str, plan: Plan, table: Table, wanted: int, threads: int, arguments: Sequence[Any]) -> None:
-    """Run a kernel to its end, in an order of threads, and by a number of blocks, that depend on what is in the table.
+    """Run a kernel to its end; the order of threads and the number of blocks depend on the table.
 
     Args:
         kernel: its name.
@@ -69,14 +69,14 @@ def launch(kernel: str, plan: Plan, table: Table, wanted: int, threads: int, arg
 
 
 def _order(table: Table) -> int:
-    """The same for the same shapes, so that a failure comes again; many orders for many shapes."""
+    """Return the same seed for the same shapes, so that failures repeat; different shapes get many orders."""
     sizes = table.slots[:, 4:10].contiguous()  # columns ... pitch: no address
     return zlib.crc32(table.items.numpy().tobytes(), zlib.crc32(sizes.numpy().tobytes()))
 
 
 @functools.cache
 def _module() -> Module:
-    """One library for all plans: building one for each would take the conformance suite hours."""
+    """Return one library for all plans: building one for each would take the conformance suite hours."""
     from cuda_on_cpu import Module
 
     sanitize = [name for name in os.environ.get(SANITIZE, "").split(",") if name]

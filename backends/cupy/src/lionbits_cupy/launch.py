@@ -25,14 +25,14 @@ BLOCKS_PER_MULTIPROCESSOR = 16
 
 
 class Prepared(NamedTuple):
-    """What kernels need to know of some slots."""
+    """Inputs of kernels for some slots."""
 
     plan: Plan
     table: Table
 
 
 def table(plan: Plan, slots: Sequence[Slot], grads: Sequence[torch.Tensor]) -> Table:
-    """The device table of these slots, cut into items of whole tiles."""
+    """Return the device table of these slots, cut into items of whole tiles."""
     tile = thread_group(plan) * SPAN
     if slots[0].param.device.type == "cpu":
         tiles = emulate.TILES_PER_ITEM
@@ -75,7 +75,7 @@ KERNELS = ("step_kernel", "count_kernel", "encode_kernel", "decode_kernel")
 
 @functools.cache
 def _functions(plan: Plan, index: int) -> dict[str, Any]:
-    """The kernels of a plan, loaded on the device, which is the current one."""
+    """Return the kernels of a plan, loaded on the device, which is the current one."""
     from cupy.cuda import function
 
     module = function.Module()
@@ -85,7 +85,7 @@ def _functions(plan: Plan, index: int) -> dict[str, Any]:
 
 @functools.cache
 def architecture(index: int) -> int:
-    """Compute capability of a CUDA device, as 90 for 9.0."""
+    """Return the compute capability of a CUDA device, as 90 for 9.0."""
     major, minor = torch.cuda.get_device_capability(index)
     return major * 10 + minor
 

@@ -1,4 +1,4 @@
-"""The CUDA sources, and what in them stands for a plan."""
+"""The CUDA sources, and the constants by which they specialise on a plan."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SPAN, WARP = 16, 32
 
 
 def block(plan: Plan) -> int:
-    """Elements of a row that make a block."""
+    """Return the elements of a row that make a block."""
     return plan.format.block_size or PLAIN_BLOCK
 
 
 def thread_group(plan: Plan) -> int:
-    """Threads that take an item together: those of a block, but at least a warp."""
+    """Return the number of threads that take an item together: those of a block, but at least a warp."""
     return max(block(plan) // SPAN, WARP)
 
 
 def numbers(plan: Plan) -> tuple[int | float, ...]:
-    """The fields of ``struct Plan`` in ``lion.cuh``."""
+    """Return the fields of ``struct Plan`` in ``lion.cuh``."""
     format = plan.format if plan.format.quantised else Format.of(8)  # any will do, where there are no codes
     return (
         *(PARAM_DTYPES.index(dtype) for dtype in (plan.param_dtype, plan.grad_dtype)),
@@ -45,7 +45,7 @@ def numbers(plan: Plan) -> tuple[int | float, ...]:
 
 
 def source(plan: Plan) -> Source:
-    """The kernels of a plan, for NVRTC: the plan is a constant there, and what it does not need falls away."""
+    """Return the kernels of a plan, for NVRTC: the plan is a constant there, and unused code is removed."""
     literals = ", ".join(f"{value.hex()}f" if isinstance(value, float) else str(value) for value in numbers(plan))
     text = f'#define LIONBITS_PLAN {literals}\n#line 1 "{KERNELS}"\n{(FOLDER / KERNELS).read_text()}'
     headers = tuple((file.name, file.read_text()) for file in sorted(FOLDER.glob("*.cuh")))

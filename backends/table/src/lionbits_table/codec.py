@@ -1,4 +1,4 @@
-"""The codec, by kernels: they take a momentum where gradients stand, or put it where parameters do."""
+"""The codec, by kernels: momentum is passed to them as a gradient, and returned as a parameter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lionbits_reference.spec import Format, Plan, Slot
 
 
 def encode(format: Format, momentum: Tensor, launch: Callable[[Plan, Slot, Tensor, Tensor], None]) -> dict[str, Tensor]:
-    """State tensors of ``format`` for a float32 ``momentum`` of any shape.
+    """Return state tensors of ``format`` for a float32 ``momentum`` of any shape.
 
     Args:
         format: of the state.
@@ -32,7 +32,7 @@ def encode(format: Format, momentum: Tensor, launch: Callable[[Plan, Slot, Tenso
 def decode(
     format: Format, state: Mapping[str, Any], shape: Sequence[int], launch: Callable[[Plan, Slot], None]
 ) -> Tensor:
-    """float32 momentum of ``shape``, contiguous.
+    """Return float32 momentum of ``shape``, contiguous.
 
     Args:
         format: of the state.

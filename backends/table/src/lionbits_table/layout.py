@@ -1,4 +1,4 @@
-"""How a kernel walks a parameter and its gradient: strides, and how many blocks may take the fast path."""
+"""The order in which a kernel reads a parameter and its gradient: strides, and the blocks of the fast path."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Walk(NamedTuple):
 
 
 def walk(plan: Plan, slot: Slot, grad: Tensor) -> Walk | None:
-    """How to walk the slot's parameter and its gradient together; None: not without a copy of one of them."""
+    """Return the common walk of the slot's parameter and gradient; None if one of them needs a copy."""
     rows, columns = matrix_shape(slot.param.shape)
     row, dimensions = _dimensions(slot.param, grad)
     if not dimensions or dimensions == [(columns, 1, 1)]:
@@ -46,7 +46,7 @@ def walk(plan: Plan, slot: Slot, grad: Tensor) -> Walk | None:
 
 
 def even_blocks(plan: Plan, slot: Slot, found: Walk, block: int) -> int:
-    """How many blocks, from the first on, have even rows: aligned, consecutive, in one high half of positions."""
+    """Return the number of leading blocks with even rows: aligned, consecutive, in one high half of positions."""
     whole_rows = found.columns % EVEN == 0
     strides = (found.param[0], found.grad[0])
     last = slot.start + (found.rows - 1) * slot.row_pitch + found.columns - 1
@@ -61,12 +61,12 @@ def even_blocks(plan: Plan, slot: Slot, found: Walk, block: int) -> int:
 
 
 def along(plan: Plan, slot: Slot) -> list[Tensor]:
-    """State that lies along the parameter's elements, in rows of its own."""
+    """Return state that is laid out along the parameter's elements, in rows of its own."""
     return [slot.state[key] for key in plan.state_spec(slot.param.shape) if key != "exp_avg_scale"]
 
 
 def _dimensions(param: Tensor, grad: Tensor) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
-    """Strides of a row in both tensors, and (size, strides) of the dimensions inside, joined where they can be."""
+    """Return strides of a row in both tensors, and (size, strides) of the inner dimensions, joined if possible."""
     shape, strides = list(param.shape), list(zip(param.stride(), grad.stride(), strict=True))
     row = (0, 0)
     if len(shape) > 1:
@@ -83,7 +83,7 @@ def _dimensions(param: Tensor, grad: Tensor) -> tuple[tuple[int, int], list[tupl
 
 
 def _one_row_will_do(plan: Plan, slot: Slot, columns: int) -> bool:
-    """Whether blocks, bytes and noise fall as they should if the rows are seen as one."""
+    """True if blocks, bytes and noise stay the same if the rows are seen as one."""
     format = plan.format
     if format.quantised and (columns * format.bits % 8 or (format.block_size and columns % format.block_size)):
         return False

@@ -1,10 +1,10 @@
-"""What kernels know of a slot: the fields of a row of the device table."""
+"""The fields of a row of the device table, which describes a slot to kernels."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-#: What the elements of even rows come in multiples of, and the bytes of their addresses.
+#: Divides the number of elements of even rows, and their addresses in bytes.
 EVEN = 16
 
 

@@ -1,4 +1,4 @@
-"""The device table: all that kernels have to know of some slots, and how those are cut into work items.
+"""The device table: the description of some slots for kernels, and their cut into work items.
 
 A table is made when slots are prepared. From call to call only gradients move; then two numbers per slot are
 uploaded, or none. Uploads are asynchronous, from pinned memory, and may be captured in a graph.
@@ -20,7 +20,7 @@ from .record import EVEN, Record
 
 
 class Detour(NamedTuple):
-    """A slot whose tensors kernels cannot walk, and contiguous copies that they can."""
+    """A slot with tensors that kernels cannot walk, and contiguous copies that they can."""
 
     slot: Slot
     copy: Slot
@@ -64,10 +64,10 @@ class Table:
         _upload(np.array(items, dtype=np.int64).reshape(-1, 3), self.items)
 
     def bind(self, grads: Sequence[Tensor]) -> None:
-        """Take the gradients of a call; they have the strides of those that the table was made with.
+        """Set the gradients of a call; they have the strides of those that the table was made with.
 
-        A graph that captures this sends the addresses anew at each replay, in between of which others may be needed: a
-        table that has been captured sends them at every call.
+        A captured graph uploads the addresses at each replay, and calls in between may need others. So a table that was
+        captured uploads them at every call.
         """
         bound = list(grads)
         for j, detour in self._detours.items():
@@ -82,13 +82,13 @@ class Table:
             self._addresses = addresses
 
     def release(self) -> None:
-        """Write back what kernels wrote in place of tensors that they cannot walk."""
+        """Copy kernels' results from contiguous copies to the tensors that kernels cannot walk."""
         for detour in self._detours.values():
             _copy(detour.copy, detour.slot, self._plan)
 
 
 def _upload(values: np.ndarray, to: Tensor) -> Tensor:
-    """Send the values, without waiting where the host's memory allows that; they come back, as they lie there."""
+    """Upload the values, without waiting if the host's memory allows that, and return the tensor on the host."""
     host = torch.from_numpy(values)
     if to.device.type != "cpu":
         host = host.pin_memory()
@@ -97,14 +97,14 @@ def _upload(values: np.ndarray, to: Tensor) -> Tensor:
 
 
 def _walkable(plan: Plan, slot: Slot, grad: Tensor) -> bool:
-    """Whether kernels can walk all tensors of the slot, and its gradient, where they are."""
+    """True if kernels can walk all tensors of the slot and its gradient without a copy."""
     state = _state(plan, slot).values()
     signed = any(t.is_neg() for t in (slot.param, grad, *state))  # whose sign is not in their bytes
     return walk(plan, slot, grad) is not None and not signed and all(t.is_contiguous() for t in state)
 
 
 def _detour(plan: Plan, slot: Slot, grad: Tensor) -> Detour:
-    """Contiguous copies of a slot and its gradient; nothing of them is shared with the originals."""
+    """Return contiguous copies of a slot and its gradient; they share no memory with the originals."""
     state = {key: torch.empty_like(t, memory_format=torch.contiguous_format) for key, t in _state(plan, slot).items()}
     param, copied = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (slot.param, grad))
     return Detour(slot, Slot(param, state, slot.index, slot.start, slot.row_pitch), copied)
@@ -121,7 +121,7 @@ def _state(plan: Plan, slot: Slot) -> dict[str, Tensor]:
 
 
 def _record(plan: Plan, slot: Slot, grad: Tensor, block: int) -> tuple[Record, int]:
-    """The slot's row of the table, and how many blocks it has."""
+    """Return the slot's row of the table, and its number of blocks."""
     found = walk(plan, slot, grad)
     assert found is not None
     state = _state(plan, slot)
@@ -147,7 +147,7 @@ def _record(plan: Plan, slot: Slot, grad: Tensor, block: int) -> tuple[Record, i
 
 
 def _items(j: int, blocks: int, even: int, size: int) -> Iterable[tuple[int, int, int]]:
-    """Runs of at most ``size`` blocks of slot ``j``; none is half even."""
+    """Yield runs of at most ``size`` blocks of slot ``j``; in each all blocks are even, or none."""
     for begin, end in ((0, even), (even, blocks)):
         for first in range(begin, end, size):
             yield j, first, min(first + size, end)

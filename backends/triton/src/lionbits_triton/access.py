@@ -17,7 +17,7 @@ def load_grad(slot, grad, tile, VARIANT: tl.constexpr):
 
 @device_function
 def load_param(slot, tile, VARIANT: tl.constexpr):
-    """p as float32, whole where the state has what bfloat16 drops."""
+    """p as float32, complete if the state has the residual of bfloat16."""
     stored = tl.load(tiles.param_pointers(slot, tile, VARIANT), mask=tile.mask, other=0)
     if VARIANT.plan.param_rounding == "compensated":
         at = tiles.state_pointers(slot, slot.residual, tile, VARIANT.residual_type, VARIANT)
@@ -28,7 +28,7 @@ def load_param(slot, tile, VARIANT: tl.constexpr):
 
 @device_function
 def store_param(p, drawn, slot, tile, VARIANT: tl.constexpr):
-    """p', rounded once, and what that drops where the state has a place for it."""
+    """Store p', rounded once, and the residual if the state has one."""
     at = tiles.param_pointers(slot, tile, VARIANT)
     if VARIANT.plan.param_rounding == "nearest":
         tl.store(at, lion.narrow(p, VARIANT.param_type), mask=tile.mask)
@@ -60,7 +60,7 @@ def load_momentum(slot, tile, VARIANT: tl.constexpr):
 
 @device_function
 def store_momentum(m, absmax, noise, slot, tile, VARIANT: tl.constexpr):
-    """m as it is, or as codes of blocks with these largest magnitudes. A tensor-wise scale is left to the caller."""
+    """Store m as it is, or as codes of blocks with these largest magnitudes; the caller stores a tensor-wise scale."""
     if not VARIANT.format.quantised:
         at = tiles.state_pointers(slot, slot.momentum, tile, tl.float32, VARIANT)
         tl.store(at, m, mask=tile.mask)

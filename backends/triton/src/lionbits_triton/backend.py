@@ -19,7 +19,7 @@ name = "triton"
 
 
 def supports(plan: Plan, device: torch.device) -> str:
-    """Empty, or the reason why not: all plans are served, on CUDA devices, or on the CPU by Triton's interpreter."""
+    """Return an empty string, or the reason why not: all plans are served, on CUDA or by Triton's interpreter."""
     del plan
     if INTERPRETED.value:
         return "" if device.type == "cpu" else "TRITON_INTERPRET=1 is set: Triton's interpreter serves CPU tensors only"
@@ -31,13 +31,13 @@ def supports(plan: Plan, device: torch.device) -> str:
 
 
 def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:
-    """See :meth:`lionbits_reference.spec.Backend.prepare`: cuts and the device table."""
+    """Choose the cuts and build the device table of the slots."""
     found = cut(plan, slots)
     return Prepared(found, Table(plan, slots, grads, found.even.block, found.item))
 
 
 def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> None:
-    """See :meth:`lionbits_reference.spec.Backend.step`."""
+    """Update all slots in one launch."""
     prepared.table.bind(grads)
     launch(
         kernels.step_kernel,
@@ -60,14 +60,14 @@ def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Sca
 
 
 def aligned(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
-    """See :meth:`lionbits_reference.spec.Backend.aligned`."""
+    """Count the aligned elements of each slot in one launch."""
     counts = torch.zeros(len(grads), dtype=torch.int64, device=scalars.lr.device)
     _count(prepared, grads, hyper, scalars, counts, ALIGNED=True)
     return counts
 
 
 def absmax(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
-    """See :meth:`lionbits_reference.spec.Backend.absmax`."""
+    """Return the largest new magnitude of momentum of each slot in one launch."""
     bits = torch.zeros(len(grads), dtype=torch.int32, device=scalars.lr.device)
     _count(prepared, grads, hyper, scalars, bits, ALIGNED=False)
     return bits.view(torch.float32)
@@ -94,7 +94,7 @@ def decode(format: Format, state: Mapping[str, Any], shape: Sequence[int]) -> Te
 
 
 def _bound(plan: Plan, slot: Slot, grad: Tensor) -> Prepared:
-    """One slot, ready for a kernel."""
+    """Prepare one slot for a kernel."""
     one = prepare(plan, [slot], [grad])
     one.table.bind([grad])
     return one

@@ -1,4 +1,4 @@
-"""What Triton makes of the kernels, for a GPU that need not be there: ``python -m lionbits_bench sass``.
+"""Triton's output for the kernels, for a GPU that need not be there: ``python -m lionbits_bench sass``.
 
 Kernels are compiled as in a launch, by a driver that only says which GPU it is.
 """
@@ -21,7 +21,7 @@ _BETAS = (0.9, 0.1, 0.99, 0.01)
 
 
 def kernels(plan: Plan, architecture: int) -> dict[str, tuple[str, bytes]]:
-    """PTX and cubin of each kernel that a plan needs, by name.
+    """Return PTX and cubin of each kernel that a plan needs, by name.
 
     Raises:
         RuntimeError: Triton's interpreter is on.
@@ -43,12 +43,12 @@ def kernels(plan: Plan, architecture: int) -> dict[str, tuple[str, bytes]]:
 
 
 def elements_per_thread(plan: Plan) -> int:
-    """Of a tile of the fast path."""
+    """Return the elements of a thread in a tile of the fast path."""
     cut = launch.cut(plan, [])
     return cut.even.rows * cut.even.block // (32 * cut.warps)
 
 
 def compile(kernel: Any, arguments: tuple[Any, ...], cut: launch.Cut, architecture: int, **constants: Any) -> Any:
-    """What a launch on that GPU would compile, or has compiled."""
+    """Compile a kernel as a launch on that GPU would; Triton caches it."""
     triton_private.compile_for(architecture)
     return kernel.warmup(*arguments, grid=(1,), **constants, num_warps=cut.warps, **launch.EXACT)

@@ -11,7 +11,7 @@ from .lion import PARAMETER, STATE, device_function, fmix32, salt
 
 
 class Dither(NamedTuple):
-    """What the noise of a slot is made of. All uint32."""
+    """Inputs of the noise of a slot. All uint32."""
 
     salt: Any
     phase: Any  # how far the golden-ratio sequence of "dithered" has come
@@ -21,7 +21,7 @@ class Dither(NamedTuple):
 
 @device_function
 def state_noise(index, step, seed_low, seed_high, stochastic, nearest):
-    """Noise of the momentum; how it is rounded is a number, not a kernel of its own."""
+    """Noise of the momentum; its rounding is a number, not a kernel of its own."""
     salted = salt(seed_low, seed_high, index, STATE)
     return Dither(
         salt=tl.where(stochastic != 0, fmix32(salted ^ (step * 0x9E3779B9)), salted),

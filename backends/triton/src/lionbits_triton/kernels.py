@@ -1,6 +1,6 @@
-"""The kernels: a step of many tensors, the counts that may have to come before it, and the codec.
+"""The kernels: a step of many tensors, the counts that may precede it, and the codec.
 
-One program serves one work item, a run of blocks of one slot, tile by tile. Plans differ in constexprs only; what
+One program serves one work item, a run of blocks of one slot, tile by tile. Plans differ in constexprs only. All that
 changes from step to step (learning rates, decay, betas, the seed, how momentum is rounded) is a number.
 """
 
@@ -18,13 +18,13 @@ from .lion import INFINITE, device_function
 
 
 def _kernel(function: Callable[..., Any]) -> Any:
-    """A kernel that is compiled once for its paths: no number or address of a call has a variant of its own."""
+    """Return a kernel that is compiled once for its paths: no number or address of a call has a variant of its own."""
     parameters = inspect.signature(function).parameters.values()
     return triton.jit(do_not_specialize=[p.name for p in parameters if "constexpr" not in str(p.annotation)])(function)
 
 
 class KernelScalars(NamedTuple):
-    """What multiplies the elements of a slot in this call; float32, ready-made."""
+    """Factors of the elements of a slot in this call; float32, computed on the host."""
 
     lr: Any
     keep: Any
@@ -36,7 +36,7 @@ class KernelScalars(NamedTuple):
 
 
 class Item(NamedTuple):
-    """What a program does: blocks ``first`` to ``last`` of a slot, with its gradient."""
+    """The work of a program: blocks ``first`` to ``last`` of a slot, with its gradient."""
 
     j: Any  # which slot
     slot: Any
@@ -61,7 +61,7 @@ def load_item(table, calls, items):
 
 @device_function
 def step_tile(slot, grad, tile, n, state, param, absmax, VARIANT: tl.constexpr):
-    """Update one tile; how many of its elements were skipped comes back."""
+    """Update one tile and return the number of its elements that were skipped."""
     p = access.load_param(slot, tile, VARIANT)
     g = access.load_grad(slot, grad, tile, VARIANT) * n.grad_scale
     m = access.load_momentum(slot, tile, VARIANT)
@@ -90,7 +90,7 @@ def step_tile(slot, grad, tile, n, state, param, absmax, VARIANT: tl.constexpr):
 
 @device_function
 def step_item(item, n, state, param, absmax, VARIANT: tl.constexpr):
-    """Update the blocks of one item; how many elements were skipped comes back."""
+    """Update the blocks of one item and return the number of elements that were skipped."""
     skips = 0
     first = item.first
     while first < item.last:
@@ -138,7 +138,7 @@ def step_kernel(
 
 @device_function
 def count_item(item, n, VARIANT: tl.constexpr, ALIGNED: tl.constexpr):
-    """Of the blocks of one item: elements that are aligned and not skipped, or the bits of the largest |m'|."""
+    """Count the aligned elements, not skipped, in the blocks of an item, or find the bits of the largest |m'|."""
     found = tl.full([VARIANT.rows], 0, tl.int32)
     first = item.first
     while first < item.last:
@@ -189,7 +189,7 @@ def count_kernel(
 
 @_kernel
 def encode_kernel(table, calls, items, absmax, UNEVEN: tl.constexpr):
-    """Codes and scales, to nearest, of a float32 momentum that stands where gradients do."""
+    """Encode a float32 momentum, passed as gradients, to nearest."""
     item = load_item(table, calls, items)
     first = item.first
     while first < item.last:
@@ -207,7 +207,7 @@ def encode_kernel(table, calls, items, absmax, UNEVEN: tl.constexpr):
 
 @_kernel
 def decode_kernel(table, calls, items, UNEVEN: tl.constexpr):
-    """float32 momentum, into where parameters stand."""
+    """Decode to float32 momentum, written to the parameters."""
     item = load_item(table, calls, items)
     first = item.first
     while first < item.last:

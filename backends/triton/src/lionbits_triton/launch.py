@@ -1,4 +1,4 @@
-"""How kernels are launched: cuts and warps for each plan, on the device and current stream of the slots."""
+"""Kernel launches: cuts and warps for each plan, on the device and current stream of the slots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lionbits_table import Table
 from .lion import INTERPRETED
 from .variant import KernelVariant
 
-#: How kernels are compiled, always: a*b + c rounds twice.
+#: Options of every kernel: a*b + c rounds twice.
 EXACT = {"enable_fp_fusion": False}
 
 #: Elements of a row that make a block where the format has none.
@@ -34,7 +34,7 @@ INTERPRETED_TILE = 1 << 16
 
 
 class Cut(NamedTuple):
-    """How slots are cut, and the two ways through their kernels."""
+    """The cut of slots into tiles and items, with the two variants of their kernels."""
 
     even: KernelVariant
     uneven: KernelVariant
@@ -43,14 +43,14 @@ class Cut(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What kernels need to know of some slots."""
+    """Inputs of kernels for some slots."""
 
     cut: Cut
     table: Table
 
 
 def cut(plan: Plan, slots: Sequence[Slot]) -> Cut:
-    """How to cut these slots: programs of one warp, which wait for nobody, unless a block is too large for one."""
+    """Return the cut of these slots: programs of one warp, which need no barrier, unless a block is too large."""
     block = plan.format.block_size or PLAIN_BLOCK
     per_warp, uneven_per_warp = WARP_TILE[plan.format.quantised]
     warps = max(block // uneven_per_warp, 1)
@@ -82,7 +82,7 @@ def launch(kernel: Any, prepared: Prepared, *arguments: Any, **constants: Any) -
 
 
 def _interpreted_rows(slots: Sequence[Slot], block: int) -> int:
-    """The power of two of blocks that the largest slot fits in, as far as a tile may have so many."""
+    """Return the power of two of blocks that holds the largest slot, up to the most that a tile may have."""
     shapes = [matrix_shape(slot.param.shape) for slot in slots]
     blocks = max(rows * -(-columns // block) for rows, columns in shapes)
     return max(min(int(triton.next_power_of_2(max(blocks, 1))), INTERPRETED_TILE // block), 1)

@@ -15,12 +15,12 @@ import triton.language as tl
 
 from . import triton_private
 
-#: Whether kernels run in Triton's interpreter, as ``TRITON_INTERPRET=1`` says when Triton is first imported.
+#: True if kernels run in Triton's interpreter, as ``TRITON_INTERPRET=1`` says when Triton is first imported.
 INTERPRETED: tl.constexpr = tl.constexpr(not isinstance(tl.zeros, triton.JITFunction))
 
 
 def _probe() -> None:
-    """Nothing, to see what Triton makes of a function now."""
+    """Do nothing: the type that Triton gives to this function is what is tested."""
 
 
 if isinstance(triton.jit(_probe), triton.JITFunction) == INTERPRETED.value:
@@ -30,7 +30,7 @@ if INTERPRETED.value:
 
 
 def device_function(function: Callable[..., Any]) -> Any:
-    """A function for kernels to call. The interpreter, which enters a jit function slowly, gets it as it is."""
+    """Return a function for kernels to call: plain for the interpreter, which is slow to enter a jit function."""
     return function if INTERPRETED.value else triton.jit(function)
 
 
@@ -90,7 +90,7 @@ def move(m, g, lr, b1, one_minus_b1, VARIANT: tl.constexpr):
 
 @device_function
 def agree(x, y):
-    """Whether both have the same sign, and that is not zero."""
+    """True where x and y have the same sign, and it is not zero."""
     return ((x > 0) & (y > 0)) | ((x < 0) & (y < 0))
 
 
@@ -164,7 +164,7 @@ def fmix32(h):
 
 @device_function
 def salt(seed_low, seed_high, index, purpose: tl.constexpr):
-    """What tells the noise of one parameter and purpose from all others; uint32."""
+    """Salt of one parameter and purpose, which separates their noise from all other noise; uint32."""
     mixed = fmix32(fmix32(seed_low) ^ seed_high)
     return fmix32(fmix32(mixed ^ index) ^ purpose)
 
@@ -206,14 +206,14 @@ def narrow_unbiased(x, noise):
 
 @device_function
 def join_master(stored, residual, VARIANT: tl.constexpr):
-    """p of a compensated bfloat16 parameter, from its bits (uint16) and the rest (int16 or int8)."""
+    """p of a compensated bfloat16 parameter, from its bits (uint16) and the residual (int16 or int8)."""
     dropped = residual.to(tl.int32).to(tl.uint32, bitcast=True) << (32 - VARIANT.plan.master_bits)
     return float_of((stored.to(tl.uint32) << 16) + dropped)
 
 
 @device_function
 def split_master(x, noise, VARIANT: tl.constexpr):
-    """The nearest bfloat16 (ties away from zero) as uint16 bits, and what it drops as int32."""
+    """Split x into the nearest bfloat16 (ties away from zero) as uint16 bits, and the residual as int32."""
     bits = bits_of(x)
     if VARIANT.plan.master_bits == 24:
         bits = (bits + (noise >> 8)) & 0xFFFFFF00

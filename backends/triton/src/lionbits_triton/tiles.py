@@ -1,7 +1,7 @@
-"""Where the elements of a tile lie: from (slot, blocks) to addresses, vectors and packed bytes.
+"""Addresses of the elements of a tile: from (slot, blocks) to pointers, vectors and packed bytes.
 
 A tile is some blocks of consecutive elements of a slot's rows; see :class:`lionbits_triton.variant.KernelVariant`. All
-that differs between slots stands in the device table, which :mod:`lionbits_table` writes.
+differences between slots are in the device table, which :mod:`lionbits_table` writes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def load_slot(table, j):
 
 
 class Tile(NamedTuple):
-    """Some blocks: the number of each in its slot, its row, its first column, and how many elements it has."""
+    """Some blocks: the number of each in its slot, its row, its first column, and its number of elements."""
 
     block: Any
     row: Any
@@ -135,21 +135,21 @@ def element_pointers(at, slot, tile, row, outer, middle, inner, VARIANT: tl.cons
 
 @device_function
 def param_pointers(slot, tile, VARIANT: tl.constexpr):
-    """Where the parameter's elements are."""
+    """Pointers to the parameter's elements."""
     at, s = pointer(slot.param, VARIANT.param_type, VARIANT), slot
     return element_pointers(at, slot, tile, s.param_row, s.param_outer, s.param_middle, s.param_inner, VARIANT)
 
 
 @device_function
 def grad_pointers(slot, grad, tile, VARIANT: tl.constexpr):
-    """Where the gradient's elements are."""
+    """Pointers to the gradient's elements."""
     at, s = pointer(grad, VARIANT.grad_type, VARIANT), slot
     return element_pointers(at, slot, tile, s.grad_row, s.grad_outer, s.grad_middle, s.grad_inner, VARIANT)
 
 
 @device_function
 def state_pointers(slot, address, tile, TYPE: tl.constexpr, VARIANT: tl.constexpr):
-    """Where the elements of state of the parameter's shape are; it is contiguous."""
+    """Pointers to the elements of contiguous state of the parameter's shape."""
     base = tile.row * slot.columns + tile.begin
     if VARIANT.even:
         VECTOR: tl.constexpr = VARIANT.vector
@@ -159,7 +159,7 @@ def state_pointers(slot, address, tile, TYPE: tl.constexpr, VARIANT: tl.constexp
 
 @device_function
 def code_pointers(slot, tile, VARIANT: tl.constexpr):
-    """(parts, rows, words of a part): where a tile's words are, and which there are. Rows begin at whole bytes."""
+    """Pointers to a tile's words (parts, rows, words of a part), and a mask. Rows begin at whole bytes."""
     base = tile.row * ((slot.columns * VARIANT.format.bits + 7) // 8) + tile.begin * VARIANT.format.bits // 8
     j = columns(VARIANT.width * VARIANT.format.bits // VARIANT.word, VARIANT)
     mask = j < ((tile.length * VARIANT.format.bits + VARIANT.word - 1) // VARIANT.word)[None, :, None]
@@ -174,7 +174,7 @@ def code_pointers(slot, tile, VARIANT: tl.constexpr):
 
 @device_function
 def scale_pointers(slot, tile, VARIANT: tl.constexpr):
-    """(rows,): where the scales of the blocks are."""
+    """Pointers to the scales of the blocks (rows,)."""
     number = tile.block
     if VARIANT.format.tensor_wise:
         number = number * 0
@@ -186,7 +186,7 @@ def scale_pointers(slot, tile, VARIANT: tl.constexpr):
 
 @device_function
 def shifts(BITS: tl.constexpr, WORD: tl.constexpr):
-    """Where each number of BITS stands in a word; number 0 in the lowest bits."""
+    """Bit offset of each number of BITS in a word; number 0 is in the lowest bits."""
     return (tl.arange(0, WORD // BITS) * BITS).to(tl.uint32)[None, None, None, :]
 
 
@@ -200,7 +200,7 @@ def unpack(words, VARIANT: tl.constexpr):
 
 @device_function
 def pack(k, m, VARIANT: tl.constexpr):
-    """Words of codes: magnitudes k, and the signs of m where k > 0, which is found for all codes of a word at once."""
+    """Pack magnitudes k, with the signs of m where k > 0, into words. Signs are found for a whole word at once."""
     BITS: tl.constexpr = VARIANT.format.bits
     EACH: tl.constexpr = VARIANT.word // BITS
     MAGNITUDES: tl.constexpr = ((1 << VARIANT.word) - 1) // ((1 << BITS) - 1) * ((1 << (BITS - 1)) - 1)  # no sign bits

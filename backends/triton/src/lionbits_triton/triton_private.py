@@ -1,6 +1,6 @@
-"""What is taken of Triton beyond its public interface: all of it is here.
+"""Private names of Triton, all in this module.
 
-Triton 3.5 to 3.9 have it. What only saves time is left where there is none; what nothing else can do raises.
+Triton 3.5 to 3.9 have them. A missing name that only saves time is skipped; one that cannot be replaced raises.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import triton
 
 
 def skip_overflow_checks() -> None:
-    """Let the interpreter not form each sum and product of integers again in 64 bits, for an assertion.
+    """Stop the interpreter from computing each integer sum and product again in 64 bits for an assertion.
 
-    It makes that assertion only where it is asked to debug; then, and where it has no such option, all stays as it is.
+    The assertion is only made in debug mode. In debug mode, or without such an option, nothing is changed.
     """
     try:
         builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
@@ -26,10 +26,10 @@ def skip_overflow_checks() -> None:
 
 
 def compile_for(architecture: int) -> None:
-    """Let Triton compile for a CUDA GPU of this architecture from now on, whether there is one or not.
+    """Make Triton compile for a CUDA GPU of this architecture from now on, with or without such a GPU.
 
     Raises:
-        RuntimeError: this Triton cannot be told.
+        RuntimeError: this version of Triton cannot.
     """
     try:
         target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", architecture, 32)
@@ -42,6 +42,6 @@ def compile_for(architecture: int) -> None:
         )
     except (ImportError, AttributeError, TypeError) as error:
         raise RuntimeError(
-            f"triton {triton.__version__} cannot be told for which GPU to compile, as lionbits knows it ({error}). "
+            f"triton {triton.__version__} cannot compile for a chosen GPU in the way that lionbits knows ({error}). "
             f"Use triton 3.5 to 3.9 to list what it makes of the kernels; training needs none of this."
         ) from error

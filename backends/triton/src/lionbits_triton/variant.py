@@ -1,4 +1,4 @@
-"""What kernels specialise on: a plan, the shape of a tile, and whether it takes the fast path."""
+"""Variants of a kernel: a plan, the shape of a tile, and the fast path or the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 
 @dataclass(frozen=True)
 class KernelVariant:
-    """A way through a kernel, for tiles of ``rows`` blocks of ``block`` elements.
+    """A variant of a kernel, for tiles of ``rows`` blocks of ``block`` elements.
 
     An **even** tile takes the fast path: its rows begin at multiples of 16 bytes and begin and end at multiples of 16
     elements, so that a thread moves 16 bytes at a time. The other path serves tails, misaligned views and any strides,
@@ -30,30 +30,30 @@ class KernelVariant:
     even: bool
 
     def __repr__(self) -> str:
-        """All that a kernel can ask of it, and of its plan and format.
+        """Return all fields and properties that a kernel can read, including those of its plan and format.
 
-        Triton finds what it compiled in earlier processes by the kernels' sources and by this text. Fields alone would
-        not do: a kernel of an older release would serve although what follows from them, the properties, has changed.
+        Triton finds what it compiled in earlier processes by the kernels' sources and by this text. Fields alone are
+        not enough: a kernel of an older release would be used although the properties have changed.
         """
         return _text(self)
 
     @property
     def format(self) -> Format:
-        """Of the momentum."""
+        """Format of the momentum."""
         return self.plan.format
 
     @property
     def vector(self) -> int:
-        """Elements that a thread takes at a time on the fast path: 16 bytes of the widest of parameter and gradient.
+        """Elements that a thread takes at a time on the fast path: 16 bytes of the wider of parameter and gradient.
 
-        Without codes, as many as Triton likes.
+        Without codes Triton chooses.
         """
         widest = max(self.plan.param_dtype.itemsize, self.plan.grad_dtype.itemsize)
         return EVEN // widest if self.format.quantised else EVEN
 
     @property
     def parts(self) -> int:
-        """Stretches of a block of which a thread has a vector each, so that its 16 elements are of one block."""
+        """Number of parts of a block. A thread has a vector of each part, so that its 16 elements are of one block."""
         return EVEN // self.vector if self.even else 1
 
     @property
@@ -63,17 +63,17 @@ class KernelVariant:
 
     @property
     def word(self) -> int:
-        """Bits of codes that are loaded as one: what a thread takes at a time, or a byte."""
+        """Bits of codes that are loaded together: those that a thread takes at a time, or a byte."""
         return min(self.vector * self.format.bits, 32) if self.even else 8
 
     @property
     def word_type(self) -> tl.dtype:
-        """Of a word of codes."""
+        """Triton's type of a word of codes."""
         return {8: tl.uint8, 16: tl.uint16, 32: tl.uint32}[self.word]
 
     @property
     def top_is_power_of_two(self) -> bool:
-        """Whether a division by the largest value of a code is exact as a product."""
+        """True if a division by the largest value of a code is exact as a product."""
         return math.frexp(self.format.top)[0] == 0.5
 
     @property
@@ -88,18 +88,18 @@ class KernelVariant:
 
     @property
     def residual_type(self) -> tl.dtype:
-        """Of what a compensated parameter keeps in the state."""
+        """Triton's type of the residual of a compensated parameter."""
         return tl.int8 if self.plan.master_bits == 24 else tl.int16
 
 
 @functools.cache
 def _text(variant: KernelVariant) -> str:
-    """Kept, as some releases of Triton ask at every launch."""
+    """Return the text, cached, as some releases of Triton ask for it at every launch."""
     return _described(variant)
 
 
 def _described(value: object) -> str:
-    """A value as text; a dataclass with its fields and its properties."""
+    """Return a value as text; a dataclass with its fields and its properties."""
     if not is_dataclass(value):
         return repr(value)
     kind = type(value)

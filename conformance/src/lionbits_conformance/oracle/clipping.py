@@ -1,7 +1,7 @@
-"""Gradient norms, their history, and how much a gradient is scaled down.
+"""Gradient norms, their history, and the clipping factor.
 
 The norm of a tensor is float32(sqrt(sum of squares)), squares, sums and root in binary64. Addition rounds, so the order
-of the sum is part of the meaning: elements in logical row-major order, in runs of 65,536; each run filled up with
+of the sum is specified: elements in logical row-major order, in runs of 65,536; each run filled up with
 zeros to a power of two and folded in half (the first half's elements plus the second half's, pairwise) until one number
 is left; the runs' sums then likewise.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from .floats import BINARY32, BINARY64, ONE, ZERO, Number, greater, is_finite, is_nan, of_float
 from .records import Settings
 
-#: How many norms percentile clipping remembers.
+#: Number of norms in the history of percentile clipping.
 HISTORY = 100
 
 _RUN = 65536
@@ -27,7 +27,7 @@ def norm_of(grad: Sequence[Number], nonfinite: str) -> Number:
 
 
 def folded(numbers: Sequence[Number]) -> Number:
-    """The sum as a balanced binary tree of binary64 additions; 0 of nothing."""
+    """Return the sum as a balanced binary tree of binary64 additions; 0 for no numbers."""
     size = 1
     while size < len(numbers):
         size *= 2
@@ -39,7 +39,7 @@ def folded(numbers: Sequence[Number]) -> Number:
 
 
 def remembered(norms: Sequence[Number], norm: Number, step: int) -> list[Number]:
-    """The history with the norm of update number ``step`` at step mod 100; one of zeros is empty, and filled first."""
+    """Return the history with the norm of update ``step`` at step mod 100; an empty one (zeros) is filled first."""
     history = list(norms) if any(x[1] for x in norms) else [norm] * HISTORY
     history[step % HISTORY] = norm
     return history

@@ -1,7 +1,7 @@
-"""The check: a real optimizer and the oracle side by side, from torch tensors, compared bit for bit after every step.
+"""The differential run: an optimizer and the oracle side by side, compared bit for bit after every step.
 
-The only module of the oracle that imports torch and lionbits. Settings reach the oracle as they were passed to the
-constructor, not as the optimizer's groups show them: what the front end makes of its arguments is checked too.
+This is the only module of the oracle that imports torch and lionbits. The oracle gets settings as they were passed to
+the constructor, not from the optimizer's groups, so that the front end's handling of arguments is checked too.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _PATTERNS: dict[torch.dtype, tuple[torch.dtype, Binary | None]] = {
     torch.int8: (torch.int8, None),
 }
 
-#: What the name of a variant decides.
+#: Settings that the name of a variant decides.
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{paged}Lion{bits}bit": {"optim_bits": bits} for paged in ("", "Paged") for bits in (32, 8, 4)
 }
 
-#: What ``args`` may override.
+#: Settings that ``args`` may override.
 ARGS = ("optim_bits", "min_8bit_size", "percentile_clipping", "block_wise")
 
 #: A gradient, or what makes one of the parameter's decoded momentum (float32): gradients that cancel need it.
@@ -42,7 +42,7 @@ Gradient: TypeAlias = "Tensor | Callable[[Tensor], Tensor] | None"
 
 @dataclass(frozen=True)
 class StepInput:
-    """One step, and what happens just before it.
+    """One step, and the changes just before it.
 
     Attributes:
         grads: one for each parameter, or None.
@@ -59,7 +59,7 @@ class StepInput:
 
 @dataclass(frozen=True)
 class Difference:
-    """The first place where the optimizer is not what the oracle says it has to be."""
+    """The first place where the optimizer differs from the oracle."""
 
     step: int
     parameter: int  # -1: of the optimizer as a whole
@@ -79,16 +79,16 @@ def replay(
     optimizer_class: Callable[..., Any],
     kwargs: Mapping[str, Any],
     params: Sequence[Tensor],
-    turns: Sequence[StepInput],
+    inputs: Sequence[StepInput],
     groups: Sequence[Mapping[str, Any]] | None = None,
 ) -> Difference | None:
-    """Run ``optimizer_class(params, **kwargs)`` and the oracle through the turns; None if no bit differs.
+    """Run ``optimizer_class(params, **kwargs)`` and the oracle through the inputs; None if no bit differs.
 
     Args:
         optimizer_class: ``lionbits.Lion`` or a variant.
         kwargs: its keyword arguments; those that must not change results (backend, paging) the oracle ignores.
         params: any dtype and strides; they are left as they are, copies with the same strides are trained.
-        turns: the steps.
+        inputs: the steps.
         groups: settings of each parameter, where each is to have a group of its own.
     """
     mine = [torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format)) for p in params]
@@ -99,14 +99,14 @@ def replay(
         optimizer = optimizer_class(given, **kwargs)
     settings = [settings_of(optimizer_class.__name__, kwargs, more) for more in own]
     oracle = OracleLion([array_of(p) for p in mine], settings)
-    for number, turn in enumerate(turns):
-        settings = [replace(s, **_plain(turn.settings)) for s in settings]
-        grads = [_gradient(oracle, at, given) for at, given in enumerate(turn.grads)]
-        oracle.step([None if g is None else array_of(g) for g in grads], turn.loss_scale, settings, turn.found_inf)
+    for number, step in enumerate(inputs):
+        settings = [replace(s, **_plain(step.settings)) for s in settings]
+        grads = [_gradient(oracle, at, given) for at, given in enumerate(step.grads)]
+        oracle.step([None if g is None else array_of(g) for g in grads], step.loss_scale, settings, step.found_inf)
         for p, g in zip(mine, grads, strict=True):
             p.grad_dtype = None  # any: it may differ from the parameter's
             p.grad = g
-        raised = take(optimizer, turn)
+        raised = take(optimizer, step)
         if raised != oracle.raised:
             return Difference(number, -1, "raised", -1, str(oracle.raised), str(raised))
         found = first_difference(oracle, mine, optimizer.state, optimizer.skipped_elements())
@@ -115,13 +115,16 @@ def replay(
     return None
 
 
-def take(optimizer: Any, turn: StepInput) -> bool:
-    """One real step: groups changed, the scaler's attributes set and taken away. Whether FloatingPointError came."""
+def take(optimizer: Any, step: StepInput) -> bool:
+    """Take one step of the optimizer, with changed groups and the scaler's attributes.
+
+    Returns True if it ended in FloatingPointError.
+    """
     for group in optimizer.param_groups:
-        group.update(turn.settings)
-    if turn.loss_scale is not None or turn.found_inf:
-        optimizer.grad_scale = None if turn.loss_scale is None else torch.tensor(turn.loss_scale)
-        optimizer.found_inf = torch.tensor(float(turn.found_inf))
+        group.update(step.settings)
+    if step.loss_scale is not None or step.found_inf:
+        optimizer.grad_scale = None if step.loss_scale is None else torch.tensor(step.loss_scale)
+        optimizer.found_inf = torch.tensor(float(step.found_inf))
     try:
         optimizer.step()
     except FloatingPointError:
@@ -173,19 +176,19 @@ def settings_of(name: str, kwargs: Mapping[str, Any], group: Mapping[str, Any] |
 
 
 def array_of(tensor: Tensor) -> Array:
-    """A tensor's bit patterns in logical row-major order."""
+    """Return a tensor's bit patterns in logical row-major order."""
     return Array(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), patterns(tensor))
 
 
 def patterns(tensor: Tensor) -> list[int]:
-    """Bit patterns as unsigned integers; of integer tensors, their values."""
+    """Return bit patterns as unsigned integers; for integer tensors, their values."""
     raw, binary = _PATTERNS[tensor.dtype]
     values: list[int] = tensor.detach().cpu().contiguous().view(raw).flatten().tolist()
     return values if binary is None else [value % (1 << binary.width) for value in values]
 
 
 def _plain(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What the oracle needs of keyword arguments; of a tensor learning rate, the value."""
+    """Return the keyword arguments that the oracle needs; a tensor learning rate as its value."""
     names = {f.name for f in fields(Settings)}
     chosen = {name: value for name, value in kwargs.items() if name in names}
     if isinstance(chosen.get("lr"), Tensor):
@@ -194,7 +197,7 @@ def _plain(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_qlion(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """QLion's arguments as Lion's."""
+    """Return QLion's arguments as Lion's."""
     own = {"use_4bit": False, "cautious": False, "quant_threshold": 1024, "grad_clip": 1.0, **kwargs}
     b1, b2 = own.pop("betas", (0.9, 0.99))
     return {
@@ -222,7 +225,7 @@ def _present(state: State) -> Iterator[tuple[str, list[int]]]:
 
 
 def _compare(name: str, expected: list[int], tensor: Tensor) -> Difference | None:
-    """The first element whose bits differ; any NaN is the same NaN."""
+    """Return the first element whose bits differ; all NaNs are equal."""
     if tensor.dtype not in _PATTERNS or tensor.numel() != len(expected):
         there = f"{tensor.numel()} of {tensor.dtype}"
         return Difference(0, -1, name, -1, f"{len(expected)} elements", there)

@@ -30,15 +30,15 @@ def fmix32(word: int) -> int:
 
 
 def salt_of(seed: int, parameter: int, purpose: int) -> int:
-    """What sets a parameter's noise of one purpose apart: seed (low word, then high), position and purpose in turn."""
+    """Return the salt of a parameter's noise of one purpose, from seed (low word, high), position and purpose."""
     salt = 0
     for word in (seed % _WORD, seed // _WORD, parameter % _WORD, purpose):
         salt = fmix32(salt ^ word)
     return salt
 
 
-def lane_of(mode: str, salt: int, step: int, i: int) -> int:
-    """The noise of the element with counting position ``i``, at update number ``step`` of its parameter."""
+def noise_at(mode: str, salt: int, step: int, i: int) -> int:
+    """Return the noise of the element with counting position ``i``, at update number ``step`` of its parameter."""
     if mode == "nearest":
         return HALF
     if mode == "stochastic":
@@ -51,12 +51,12 @@ def lane_of(mode: str, salt: int, step: int, i: int) -> int:
 
 
 def position(row: int, column: int, columns: int) -> int:
-    """The counting position of an element: rows are as long as the next even number, so that no pair straddles two."""
+    """Return the counting position of an element: a row takes the next even number, so that no pair is in two rows."""
     return row * (columns + columns % 2) + column
 
 
 def noise_of(mode: str, salt: int, step: int, rows: int, columns: int) -> Iterator[int]:
-    """The noise of a whole parameter, in logical row-major order."""
+    """Yield the noise of a whole parameter, in logical row-major order."""
     for row in range(rows):
         for column in range(columns):
-            yield lane_of(mode, salt, step, position(row, column, columns))
+            yield noise_at(mode, salt, step, position(row, column, columns))

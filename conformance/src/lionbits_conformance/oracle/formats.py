@@ -19,7 +19,7 @@ NOTHING: Number = (0, 1, -100)
 #: The largest magnitude that a block can hold: above it top * scale could overflow.
 HELD: Number = (0, 1, 127)
 
-#: What a width alone means: (format, block size).
+#: Defaults by width: (format, block size).
 DEFAULTS = {8: ("e3m4", 256), 4: ("e3m0", 128), 2: ("e0m1", 64)}
 
 #: Every format that there is, by name.
@@ -67,7 +67,7 @@ class StateFormat:
         return (0, (1 << self.mantissas) + f, e - self.mantissas)
 
     def blocks(self, columns: int) -> int:
-        """How many scales a row has; its last block may be short."""
+        """Return the number of scales of a row; its last block may be short."""
         return -(-columns // self.block) if self.block else 1
 
 
@@ -124,7 +124,7 @@ def scale_of(absmax: Number, fmt: StateFormat) -> Number:
 
 
 def inverse_of(absmax: Number, fmt: StateFormat) -> Number | None:
-    """r = top / min(absmax, 2^127); None where the block has no codes but 0."""
+    """Return r = top / min(absmax, 2^127); None if the block has no codes but 0."""
     usable = is_finite(absmax) and greater(absmax, NOTHING)
     return BINARY32.div(fmt.top, held(absmax)) if usable else None
 

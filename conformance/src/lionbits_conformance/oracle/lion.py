@@ -1,9 +1,9 @@
-"""The oracle: the whole optimizer in exact numbers, written from the meaning and from nothing else.
+"""The oracle: the whole optimizer in exact numbers, written from the specification alone.
 
-It uses Python's integers and fractions, imports neither torch nor the code that it checks, and knows nothing of slots,
+It uses Python's integers and fractions, imports neither torch nor the code that it checks, and has no slots,
 slices, launches or backends: one parameter at a time, one element at a time, in the order of the equations. Beside
-the rule it covers what a front end decides: positions, numbers rounded on the host, which parameters are quantised,
-clipping and its history, caution over whole tensors, loss scaling, schedules, and what is counted.
+the rule it covers the decisions of a front end: positions, numbers rounded on the host, which parameters are
+quantised, clipping and its history, caution over whole tensors, loss scaling, schedules, and counts.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class OracleLion:
     """Lion over some parameters, which it changes in place.
 
     Attributes:
-        params: in the order of all groups; positions in this list are what rounding noise depend on.
+        params: in the order of all groups; rounding noise depends on positions in this list.
         settings: one for each parameter.
         state: one for each parameter; None before its first update.
         skipped: element updates that were skipped so far, since g or m' was not finite.
-        raised: whether the last step skipped an element of a parameter with ``nonfinite="raise"``.
+        raised: True if the last step skipped an element of a parameter with ``nonfinite="raise"``.
     """
 
     def __init__(self, params: Sequence[Param], settings: Sequence[Settings]) -> None:
@@ -46,7 +46,7 @@ class OracleLion:
 
     @property
     def raised(self) -> bool:
-        """Whether the last step has to end in an error."""
+        """True if the last step has to end in an error."""
         return self._totals.raised
 
     def step(
@@ -56,7 +56,7 @@ class OracleLion:
         settings: Sequence[Settings] | None = None,
         found_inf: bool = False,
     ) -> None:
-        """One update of every parameter that has a gradient.
+        """Update every parameter that has a gradient.
 
         Args:
             grads: one for each parameter; None leaves it alone, its step number too.
@@ -106,7 +106,7 @@ class OracleLion:
     def _move(
         self, position: int, state: State, momenta: list[Number], g: list[Number], rates: rule.Rates
     ) -> list[Number]:
-        """Write p' and its rest, count what is skipped, give m'."""
+        """Write p' and its residual, count skipped elements, return m'."""
         param, settings = self.params[position], self.settings[position]
         store = Store(param.dtype, settings, position, state.step, param.matrix[1])
         residual = list(state.param_residual or [0] * len(g))
@@ -123,7 +123,7 @@ class OracleLion:
         return new
 
     def _remember(self, position: int, state: State, momenta: list[Number]) -> None:
-        """Keep m': its bits, or codes and scales by the noise of this step."""
+        """Store m': its bits, or codes and scales with the noise of this step."""
         param, settings = self.params[position], self.settings[position]
         fmt = formats.format_of(settings, param)
         if fmt is None:
@@ -135,14 +135,14 @@ class OracleLion:
 
 
 def known(values: list[int] | None) -> list[int]:
-    """State that the settings ask for and that must be there."""
+    """Return state that the settings ask for and that must be there."""
     if values is None:
         raise ValueError("the state has another format than the settings ask for")
     return values
 
 
 def _clip(plain: list[Number], state: State, settings: Settings, unscale: Number) -> Number:
-    """The clipping factor of a gradient, whose norm (of the unscaled gradient, binary32) enters the history."""
+    """Return the clipping factor of a gradient; its norm (of the unscaled gradient, binary32) enters the history."""
     by_percentile = settings.percentile_clipping < 100
     if not by_percentile and sign_of(of_float(settings.grad_clip)) == 0:
         return ONE

@@ -1,4 +1,4 @@
-"""Plain records: what goes into the oracle and what comes out of it, tensors as lists of bit patterns."""
+"""Plain records: the input and output of the oracle, tensors as lists of bit patterns."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Settings:
 
 @dataclass
 class State:
-    """What the optimizer keeps for a parameter. Fields that its settings do not ask for are None.
+    """The state of a parameter. Fields that its settings do not ask for are None.
 
     Attributes:
         step: the number of updates it has had.
@@ -94,11 +94,11 @@ LISTS = ("exp_avg", "exp_avg_codes", "exp_avg_scale", "param_residual", "grad_no
 
 @dataclass
 class Totals:
-    """What the optimizer counts over all parameters and steps.
+    """Counts over all parameters and steps.
 
     Attributes:
         skipped: element updates that were skipped since something was not finite.
-        raised: whether the last step skipped any of a parameter with ``nonfinite="raise"``.
+        raised: True if the last step skipped any of a parameter with ``nonfinite="raise"``.
     """
 
     skipped: int = 0

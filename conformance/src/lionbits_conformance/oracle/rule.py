@@ -1,4 +1,4 @@
-"""The rule for one element, and the numbers that go into it.
+"""The rule for one element, and its numbers.
 
 All is binary32, one rounding for each written operation::
 
@@ -32,7 +32,7 @@ class Rates(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """What the rule gives for one element."""
+    """Result of the rule for one element."""
 
     param: Number  # p', or p where the element was skipped
     momentum: Number  # m', or m
@@ -87,12 +87,12 @@ def moved(p: Number, m: Number, g: Number, rates: Rates, cautious: str | None, n
 
 
 def is_aligned(m: Number, g: Number, rates: Rates, nonfinite: str) -> bool:
-    """Whether c and g share a sign that is not zero; a skipped element is not aligned."""
+    """True if c and g share a sign that is not zero and the element is not skipped."""
     return not advanced(m, g, rates, nonfinite)[1] and direction(m, g, rates, "mask") != 0
 
 
 def caution_factor(cautious: str, n: int, aligned: int) -> Number:
-    """What a mask multiplies the learning rate by: a binary64 quotient, rounded to binary32.
+    """Return the factor of a mask on the learning rate: a binary64 quotient, rounded to binary32.
 
     "mask": n / max(aligned, 1). "c-optim": n / (aligned + 1). "timm": n / max(aligned, n * 0.001), the product
     rounded to binary64.

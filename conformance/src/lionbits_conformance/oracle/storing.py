@@ -1,4 +1,4 @@
-"""How p' is stored: rounded once to the parameter's type, or as a bfloat16 and what it drops.
+"""Storage of p': rounded once to the parameter's type, or as a bfloat16 and its residual.
 
 The bits of a binary32 number are taken as sign and magnitude, two integers: one unit more of magnitude is the next
 number away from zero, so adding to it and dropping its low half rounds by magnitude. Signs never change.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .dither import PARAMETER, lane_of, position, salt_of
+from .dither import PARAMETER, noise_at, position, salt_of
 from .floats import BFLOAT16, BINARY32, NAN, Number, is_nan
 from .records import TYPES, Settings
 
@@ -23,11 +23,12 @@ class Stored(NamedTuple):
 
 
 class Store:
-    """Storing for one parameter at one step: which rounding its type and settings ask for, and its noise.
+    """Storage of one parameter at one step: the rounding of its type and settings, and its noise.
 
     Attributes:
         mode: ``param_rounding``, and "nearest" for float32, which loses nothing.
-        unit: how many units of the last place of binary32 one unit of ``rest`` is: 1, or 256 with ``master_bits=24``.
+        unit: how many units of the last place of binary32 one unit of the residual is: 1, or 256 with
+            ``master_bits=24``.
     """
 
     def __init__(self, dtype: str, settings: Settings, parameter: int, step: int, columns: int) -> None:
@@ -39,22 +40,22 @@ class Store:
 
     @property
     def compensated(self) -> bool:
-        """Whether what bfloat16 drops is kept."""
+        """True if the residual of bfloat16 is kept."""
         return self.mode == "compensated"
 
     def load(self, bits: int, residual: int) -> Number:
-        """p as binary32; of a compensated one, the number whose bits are the stored ones' and the rest's sum."""
+        """Return p as binary32; a compensated one has the sum of the bits of the bfloat16 and of the residual."""
         if not self.compensated:
             return self.type.from_bits(bits)
         return BINARY32.from_bits((bits * 2**16 + residual * self.unit) % 2**32)
 
     def noise_of_pairs(self, at: int) -> int:
-        """The noise of element ``at`` in row-major order; compensated parameters draw dithered ones."""
+        """Return the noise of element ``at`` in row-major order; for compensated parameters it is dithered."""
         mode = "dithered" if self.compensated else self.mode
-        return lane_of(mode, self.salt, self.step, position(*divmod(at, self.columns), self.columns))
+        return noise_at(mode, self.salt, self.step, position(*divmod(at, self.columns), self.columns))
 
     def store(self, p: Number, at: int) -> Stored:
-        """p' as element ``at`` keeps it; NaN stays NaN, and drops nothing."""
+        """Return the stored form of p' for element ``at``; NaN stays NaN, with residual 0."""
         if self.mode == "nearest" or is_nan(p):
             return Stored(self.type.to_bits(self.type.round(p)), 0)
         if self.compensated:
@@ -71,7 +72,7 @@ def unbiased(p: Number, noise: int) -> int:
 
 
 def split(p: Number, unit: int, noise: int) -> Stored:
-    """The nearest bfloat16, ties away from zero, and the rest = magnitude - 2^16 * its magnitude, in units.
+    """Return the nearest bfloat16, ties away from zero, and the residual = magnitude - 2^16 * its magnitude, in units.
 
     With units of 256 the magnitude is first rounded to one: floor((magnitude + noise's upper byte) / 256) * 256.
     """

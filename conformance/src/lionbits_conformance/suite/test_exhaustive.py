@@ -1,4 +1,4 @@
-"""Everything there is, where that can be counted."""
+"""Exhaustive checks, of sets that are small enough."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def _stepped(
     momentum: torch.Tensor,
     device: torch.device,
 ) -> dict[str, torch.Tensor]:
-    """What one step makes of copies of these tensors."""
+    """Return the results of one step on copies of these tensors."""
     state = {key: value.to(device) for key, value in reference.encode(plan.format, momentum).items()}
     slot, grads = Slot(param.clone().to(device), state, index=5), [grad.clone().to(device)]
     numbers = _numbers(device)
@@ -59,8 +59,8 @@ def test_every_gradient(
 
 
 @pytest.mark.parametrize(("bits_of_state", "name"), NARROW)
-def test_every_interval_and_lane(bits_of_state: int, name: str, backend: Backend, device: torch.device) -> None:
-    """A momentum inside each interval between two codes, and at its ends, meets every one of the 65,536 noise."""
+def test_every_interval_and_noise(bits_of_state: int, name: str, backend: Backend, device: torch.device) -> None:
+    """Momentum inside each interval between two codes, and at its ends, meets each of the 65,536 noise values."""
     format = Format.of(bits_of_state, name, block_size=4096)
     plan = Plan(torch.float32, torch.float32, format)
     if reason := backend.supports(plan, device):
@@ -78,8 +78,8 @@ def test_every_interval_and_lane(bits_of_state: int, name: str, backend: Backend
             bits.require_equal(got, want, f"{name}: {value} between codes {k} and {k + 1}")
 
 
-def test_lanes_are_all_met() -> None:
-    """2^20 elements do meet every noise: what the test above relies on."""
+def test_all_noise_is_met() -> None:
+    """2^20 elements meet every noise value, as the test above requires."""
     salt = rounding.salt(0, 5, rounding.STATE)
     noise = rounding.noise("dithered", salt, torch.tensor(7), 0, 2**20, (1, 2**20))
     assert isinstance(noise, torch.Tensor)

@@ -1,4 +1,4 @@
-"""Properties of whole runs, and lives of optimizers."""
+"""Properties of whole runs, and the stateful test of an optimizer."""
 
 import warnings
 
@@ -52,13 +52,13 @@ def test_oracle(
 def test_state_machine(backend_name: str, device: torch.device) -> None:
     """Whatever happens to an optimizer between its steps, it holds the bits of one that is left alone."""
 
-    class Judged(OptimizerStateMachine):
+    class Checked(OptimizerStateMachine):
         pass
 
-    Judged.backend, Judged.device = backend_name, device
+    Checked.backend, Checked.device = backend_name, device
     current = settings()
     examples = max(current.max_examples // 4, 10)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        run_state_machine_as_test(Judged, settings=settings(current, max_examples=examples, stateful_step_count=30))
-    print(f"{Judged.events} events")
+        run_state_machine_as_test(Checked, settings=settings(current, max_examples=examples, stateful_step_count=30))
+    print(f"{Checked.events} events")

@@ -13,7 +13,7 @@ from lionbits_conformance.vectors import replays
 
 @pytest.mark.parametrize("case", vectors.cases("steps"), ids=lambda case: case["name"])
 def test_steps(case: dict[str, Any], backend_name: str, device: torch.device) -> None:
-    """Everything that is held after each step is what the oracle wrote down."""
+    """The optimizer holds the oracle's bits after each step."""
     if device.type != "cpu":
         pytest.skip("vectors are replayed on the CPU; elsewhere test_oracle draws such runs")
     if reason := replays.obstacle(case):

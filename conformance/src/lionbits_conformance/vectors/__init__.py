@@ -1,8 +1,8 @@
 """Language-neutral test vectors: JSON that the oracle wrote, for a Lion in any language.
 
-``cases(kind)`` reads what is committed; ``documents()`` writes it anew, and has to give the same bytes.
-``python -m lionbits_conformance.vectors write DIR`` and ``... check`` do the same from a shell. Nothing here needs
-torch, but for ``replays``. What the fields mean stands in README.md, what they look like in schema.json.
+``cases(kind)`` reads the committed files; ``documents()`` writes them anew, and has to give the same bytes.
+``python -m lionbits_conformance.vectors write DIR`` and ``... check`` do the same from a shell. Only ``replays``
+needs torch. README.md explains the fields, schema.json their form.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from . import elements, encodings, texts, whole_steps
 
-#: Where the committed vectors are.
+#: Folder of the committed vectors.
 HERE = Path(__file__).parent
 
 
@@ -36,19 +36,19 @@ KINDS = {
 
 
 def cases(kind: str) -> list[dict[str, Any]]:
-    """The committed cases of a kind, a key of ``KINDS``."""
+    """Return the committed cases of a kind, a key of ``KINDS``."""
     found: list[dict[str, Any]] = json.loads((HERE / f"{kind}.json").read_text(encoding="utf-8"))["cases"]
     return found
 
 
 def documents() -> Iterator[tuple[str, bytes]]:
-    """(file name, content) of every file, made by the oracle."""
+    """Yield (file name, content) of every file, made by the oracle."""
     for kind, (about, make) in KINDS.items():
         yield f"{kind}.json", texts.document(kind, about, make()).encode()
 
 
 def write(folder: Path) -> list[Path]:
-    """Write every file into ``folder``; their paths."""
+    """Write every file into ``folder``; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, content in documents():
@@ -58,7 +58,7 @@ def write(folder: Path) -> list[Path]:
 
 
 def stale() -> list[str]:
-    """Names of committed files that are not what the oracle would write now."""
+    """Return names of committed files that differ from the oracle's output."""
     return [name for name, content in documents() if not _is(HERE / name, content)]
 
 

@@ -1,7 +1,7 @@
-"""Numbers that look random and are the same for ever: a counter, hashed. Integers only.
+"""Pseudo-random numbers that never change: a counter, hashed. Integers only.
 
 Draw number n of a stream is the splitmix64 finalizer (Steele, Lea, Flood 2014) of key + n * 0x9E3779B97F4A7C15, modulo
-2^64; the key is the 64-bit FNV-1a hash of the stream's name. No library's generator is used, so none can change them.
+2^64; the key is the 64-bit FNV-1a hash of the stream's name. No library's generator is used, as it might change.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Draws:
                 return x
 
     def edge(self) -> Number:
-        """One of the numbers that have surprised someone."""
+        """One of the numbers at which implementations tend to fail."""
         return BINARY32.from_bits(self.pick(EDGES))
 
     def tie(self, fmt: StateFormat, power: int) -> Number:

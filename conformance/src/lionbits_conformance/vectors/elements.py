@@ -117,10 +117,10 @@ def _norms() -> list[Case]:
 
 
 def _delicate() -> list[Case]:
-    """Norms that come out differently when the squares are added in another order.
+    """Return norms that differ if the squares are added in another order.
 
     1, 2^-12, 2^-12 and 2^-24 have the norm 1 + 2^-24, halfway between two binary32 numbers. About ten squares below
-    2^-53 are lost one by one beside 1, and may tip it together: which, that depends on the order.
+    2^-53 are lost one by one beside 1, and may change its rounding together: that depends on the order.
     """
     cases: list[Case] = []
     draws = Draws("delicate norms")

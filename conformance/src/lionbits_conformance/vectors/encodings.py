@@ -1,4 +1,4 @@
-"""Cases of what is stored: momentum as codes, rounding noise, parameters in narrower types."""
+"""Cases of stored values: momentum as codes, rounding noise, parameters in narrower types."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def _encoding(fmt: formats.StateFormat, draws: Draws, number: int) -> Case:
 
 
 def _crossing(fmt: formats.StateFormat, noise: int, power: int, draws: Draws) -> Number:
-    """A momentum whose t + dither is where one code ends and the next begins, or up to half a tick beside that.
+    """Return a momentum whose t + dither is where one code ends and the next begins, or up to half a tick beside that.
 
-    Times 2^-power it is below 2, where t is rounded: these tell roundings of t apart.
+    Times 2^-power it is below 2, where t is rounded: these distinguish roundings of t.
     """
     dither = noise * fmt.spacing // 2**16
     codes = range(1, min(fmt.largest, (2**23 - 2 + dither) // fmt.spacing) + 1)
@@ -93,7 +93,7 @@ def rounding_noise() -> list[Case]:
         mode = ("dithered", "stochastic")[number % 2]
         step = draws.pick((1, 2, 3, 100, 65536, draws.below(10**6) + 1, 2**33 + 5))
         i = draws.pick((0, 1, 2, 3, draws.below(10**4), 2**33 - 1, 2**33, 2**33 + 1, draws.word() >> 11))
-        noise = dither.lane_of(mode, dither.salt_of(seed, parameter, purpose), step, i)
+        noise = dither.noise_at(mode, dither.salt_of(seed, parameter, purpose), step, i)
         case = {"seed": f"{seed:016x}", "parameter": parameter, "purpose": purpose, "mode": mode, "step": step}
         cases.append({**case, "i": f"{i:016x}", "noise": noise})
     return cases

@@ -20,7 +20,7 @@ _INTEGERS = {32: torch.int32, 16: torch.int16}
 
 
 def obstacle(case: Mapping[str, Any]) -> str:
-    """Empty, or why this torch cannot run the case: before 2.10 a gradient has its parameter's dtype or is refused."""
+    """Return why this torch cannot run the case (before 2.10 it refuses other gradient dtypes), or an empty string."""
     dtypes = [given["dtype"] for given in case["parameters"]]
     own = all(
         grad is None or grad["dtype"] == dtype
@@ -58,7 +58,7 @@ def replay(case: Mapping[str, Any], optimizer_class: Callable[..., Any], **kwarg
 
 
 def settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with their bit patterns read."""
+    """Return settings with their bit patterns decoded."""
     found: dict[str, Any] = {}
     for name, value in given.items():
         if name in DOUBLES:
@@ -71,7 +71,7 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tensor(text: str, dtype: str, shape: list[int]) -> Tensor:
-    """A tensor of these bits."""
+    """Return a tensor of these bits."""
     width = TYPES[dtype].width
     signed = [bits - (bits >> (width - 1) << width) for bits in unwords(text)]
     kind: torch.dtype = getattr(torch, dtype)
@@ -100,7 +100,7 @@ def _step(optimizer: Any, params: list[torch.nn.Parameter], step: Mapping[str, A
 
 
 def _spelled(value: Any, key: str) -> Any:
-    """A parameter or a field of its state as the vectors spell it."""
+    """Return a parameter or a field of its state in the vectors' notation."""
     if key == "step":
         return int(value)
     if not isinstance(value, Tensor):

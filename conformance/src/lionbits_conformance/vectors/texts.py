@@ -1,4 +1,4 @@
-"""How the vectors are spelled: JSON, numbers as bit patterns in hexadecimal digits, one case to a line."""
+"""Notation of the vectors: JSON, numbers as bit patterns in hexadecimal digits, one case to a line."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ VERSION = 1
 
 
 def single(x: Number) -> str:
-    """A binary32 number as 8 digits; every NaN as 7fc00000."""
+    """Return a binary32 number as 8 digits; every NaN as 7fc00000."""
     return BINARY32.hex(x)
 
 
 def double(x: float) -> str:
-    """A Python float, which is a binary64 number, as 16 digits."""
+    """Return a Python float, which is a binary64 number, as 16 digits."""
     return BINARY64.hex(of_float(x))
 
 
 def words(bits: Iterable[int], width: int) -> str:
-    """Bit patterns of ``width`` bits, separated by blanks; the empty string for none."""
+    """Return bit patterns of ``width`` bits, separated by blanks; the empty string for none."""
     return " ".join(f"{b:0{width // 4}x}" for b in bits)
 
 
 def unwords(text: str) -> list[int]:
-    """What :func:`words` wrote."""
+    """Parse the output of :func:`words`."""
     return [int(word, 16) for word in text.split()]
 
 
 def canonical(bits: int, binary: Binary) -> int:
-    """The bit pattern, or the quiet NaN's for any NaN."""
+    """Return the bit pattern, or that of the quiet NaN for any NaN."""
     return binary.to_bits(binary.from_bits(bits))
 
 
 def document(kind: str, about: str, cases: Sequence[dict[str, Any]]) -> str:
-    """The text of one file."""
+    """Return the text of one file."""
     head = {"$schema": "schema.json", "kind": kind, "version": VERSION, "about": about}
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
     body = ",\n".join(f"    {json.dumps(case)}" for case in cases)

@@ -28,18 +28,18 @@ WIDTHS = {"exp_avg": 32, "exp_avg_codes": 8, "exp_avg_scale": 32, "grad_norms": 
 
 @dataclass(frozen=True)
 class WholeSteps:
-    """What one case is about.
+    """Settings and inputs of one case.
 
     Attributes:
-        name: what it is to show.
+        name: the subject of the case.
         settings: other than the defaults, for all parameters.
         params: (shape, type, settings of its own) of each.
-        grads: types of gradients, in turn.
-        kinds: of gradient values, in turn over the steps.
+        grads: types of gradients, in cyclic order.
+        kinds: of gradient values, in cyclic order over the steps.
         schedule: settings that change, by step.
         loss_scales: by step.
         infinite: steps at which the loss scaler found something that is not finite.
-        absent: (step, parameter) without gradient.
+        missing: (step, parameter) without gradient.
         steps: how many.
     """
 
@@ -51,7 +51,7 @@ class WholeSteps:
     schedule: dict[int, dict[str, Any]] = field(default_factory=dict)
     loss_scales: dict[int, float] = field(default_factory=dict)
     infinite: tuple[int, ...] = ()
-    absent: tuple[tuple[int, int], ...] = ()
+    missing: tuple[tuple[int, int], ...] = ()
     steps: int = 4
 
 
@@ -105,7 +105,7 @@ WHOLE_STEPS = (
          schedule={0: {"lr": 0.0}, 1: {"lr": 0.02}}, steps=7),
     WholeSteps("loss scale, a step without effect, gradients that are not there", _4 | {"grad_clip": 1.0},
          _TRIO, ("float16", "float32"), loss_scales={0: 1024.0, 1: 3.0, 2: 3.0, 4: 0.5}, infinite=(1,),
-         absent=((0, 1), (3, 0)), steps=5),
+         missing=((0, 1), (3, 0)), steps=5),
     WholeSteps("maximize", _8 | {"maximize": True, "cautious": "mask"}),
     WholeSteps("learning rate, decay and betas on a schedule", _8,
          schedule={1: {"lr": 0.02}, 2: {"betas": (0.95, 0.98)}, 3: {"weight_decay": 0.0, "lr": 0.005}}),
@@ -119,7 +119,7 @@ WHOLE_STEPS = (
 
 
 def steps() -> list[Case]:
-    """Every case, lived by the oracle."""
+    """Return every case, computed by the oracle."""
     return [_stepped(case) for case in WHOLE_STEPS]
 
 
@@ -137,7 +137,7 @@ def _stepped(case: WholeSteps) -> Case:
 
 
 def _own(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """A group's settings over all parameters'; one with bits of its own inherits no format and no block size."""
+    """Return a group's settings over all parameters'; one with bits of its own inherits no format and no block size."""
     changed = "optim_bits" in more
     kept = {key: x for key, x in settings.items() if not (changed and key in {"state_format", "block_size"})}
     return kept | more
@@ -150,8 +150,8 @@ def _step(case: WholeSteps, number: int, oracle: OracleLion, draws: Draws) -> Ca
     grads = []
     for at in range(len(oracle.params)):
         dtype = case.grads[(number + at) % len(case.grads)]
-        absent = (number, at) in case.absent
-        grads.append(None if absent else _gradient(draws, oracle, at, dtype, kind, settings[at]))
+        missing = (number, at) in case.missing
+        grads.append(None if missing else _gradient(draws, oracle, at, dtype, kind, settings[at]))
     scale, found = case.loss_scales.get(number), number in case.infinite
     oracle.step(grads, scale, settings, found)
     after = [
@@ -174,7 +174,7 @@ def _array(draws: Draws, shape: tuple[int, ...], dtype: str, kind: str, power: i
 
 
 def _gradient(draws: Draws, oracle: OracleLion, at: int, dtype: str, kind: str, settings: Settings) -> Array:
-    """Values of a kind; gradients that cancel are drawn around the momentum of the moment."""
+    """Return values of a kind; gradients that cancel are drawn around the present momentum."""
     shape = oracle.params[at].shape
     if kind != "cancelling":
         return _array(draws, shape, dtype, kind, -draws.below(4))
@@ -189,7 +189,7 @@ def _bits(array: Array) -> str:
 
 
 def _state(state: State) -> Case:
-    """A state's fields by name; those that the settings do not ask for are left out."""
+    """Return a state's fields by name, without those that the settings do not ask for."""
     found: Case = {"step": state.step}
     for name in LISTS:
         values = getattr(state, name)
@@ -203,7 +203,7 @@ def _spelled(settings: Settings) -> Case:
 
 
 def _spelled_some(settings: dict[str, Any]) -> Case:
-    """Settings with their numbers as bit patterns; the seed, which may have 64 bits, in hexadecimal too."""
+    """Return settings with numbers as bit patterns; the seed, which may have 64 bits, in hexadecimal too."""
     found: Case = {}
     for name, value in settings.items():
         if name in DOUBLES:

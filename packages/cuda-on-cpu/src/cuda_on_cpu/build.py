@@ -20,7 +20,7 @@ from pathlib import Path
 
 INCLUDE = Path(__file__).parent / "include"
 
-#: Where libraries are kept: this variable, or a folder of the user's cache.
+#: Folder of libraries: this variable, or a folder of the user's cache.
 CACHE = "CUDA_ON_CPU_CACHE"
 
 #: Each operation rounds once; two libraries share no variables, not even those of templates.
@@ -39,11 +39,11 @@ _KERNEL = re.compile(r'\bextern\s+"C"((?:\s+\w+)+)\s+(\w+)\s*\(')
 
 
 class CompileError(RuntimeError):
-    """The C++ compiler refused the source; its own words follow."""
+    """The C++ compiler refused the source; its message follows."""
 
 
 def obstacle() -> str:
-    """Empty, or the reason why nothing can be built here."""
+    """Return the reason why nothing can be built here, or an empty string."""
     if sys.platform != "linux":
         return f"kernels run on the CPU on Linux only, not on {sys.platform}"
     try:
@@ -61,7 +61,7 @@ def library(
     define: Mapping[str, str],
     sanitize: Sequence[str],
 ) -> tuple[Path, list[str]]:
-    """The library of a file, built unless it is in the cache, and the names of its kernels.
+    """Return the library of a file, built unless it is in the cache, and the names of its kernels.
 
     Raises:
         CompileError: there is no compiler, it refuses the source, or there is no kernel.
@@ -94,18 +94,18 @@ def library(
 
 
 def _source(file: Path, define: Mapping[str, str]) -> str:
-    """The source as it is, behind the header, in which a macro such as T would do harm."""
+    """Return the source with the header first: a macro before it, such as T, would break it."""
     lines = [f"#define {name} {value}" for name, value in define.items() if not name.startswith("CUDA_ON_CPU_")]
     return "\n".join([f'#include "{INCLUDE / "cuda_on_cpu.h"}"', *lines, f'#include "{file.resolve()}"']) + "\n"
 
 
 def _kernels(whole: str) -> list[str]:
-    """The names of kernels in preprocessed text, each once."""
+    """Return the names of kernels in preprocessed text, each once."""
     return list(dict.fromkeys(name for words, name in _KERNEL.findall(whole) if "__global__" in words.split()))
 
 
 def _entry_points(kernels: Sequence[str], variables: Sequence[str]) -> str:
-    """What Python looks for."""
+    """Return the source of the symbols that Python looks up."""
     entries = [f'    CUDA_ON_CPU_KERNEL("{name}", {name}),' for name in kernels]
     getters = [
         f'extern "C" __attribute__((visibility("default"))) void* cuda_on_cpu_variable_{i}() {{ return &{name}; }}'
@@ -136,7 +136,7 @@ def _run(arguments: Sequence[str], text: str | None = None) -> str:
 
 
 def _is_whole(kept: Path) -> bool:
-    """Whether the file is what this user built: a library that was cut off would bring the process down."""
+    """True if the file is what this user built: to load a truncated library would crash the process."""
     try:
         return _content(kept.with_suffix(".sha256")).decode() == _digest(kept)
     except (OSError, UnicodeDecodeError):
@@ -148,7 +148,7 @@ def _digest(file: Path) -> str:
 
 
 def _content(file: Path) -> bytes:
-    """What a file of this user holds. No link is followed, and no writer of a pipe awaited.
+    """Return the content of a file of this user. No link is followed, and a pipe is not waited for.
 
     Raises:
         OSError: there is none, or it is not to be trusted.
@@ -165,7 +165,7 @@ def _content(file: Path) -> bytes:
 
 
 def _distrust(found: os.stat_result) -> str:
-    """Empty, or why somebody else may have written this file, or may put files into this folder."""
+    """Return the reason why another user may have written this file or may write to this folder, or an empty string."""
     if found.st_uid not in (os.geteuid(), 0):
         return f"it belongs to user {found.st_uid}"
     sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX  # nobody replaces others' files there
@@ -174,7 +174,7 @@ def _distrust(found: os.stat_result) -> str:
 
 @functools.cache
 def _compiler() -> tuple[str, str]:
-    """The compiler and its version."""
+    """Return the compiler and its version."""
     name = os.environ.get("CXX", "g++")
     found = shutil.which(name)
     if found is None:
@@ -185,7 +185,7 @@ def _compiler() -> tuple[str, str]:
 
 @functools.cache
 def _architecture() -> tuple[str, ...]:
-    """Vectors of 32 bytes where this machine has them."""
+    """Return flags for vectors of 32 bytes if this machine has them."""
     if platform.machine() != "x86_64":
         return ()
     try:
@@ -197,7 +197,7 @@ def _architecture() -> tuple[str, ...]:
 
 @functools.cache
 def _folder() -> Path:
-    """Where libraries are kept; a temporary folder of this process where it cannot write there, or everybody can."""
+    """Return the folder of libraries; a temporary one if it cannot be written, or others can write to it."""
     with contextlib.suppress(OSError, RuntimeError):  # a folder that cannot be written; an account without a home
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(os.environ.get(CACHE) or Path(home) / "cuda-on-cpu").resolve()

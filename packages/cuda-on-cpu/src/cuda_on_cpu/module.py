@@ -42,12 +42,12 @@ class _Kernel(ctypes.Structure):
 
 @functools.cache
 def _lock(path: Path) -> threading.Lock:
-    """Of a library, of which a process has one, however many modules: threadIdx and its like are the library's."""
+    """Return the lock of a library, one for all its modules, as threadIdx and the like belong to the library."""
     return threading.Lock()
 
 
 class LaunchError(RuntimeError):
-    """A launch that a GPU would refuse or hang in: a barrier that some threads do not reach, say."""
+    """A launch that a GPU would refuse or hang in, such as one with a barrier that some threads do not reach."""
 
 
 class Module:
@@ -158,7 +158,7 @@ def _integer(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    """Not a string, which float() would take."""
+    """Convert to float, but refuse a string, which float() would accept."""
     if not isinstance(value, numbers.Real):
         raise TypeError
     return float(value)

@@ -1,3 +1,3 @@
-"""How fast lionbits is: side by side with a plain copy, which is the limit, and with its peers."""
+"""Benchmarks of lionbits, beside a plain copy, which is the upper limit, and beside other libraries."""
 
 __version__ = "0.1.0.dev0"

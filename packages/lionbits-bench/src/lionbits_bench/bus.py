@@ -1,4 +1,4 @@
-"""The bus between host and device: pages copied through the lanes that paging uses, each way alone and both at once."""
+"""Bandwidth between host and device: pages copied on the copy streams of paging, each way alone and both at once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .results import Findings
 from .timing import Clock, Deadline, host_time
 from .transfers import WAYS, Crossing
 
-#: How often each is measured.
+#: Number of measurements of each.
 SAMPLES = 5
 
 
 def measure(
     clock: Clock, page_sizes: Sequence[int], size: int, deadline: Deadline, findings: Findings
 ) -> list[Crossing]:
-    """So many bytes each way, in pages of each size, between pinned memory and the device."""
+    """Copy ``size`` bytes each way, in pages of each size, between pinned memory and the device."""
     bus, found = Bus(clock.device, size), []
     for page_size in page_sizes:
         for way in WAYS:
@@ -37,37 +37,37 @@ def measure(
 
 
 class Bus:
-    """Memory at both ends, twice: what is brought and what is taken back never share any.
+    """Buffers at both ends, one for each direction, so that copies in opposite directions share no memory.
 
     Args:
         device: at the one end.
-        size: bytes that cross each way.
+        size: bytes that are copied each way.
     """
 
     def __init__(self, device: torch.device, size: int) -> None:
         self._size, self._streams = size, copy_streams(device)
-        self.near_in, self.near_out = (
+        self.in_on_device, self.out_on_device = (
             torch.randint(0, 256, (size,), dtype=torch.uint8, device=device) for _ in range(2)
         )
         pinned = device.type == "cuda"
-        self.far_in, self.far_out = (
-            torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned).copy_(near)
-            for near in (self.near_out, self.near_in)
+        self.in_on_host, self.out_on_host = (
+            torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned).copy_(on_device)
+            for on_device in (self.out_on_device, self.in_on_device)
         )
 
     def cross(self, page_size: int, way: str) -> None:
-        """Queue all copies; what the current stream is given from now on waits for the last of them."""
+        """Queue all copies; later work on the current stream waits for the last of them."""
         begin = self._streams.computed()
-        brought = taken = begin
+        prefetched = written = begin
         for at in range(0, self._size, page_size):
             page = slice(at, at + page_size)
             after = () if at else (begin,)
             if way != "out":
-                brought = self._streams.prefetch(_copy(self.near_in[page], self.far_in[page]), after)
+                prefetched = self._streams.prefetch(_copy(self.in_on_device[page], self.in_on_host[page]), after)
             if way != "in":
-                taken = self._streams.write_back(_copy(self.far_out[page], self.near_out[page]), after)
-        self._streams.compute_after(brought)
-        self._streams.compute_after(taken)
+                written = self._streams.write_back(_copy(self.out_on_host[page], self.out_on_device[page]), after)
+        self._streams.compute_after(prefetched)
+        self._streams.compute_after(written)
 
 
 def _copy(to: Tensor, of: Tensor) -> Callable[[], None]:

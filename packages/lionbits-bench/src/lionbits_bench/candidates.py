@@ -1,4 +1,4 @@
-"""Who is measured: lionbits by backend and variant. What it is measured beside is in :mod:`.peers`."""
+"""The candidates: lionbits by backend and variant. Other libraries are in :mod:`.peers`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BF16_VARIANTS: dict[str, dict[str, Any]] = {
 #: Short names of them, for the command line.
 SHORT = dict(zip(("32", "8", "4", "mask", "compensated", "dithered"), (*VARIANTS, *BF16_VARIANTS), strict=True))
 
-#: What rounded momentum may turn, of the signs of three steps, by its bits.
+#: Share of the signs of three steps that rounded momentum may change, by its bits.
 ALLOWED = {32: 0.0, 8: 0.02, 4: 0.1}
 
 
@@ -69,14 +69,14 @@ class Candidate:
 
 
 def lions(backends: Sequence[str], dtype: str, variants: Collection[str] | None = None) -> list[Candidate]:
-    """Every variant on every backend: variants outside, so that backends are measured next to each other."""
+    """Return every variant on every backend, sorted by variant, so that backends are measured next to each other."""
     able = VARIANTS | (BF16_VARIANTS if dtype == "bf16" else {})
     chosen = {name: settings for name, settings in able.items() if variants is None or name in variants}
     return [_lion(backend, variant, settings, dtype) for variant, settings in chosen.items() for backend in backends]
 
 
 def _lion(backend: str, variant: str, settings: dict[str, Any], dtype: str) -> Candidate:
-    rest = 2.0 if settings.get("param_rounding") == "compensated" else 0.0
+    residual = 2.0 if settings.get("param_rounding") == "compensated" else 0.0
     bits = settings["optim_bits"]
     plain = len(settings) == 1  # the paper's rule, but for the rounding of the momentum
     check = partial(rule.lion, allowed=ALLOWED[bits]) if plain else None
@@ -84,5 +84,5 @@ def _lion(backend: str, variant: str, settings: dict[str, Any], dtype: str) -> C
     def build(parameters: list[Tensor]) -> Optimizer:
         return lionbits.Lion(parameters, **COMMON, **settings, backend=backend)
 
-    state = Format.of(bits).bytes_per_element + rest
+    state = Format.of(bits).bytes_per_element + residual
     return Candidate(backend, variant, dtype, state, build, True, check, main=plain)

@@ -23,14 +23,14 @@ BAR_HEIGHT = 0.3  # inches
 #: Findings that no chart need mention.
 GOOD = ("right", "not checked")
 
-#: Times the longest bar, beyond which the line of a copy is told by its number alone.
+#: Times the longest bar, beyond which the line of a copy is shown as a number alone.
 FAR = 4
 
 DASHES = ("-", "--", ":", "-.")
 
 
 def draw(results: Results, out: Path) -> Iterator[Path]:
-    """All charts there are rows for; their paths."""
+    """Yield the paths of all charts for which there are rows."""
     for group in tables.groups(results.speed):
         measured = [row for row in group.rows if row.bandwidth is not None]
         if measured:
@@ -48,7 +48,7 @@ def _slug(name: str) -> str:
 
 
 def _bars(group: Group, rows: Sequence[Row], path: Path) -> None:
-    """Useful bytes per second, the longest bar on top, beside the line of a copy."""
+    """Draw useful bytes per second, the longest bar on top, beside the line of a copy."""
     ordered = sorted(rows, key=lambda row: row.bandwidth or 0.0)
     with drawing(path, 10, 1.7 + BAR_HEIGHT * len(ordered)) as figure:
         axes = figure.add_subplot()
@@ -61,7 +61,7 @@ def _bars(group: Group, rows: Sequence[Row], path: Path) -> None:
 
 
 def _copy(axes: Axes, copy: float, best: float, top: float) -> None:
-    """Its line, where that leaves room for the bars to be told apart."""
+    """Draw the line of a copy; if it is far beyond the bars, write its number instead."""
     near = copy < FAR * best
     end = 1.3 * (max(copy, best) if near else best)
     axes.set_xlim(0, end)
@@ -77,7 +77,7 @@ def _label(row: Row) -> str:
 
 
 def _bar(axes: Axes, place: int, row: Row) -> float:
-    """How far it reaches, its whisker included: where the time behind it stands, which has to be in the picture."""
+    """Draw a bar with its whisker and time; return the end of the whisker, for the limits of the axes."""
     step, floor = row.step_seconds, row.floor_bytes
     assert step is not None
     assert floor is not None
@@ -101,7 +101,7 @@ def _bar(axes: Axes, place: int, row: Row) -> float:
 
 
 def _lines(rows: Sequence[Row], dtype: str, path: Path) -> None:
-    """Both axes logarithmic: flat is what a call costs, a slope of one is bandwidth."""
+    """Draw time against size, both axes logarithmic: flat is the cost of a call, a slope of one is bandwidth."""
     with drawing(path, 10, 6.5) as figure:
         axes = figure.add_subplot()
         series: dict[tuple[str, str], list[Row]] = {}

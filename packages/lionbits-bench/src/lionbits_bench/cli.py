@@ -1,4 +1,4 @@
-"""The command line. torch is imported once it is known what for."""
+"""The command line. torch is imported after the arguments are parsed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse and run; the result is the exit code."""
+    """Parse and run; return the exit code."""
     begin = time.monotonic()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser("lionbits-bench", description="Measure lionbits beside a copy and its peers.")
@@ -92,7 +92,7 @@ def _add_sass(commands: Commands) -> argparse.ArgumentParser:
         "sass",
         help="what the compiler makes of a backend's kernels, on any machine",
         description="Print a row of markdown for every plan: registers, stack, 16-byte accesses and instructions per "
-        "element. The exit code counts kernels with faults, which are told.",
+        "element. The exit code counts kernels with faults, which are listed.",
     )
     listing.add_argument("--backend", default="triton", help="which has a module `compiled` (default: %(default)s)")
     listing.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], help="compute capabilities, as 90")
@@ -126,7 +126,7 @@ def _add_compare(commands: Commands) -> argparse.ArgumentParser:
 
 
 def _add_quality(commands: Commands, *, asked: bool) -> None:
-    """Its options are those of training, which know torch: whoever asks for something else need not wait for them."""
+    """Add the options of training, which import torch: other commands do not wait for that."""
     if not asked:
         commands.add_parser("quality", help="held-out loss of every variant, over seeds, with a chart")
         return
@@ -212,7 +212,7 @@ def _gpu(parser: argparse.ArgumentParser, given: argparse.Namespace, begin: floa
     parts = given.parts and _some(parser, "--parts", given.parts, gpu.PARTS)
     faulthandler.dump_traceback_later(60 * given.minutes + PATIENCE, exit=True, file=2)
     try:
-        suite = (gpu.trial if given.dry_run else gpu.full)(managed=given.managed)
+        suite = (gpu.dry_run if given.dry_run else gpu.full)(managed=given.managed)
         gone = time.monotonic() - begin
         return gpu.run(suite, given.backends, given.out, given.minutes, gone, parts)
     finally:

@@ -14,7 +14,7 @@ from lionbits_cli.console import Table, show
 from .results import MEASURED, spread
 from .tables import NOTHING, milliseconds
 
-#: What makes two rows the same measurement.
+#: Fields that are equal in rows of the same measurement.
 KEY = ("workload", "remark", "dtype", "name", "variant")
 
 Key = tuple[str, ...]
@@ -22,7 +22,7 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Change:
-    """The median step of one row in both files; None where one has none."""
+    """Median steps of one row in both files; None if a file lacks the row."""
 
     key: Key
     first: list[float]
@@ -30,12 +30,12 @@ class Change:
 
     @property
     def ratio(self) -> float | None:
-        """Of the second median to the first: below 1, the second is faster."""
+        """Ratio of the second median to the first: below 1, the second is faster."""
         return median(self.second) / median(self.first) if self.first and self.second else None
 
     @property
     def flag(self) -> str:
-        """Whether the medians are further apart than either of them spreads."""
+        """Slower, faster, or in one file only; empty if the medians differ by no more than either spreads."""
         if not self.first or not self.second:
             return "only in the first" if self.first else "only in the second"
         difference = median(self.second) - median(self.first)
@@ -45,7 +45,7 @@ class Change:
 
 
 def changes(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tuple[str, list[Change]]]:
-    """Part by part, the rows that either has measured, in the order of the first."""
+    """Yield part by part the rows that either file has measured, in the order of the first."""
     for part in MEASURED:
         one, other = _samples(first, part), _samples(second, part)
         keys = dict.fromkeys((*one, *other))
@@ -67,7 +67,7 @@ def _samples(results: dict[str, Any], part: str) -> dict[Key, list[float]]:
 
 def _table(part: str, rows: list[Change], first: Path, second: Path) -> Table:
     columns = ("parameters", "dtype", "who", "variant", "first ms", "±", "second ms", "± ", "ratio", "")
-    caption = f"first: {first}; second: {second}; told where medians differ by more than both spread between quartiles"
+    caption = f"first: {first}; second: {second}; marked: medians apart by more than both interquartile ranges"
     table = Table(part, columns, caption, left=("dtype", "who", "variant", ""))
     for change in rows:
         workload, remark, dtype, name, variant = change.key

@@ -1,4 +1,4 @@
-"""The conformance suite in a process of its own: a kernel that takes the device down must not end the measurements."""
+"""The conformance suite in a process of its own: a kernel that crashes the device must not end the measurements."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 from .results import Findings, SuiteResult
 from .timing import Deadline
 
-#: What is kept of the output in the results; all of it is in a file beside them.
+#: Lines of the output that the results keep; all of it is in a file beside them.
 TAIL = 40
 
-#: Seconds that pytest has to say what it found, once it has been told to stop; less where there is little time at all.
+#: Seconds that pytest has to report its results after it was stopped; less if there is little time in all.
 GRACE = 15.0
 
 #: Processes at most; each has a context on the device.
@@ -38,7 +38,7 @@ _COUNTED = {
 
 
 def hold(outcome: SuiteResult, out: Path, deadline: Deadline, arguments: Sequence[str], findings: Findings) -> None:
-    """Judge a backend, and stop when time is up: what was found until then counts."""
+    """Run the suite on a backend, and stop it when time is up; tests that ran until then count."""
     log = out / f"conformance suite-{outcome.backend}.log"
     begin = time.monotonic()
     outcome.exit_code, stopped = _run(_command(outcome, out, arguments), log, out, deadline)
@@ -50,7 +50,7 @@ def hold(outcome: SuiteResult, out: Path, deadline: Deadline, arguments: Sequenc
 
 
 def report_problems(outcome: SuiteResult, findings: Findings, *, stopped: bool) -> None:
-    """A failed test is a failure, and so is a conformance suite that ended by itself without a results."""
+    """Report failed tests, and a conformance suite that ended without a result."""
     counts = f"{outcome.passed} passed, {outcome.failed} failed of {outcome.collected or 'unknown'}"
     if outcome.failed:
         findings.failed.append(f"{outcome.backend}: {counts}")
@@ -63,7 +63,7 @@ def report_problems(outcome: SuiteResult, findings: Findings, *, stopped: bool) 
 
 
 def read(lines: Sequence[str], outcome: SuiteResult) -> None:
-    """Fill in the counts: pytest's own, or where it was stopped before it counted, of the lines of single tests."""
+    """Fill in the counts: pytest's own, or those of single tests if it was stopped before it counted."""
     outcome.tail = list(lines[-TAIL:])
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     for line in lines:
@@ -98,7 +98,7 @@ def _command(outcome: SuiteResult, out: Path, arguments: Sequence[str]) -> list[
 
 
 def _run(command: Sequence[str], log: Path, out: Path, deadline: Deadline) -> tuple[int | None, bool]:
-    """The exit code, None if it had to be killed; and whether it was stopped."""
+    """Return the exit code, None if the process had to be killed; and True if it was stopped."""
     grace = min(GRACE, deadline.left / 3)
     environment = os.environ | {"HYPOTHESIS_STORAGE_DIRECTORY": str(out / "hypothesis"), "COLUMNS": "100"}
     with log.open("w", encoding="utf-8") as file:

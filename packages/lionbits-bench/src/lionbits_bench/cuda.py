@@ -19,9 +19,9 @@ from .timing import Launches, Work
 class CudaClock:
     """A CUDA device, timed by events on its stream.
 
-    Before each timing the device reads a buffer larger than its L2 cache, over and over until the host has surely
-    queued the whole step, as a backward pass would keep it busy. So caches are cold, they hold nothing that would
-    still have to be written, and a host that is merely not ahead does not count as device time.
+    Before each timing the device reads a buffer larger than its L2 cache until the host has queued the whole step, as
+    a backward pass would keep it busy. So caches are cold and hold nothing to be written back, and the time of a host
+    that is not ahead does not count as device time.
     """
 
     #: Readings in front of a step at most: a queue holds about a thousand launches before the host has to wait, and a
@@ -38,11 +38,11 @@ class CudaClock:
         self._reading = median(self.time(self._read) for _ in range(11))
 
     def wait(self) -> None:
-        """Until the device is idle."""
+        """Wait until the device is idle."""
         torch.cuda.synchronize(self.device)
 
     def time(self, work: Work, host_seconds: float = 0.0) -> float:
-        """Seconds between two events around ``work``."""
+        """Return seconds between two events around ``work``."""
         ahead = math.ceil(1.5 * host_seconds / self._reading) if self._reading else 0
         for _ in range(min(1 + ahead, self.MOST_READINGS)):
             self._read()
@@ -56,7 +56,7 @@ class CudaClock:
         torch.amax(self._buffer, 0, out=self._largest)
 
     def free_bytes(self) -> int:
-        """What the driver has left, less a margin for temporaries and fragments."""
+        """Return the driver's free memory, less a margin for temporaries and fragments."""
         self.release()
         return int(torch.cuda.mem_get_info(self.device)[0] * 0.96) - (1 << 30)
 
@@ -65,14 +65,14 @@ class CudaClock:
         return torch.cuda.memory_allocated(self.device)
 
     def peak(self, work: Work) -> int | None:
-        """The most bytes in tensors while ``work`` runs."""
+        """Return the most bytes in tensors while ``work`` runs."""
         torch.cuda.reset_peak_memory_stats(self.device)
         work()
         self.wait()
         return torch.cuda.max_memory_allocated(self.device)
 
     def growth(self, work: Work) -> int | None:
-        """By how much tensors grow at most while ``work`` runs."""
+        """Return how many bytes of tensors are added at most while ``work`` runs."""
         before = torch.cuda.memory_allocated(self.device)
         peak = self.peak(work)
         return None if peak is None else peak - before
@@ -82,10 +82,10 @@ class CudaClock:
         torch.cuda.empty_cache()
 
     def launches(self, work: Work) -> Launches | None:
-        """Kernels and transfers that the profiler sees; it slows what runs after it, so it comes last.
+        """Count kernels and transfers by the profiler. It slows later work, so it comes last.
 
         Raises:
-            RuntimeError: it saw nothing, as without the right to profile.
+            RuntimeError: it recorded nothing, as without the right to profile.
         """
         self.wait()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -101,7 +101,7 @@ class CudaClock:
         return counted
 
     def waits(self, work: Work) -> int | None:
-        """Warnings of torch about operations that wait."""
+        """Count torch's warnings about operations that synchronise."""
         self.wait()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -113,7 +113,7 @@ class CudaClock:
         return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
     def capture(self, work: Work, warm: int) -> Work:
-        """Warm up on a stream beside, as torch asks for, and record a graph."""
+        """Warm up on a side stream, as torch asks for, and record a graph."""
         beside, here = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
         beside.wait_stream(here)
         with torch.cuda.stream(beside):

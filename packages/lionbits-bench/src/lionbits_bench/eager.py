@@ -1,4 +1,4 @@
-"""Lion as one writes it down in PyTorch, tensor by tensor: what ratios are quoted against."""
+"""Plain Lion in PyTorch, tensor by tensor: the baseline of all ratios."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .rule import B1, B2
 
 
 def update(p: Tensor, g: Tensor, m: Tensor, lr: float, decay: float) -> None:
-    """One tensor, in place."""
+    """Update one tensor in place."""
     u = m.mul(B1).add_(g, alpha=1 - B1).sign_()
     p.mul_(1 - lr * decay).add_(u, alpha=-lr)
     m.mul_(B2).add_(g, alpha=1 - B2)
@@ -33,7 +33,7 @@ class EagerLion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step; nobody measures with a closure."""
+        """Take one step; a closure is ignored."""
         del closure
         for group in self.param_groups:
             for p in group["params"]:

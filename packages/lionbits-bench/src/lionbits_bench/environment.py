@@ -1,4 +1,4 @@
-"""On what it was measured: a number without its machine is none."""
+"""The machine and the versions of a measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lionbits import select
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """Versions, processor, device and date."""
+    """Return versions, processor, device and date."""
     found = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "lionbits": lionbits.__version__,
@@ -46,7 +46,7 @@ def describe(device: torch.device) -> dict[str, str]:
 
 
 def diagnoses(device: torch.device) -> dict[str, str]:
-    """Every backend, and why it cannot serve here; empty where it can."""
+    """Return the reason why each backend cannot serve here; empty if it can."""
     return {name: _diagnosis(name, device) for name in select.known()}
 
 
@@ -58,7 +58,7 @@ def _diagnosis(name: str, device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """Its name; Linux alone tells more than the architecture."""
+    """Return the processor's name, or its architecture on other systems than Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -68,12 +68,12 @@ def _processor() -> str:
 
 
 def _busy() -> str:
-    """What ran here in the last minute: on a machine that others use too, many a time is theirs."""
+    """Return the load of the last minute: other processes may distort times."""
     return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 def _asked(field: str, device: torch.device) -> str:
-    """What the driver's own tool says; torch does not tell."""
+    """Return a field of nvidia-smi, which torch does not give."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return "unknown"

@@ -1,7 +1,7 @@
-"""A forecast of paging: what a pass waits for, and what staying pages save, without a tensor.
+"""A forecast of paging without tensors: the waits of a pass, and the savings of pages that stay.
 
-It has the order of :mod:`lionbits.paging.prefetch`, with durations in place of copies. A test compares it with paging
-itself on copy streams that only count time.
+It follows the order of :mod:`lionbits.paging.prefetch`, with durations in place of copies. A test compares it with
+paging itself on copy streams that only count time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Event(NamedTuple):
-    """Something that a copy stream or the device is busy with, in seconds since the pass began."""
+    """An interval in which a copy stream or the device is busy, in seconds since the pass began."""
 
     kind: str  # "prefetch", "compute" or "write back"
     page: int
@@ -28,40 +28,40 @@ class Machine(NamedTuple):
     compute: float  # of the update, in bytes of state
 
 
-def schedule(sizes: Sequence[int], machine: Machine, frames: int) -> list[Event]:
-    """Every event of one pass over pages of these sizes, in the order in which the engine asks for them."""
+def schedule(sizes: Sequence[int], machine: Machine, buffers: int) -> list[Event]:
+    """Return every event of one pass over pages of these sizes, in the order in which paging queues them."""
     events: list[Event] = []
     came: list[float] = []
-    free = [0.0] * frames
+    free = [0.0] * buffers
     computed = left = 0.0
     for i, size in enumerate(sizes):
-        while len(came) < min(i + frames, len(sizes)):
+        while len(came) < min(i + buffers, len(sizes)):
             j = len(came)
-            begin = max(came[-1] if came else 0.0, free[j % frames])
+            begin = max(came[-1] if came else 0.0, free[j % buffers])
             came.append(begin + sizes[j] / machine.prefetch)
             events.append(Event("prefetch", j, begin, came[-1]))
         begin = max(computed, came[i])
         computed = begin + size / machine.compute
         events.append(Event("compute", i, begin, computed))
         begin = max(left, computed)
-        left = free[i % frames] = begin + size / machine.write_back
+        left = free[i % buffers] = begin + size / machine.write_back
         events.append(Event("write back", i, begin, left))
     return events
 
 
 def stalls(events: Sequence[Event]) -> list[float]:
-    """How long the device waited before it updated each page."""
+    """Return how long the device waited before it updated each page."""
     computing = [event for event in events if event.kind == "compute"]
     ends = [0.0, *(event.end for event in computing)]
     return [event.begin - end for event, end in zip(computing, ends, strict=False)]
 
 
 def hit_rate(policy: str, pages: int, room: int, passes: int = 20) -> float:
-    """The part of page uses that find their page on the device, once the first pass is over.
+    """Return the fraction of page uses that find their page on the device, after the first pass.
 
     Args:
-        policy: ``"staying"``: some pages stay and the others pass through one place; ``"lru"``: the page that was used
-            longest ago goes; ``"belady"``: the one that will be used latest goes, which no policy can better.
+        policy: ``"staying"``: some pages stay and the others use one buffer; ``"lru"``: the page that was used
+            longest ago is replaced; ``"belady"``: the one that will be used latest is, which is optimal.
         pages: all of the same size, used in the same order at every pass.
         room: pages that the device holds.
         passes: how often all are used.

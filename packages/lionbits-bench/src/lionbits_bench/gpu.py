@@ -1,4 +1,4 @@
-"""All of one call on a machine with a GPU: conformance, speed, host time, paging, launches, recorded steps."""
+"""All measurements of one run on a GPU: conformance, speed, host time, paging, launches, recorded steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .suite import COMPLETE, CUT_SHORT, FAILED, Parts, Suite, look, race
 from .timing import Deadline
 from .workloads import Family, Workload
 
-__all__ = ["COMPLETE", "CUT_SHORT", "FAILED", "full", "run", "trial"]
+__all__ = ["COMPLETE", "CUT_SHORT", "FAILED", "dry_run", "full", "run"]
 
 #: Seconds before the end in which nothing is measured any more.
 RESERVE = 10.0
@@ -30,7 +30,7 @@ PEERS = ("torch", "bitsandbytes", "lion-pytorch", "flashoptim")
 
 @dataclass(frozen=True, kw_only=True)
 class OneCall(Suite):
-    """What one call does beside timing. :func:`full` and :func:`trial` differ in nothing else."""
+    """The measurements of a run beside timing. :func:`full` and :func:`dry_run` differ in nothing else."""
 
     many: Workload
     host_effort: Effort
@@ -41,18 +41,21 @@ class OneCall(Suite):
 
 
 class Run(suite.Run):
-    """One call."""
+    """One run."""
 
     suite: OneCall
 
 
 def everyone(device: torch.device, backends: Sequence[str], dtype: str, *, managed: bool) -> list[Candidate]:
-    """lionbits, and the peers that compile nothing first."""
+    """Return lionbits' candidates, and peers, those that compile nothing first."""
     return [*lions(backends, dtype), *peers(dtype, device, PEERS, compiled=False, managed=managed)]
 
 
 def full(*, managed: bool = False) -> OneCall:
-    """On a GPU; bf16 first, as large models are trained. ``managed`` lets in what pages by managed memory."""
+    """Return the suite for a GPU, bf16 first, as large models are trained.
+
+    ``managed`` adds peers that page by managed memory.
+    """
     device, lists = torch.device("cuda", torch.cuda.current_device()), workloads.full(30)
     names = ("tensor", "llama", "small", "resnet50", "channels-last", "gpt2")
     return OneCall(
@@ -78,13 +81,13 @@ def full(*, managed: bool = False) -> OneCall:
 
 
 def _in_host_memory(family: Family) -> Family:
-    """Lists whose state of 32 bits is a small part of what the host has left, where it will be pinned."""
+    """Return the lists whose 32-bit state is a small part of free host memory, in which it will be pinned."""
     most = memory.available() // 4
     return tuple(workload for workload in family if 4 * workload.elements <= most) or family[-1:]
 
 
-def trial(*, managed: bool = False) -> OneCall:
-    """The same on the CPU, with sizes that say nothing about speed."""
+def dry_run(*, managed: bool = False) -> OneCall:
+    """Return the same suite for the CPU, with sizes that say nothing about speed."""
     device, lists = torch.device("cpu"), workloads.tiny()
     names = ("tensor", "llama", "small", "resnet50", "channels-last", "gpt2")
     return OneCall(
@@ -116,7 +119,7 @@ def trial(*, managed: bool = False) -> OneCall:
 
 
 def run_conformance(run: Run, deadline: Deadline, findings: Findings) -> None:
-    """Every backend before the conformance suite, for an equal part of the time each."""
+    """Run the conformance suite on every backend, for an equal part of the time each."""
     names = run.results.backends
     for i, name in enumerate(names):
         outcome = SuiteResult(name, run.suite.device.type, run.suite.profile)
@@ -129,7 +132,7 @@ def run_conformance(run: Run, deadline: Deadline, findings: Findings) -> None:
 
 
 def race_host(run: Run, deadline: Deadline, findings: Findings) -> None:
-    """How long the call of a step takes with many tensors, whatever the device does meanwhile."""
+    """Time the call of a step with many tensors on the host, whatever the device does meanwhile."""
     rounds = run.rounds((run.suite.many,))
     for i, round_ in enumerate(rounds):
         share, effort = 1 / (len(rounds) - i), run.suite.host_effort
@@ -138,7 +141,7 @@ def race_host(run: Run, deadline: Deadline, findings: Findings) -> None:
 
 
 def page(run: Run, deadline: Deadline, findings: Findings) -> None:
-    """The bus, then steps whose state crosses it."""
+    """Measure the bus, then steps with paged state."""
     paging, results, clock = run.suite.paging, run.results, run.bench.clock
     results.bus = bus.measure(clock, paging.bus_sizes, paging.bus_bytes, deadline, findings)
     run.save()
@@ -153,14 +156,14 @@ def page(run: Run, deadline: Deadline, findings: Findings) -> None:
 
 
 def count(run: Run, deadline: Deadline, findings: Findings) -> None:
-    """Launches of everything that was timed."""
+    """Count launches of every candidate that was timed."""
     for rows, families in ((run.results.host, ((run.suite.many,),)), (run.results.speed, run.suite.families)):
         for round_ in run.rounds(*families):
             count_round(round_, run.bench, deadline, rows, findings)
 
 
 def record(run: Run, deadline: Deadline, findings: Findings) -> None:
-    """Recorded steps of every variant, bf16."""
+    """Replay recorded steps of every variant, bf16."""
     for candidate in lions(run.results.backends, "bf16"):
         if deadline.expired:
             findings.unfinished.append(f"{candidate.name} {candidate.variant}")
@@ -192,7 +195,7 @@ def run(
     seconds_gone: float = 0,
     parts: Collection[str] | None = None,
 ) -> int:
-    """All parts, in time, or some, for which the first finds out who serves."""
+    """Carry out all parts in the given time, or some parts, before which the first detects the backends."""
     chosen = {name: part for name, part in PARTS.items() if parts is None or name in ("environment", *parts)}
     dry = plan.device.type == "cpu"
     results = Results(dry, str(plan.device), minutes, [], {name: Part() for name in chosen})

@@ -1,7 +1,7 @@
 """Rounds: candidates that take turns on the same tensors, A B C A B C, with a copy measured between any two.
 
-A device that warms up, or a neighbour that begins to use it, then slows all of them and the copy beside them, not
-whoever came last. In each round an optimizer is built anew, so only one state is in memory at a time.
+If a device warms up, or another process begins to use it, all candidates and the copy slow down alike, not only the
+last. In each round an optimizer is built anew, so only one state is in memory at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOT_REACHED = "not reached"
 
 
 class Round(NamedTuple):
-    """A workload and who is measured on it; all have the same dtype."""
+    """A workload and the candidates that are measured on it; all have the same dtype."""
 
     family: Family
     candidates: Sequence[Candidate]
@@ -39,7 +39,7 @@ class Round(NamedTuple):
 
 @dataclass(frozen=True)
 class Effort:
-    """How often, and how long, an optimizer is measured in a round.
+    """Numbers and durations of the measurements of an optimizer in a round.
 
     Attributes:
         rounds: turns that each candidate has.
@@ -62,7 +62,7 @@ class Effort:
 
 @dataclass
 class Bench:
-    """What all measurements share."""
+    """Objects that all measurements share."""
 
     clock: Clock
     meter: CopyMeter
@@ -72,10 +72,10 @@ class Bench:
 def time_round(
     round_: Round, bench: Bench, effort: Effort, share: float, deadline: Deadline, rows: list[Row]
 ) -> list[float]:
-    """Time all candidates; the bandwidths of the copies come back.
+    """Time all candidates; return the bandwidths of the copies.
 
-    ``rows`` has all of them from the beginning, as not reached. Time that compiling takes is not this round's fault, so
-    the first round may go on until the deadline, and later ones until the round has had its ``share``.
+    ``rows`` has all of them from the beginning, as not reached. The time of compilation does not count: the first round
+    may go on until the deadline, and later ones until the round has had its ``share``.
     """
     workload, fresh = _rows(round_, bench.clock)
     rows += fresh
@@ -101,31 +101,31 @@ def time_round(
 
 
 def count_round(round_: Round, bench: Bench, deadline: Deadline, rows: Sequence[Row], findings: Findings) -> None:
-    """Fill in how much each candidate launches, and how often it waits, in rows that were timed before."""
+    """Add the launches and waits of each candidate to rows that were timed before."""
     workload, fresh = _rows(round_, bench.clock)
     timed = {(row.workload, row.title): row for row in rows}
     tensors = workloads.tensors(workload, DTYPES[fresh[0].dtype], bench.clock.device)
     missing = []
-    for candidate, trial in zip(round_.candidates, fresh, strict=True):
-        row = timed.get((trial.workload, trial.title))
+    for candidate, attempt in zip(round_.candidates, fresh, strict=True):
+        row = timed.get((attempt.workload, attempt.title))
         if row is None or row.problem:
             continue
         if deadline.expired:
             missing.append(row)
             continue
-        _attempt(candidate, tensors, bench.clock, trial, partial(_count, row, bench.clock))
-        if trial.problem:
+        _attempt(candidate, tensors, bench.clock, attempt, partial(_count, row, bench.clock))
+        if attempt.problem:
             kind = findings.failed if row.ours else findings.unfinished
-            kind.append(f"{row.title} on {row.workload}: {trial.problem}")
+            kind.append(f"{row.title} on {row.workload}: {attempt.problem}")
     _not_reached(missing, findings)
 
 
 def check(candidate: Candidate, clock: Clock, limit: float | None) -> Check:
-    """What it computes, before it is timed; what goes wrong is what was found."""
+    """Check a candidate's rule before it is timed; an error is part of the result."""
     begin = time.perf_counter()
     try:
         with limited(limit):
-            found = rule.told(candidate.check, candidate.build, clock.device)
+            found = rule.result(candidate.check, candidate.build, clock.device)
     except TooSlow as slow:
         found = str(slow)
     clock.wait()
@@ -133,7 +133,7 @@ def check(candidate: Candidate, clock: Clock, limit: float | None) -> Check:
 
 
 def report_problems(rows: Sequence[Row], findings: Findings) -> None:
-    """Say which rows have no numbers. A peer's failure is in its row, and no failure of this run."""
+    """Report the rows without numbers. A peer's failure is noted in its row and is no failure of this run."""
     for row in rows:
         if row.problem and row.problem != NOT_REACHED and row.ours:
             findings.failed.append(f"{row.title} on {row.workload}: {row.problem}")
@@ -141,7 +141,7 @@ def report_problems(rows: Sequence[Row], findings: Findings) -> None:
 
 
 def _not_reached(rows: Sequence[Row], findings: Findings) -> None:
-    """One sentence per round_; the rows themselves say who it was."""
+    """Report one sentence per round; the rows name the candidates."""
     for (name, dtype), count in Counter((row.workload, row.dtype) for row in rows).items():
         findings.unfinished.append(f"{name}, {dtype}: {count} not measured")
 
@@ -164,7 +164,7 @@ def _attempt(
     use: Callable[[Optimizer], None],
     limit: float | None = None,
 ) -> None:
-    """Build an optimizer for as long as it is used; what goes wrong with it goes into its row, and nowhere else."""
+    """Build an optimizer for the duration of its use; an error is noted in its row and raised no further."""
     row.problem = ""
     collecting = gc.isenabled()
     gc.disable()
@@ -206,7 +206,7 @@ def _time(row: Row, clock: Clock, effort: Effort, before: int, optimizer: Optimi
     else:
         row.seconds += [clock.time(optimizer.step, median(host or [0.0])) for _ in often(effort.steps)]
     row.floor_bytes, row.held_bytes = traffic.floor_bytes(optimizer), traffic.held_bytes(optimizer)
-    so_far = traffic.account(optimizer)
+    so_far = traffic.paging_stats(optimizer)
     grown = clock.growth(optimizer.step)
     row.moved = traffic.moved(optimizer, so_far)
     row.grown_bytes = None if grown is None else max(grown, row.grown_bytes or 0)

@@ -1,8 +1,8 @@
 """Memory of this process on the CPU, as the kernel counts it: torch does not.
 
-What is told is by how much the resident set grows while something runs: Linux keeps its highest value, and forgets it
-when asked to (``/proc/self/clear_refs``). Where that does not work nothing is told. Memory that an optimizer keeps
-from step to step outside its state is resident before, and is not seen.
+Reported is how much the resident set grows while something runs: Linux keeps its highest value, and resets it
+on request (``/proc/self/clear_refs``). Where that is impossible nothing is reported. Memory that an optimizer keeps
+from step to step outside its state is resident before, and is not counted.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ RESET_PEAK = "5"
 
 
 def growth(work: Callable[[], object]) -> int | None:
-    """Run ``work``; bytes by which the resident set was larger meanwhile than before."""
+    """Run ``work``; return the bytes by which the resident set grew meanwhile."""
     trim()  # else blocks that the last step left behind would hold this one's temporaries
     try:
         _CLEAR.write_text(RESET_PEAK)
-        before = _told(_STATUS, "VmHWM")
+        before = _counter(_STATUS, "VmHWM")
     except OSError:
         before = None
     work()
-    return None if before is None else max((_told(_STATUS, "VmHWM") or 0) - before, 0)
+    return None if before is None else max((_counter(_STATUS, "VmHWM") or 0) - before, 0)
 
 
 def trim() -> None:
-    """Have the allocator of C give back what it keeps; glibc's does."""
+    """Make C's allocator return free memory; only glibc's does."""
     if os.name == "posix":
         give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if give_back is not None:
@@ -37,14 +37,14 @@ def trim() -> None:
 
 
 def available() -> int:
-    """Bytes that the machine has left for anybody; a gigabyte where it does not tell."""
+    """Return the free bytes of the machine; a gigabyte if they are unknown."""
     try:
-        return _told(_MEMORY, "MemAvailable") or 1 << 30
+        return _counter(_MEMORY, "MemAvailable") or 1 << 30
     except OSError:
         return 1 << 30
 
 
-def _told(file: Path, name: str) -> int | None:
+def _counter(file: Path, name: str) -> int | None:
     for line in file.read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

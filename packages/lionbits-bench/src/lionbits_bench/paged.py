@@ -1,6 +1,6 @@
-"""Steps whose state does not fit on the device, beside the bus that it crosses, a forecast, and resident state.
+"""Steps whose state does not fit on the device, beside the bandwidth of the bus, a forecast, and resident state.
 
-On the CPU, where nothing has to move, state is made to: that is for dry runs.
+On the CPU, where nothing has to be copied, copies are forced: that is for dry runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .rule import COMMON
 from .transfers import Crossing, TransferStats
 from .workloads import Family
 
-#: Of parameters and gradients, which are on the device: as large models are trained.
+#: Dtype of parameters and gradients, which are on the device: as large models are trained.
 DTYPE = "bf16"
 
 #: The peer that pages 8-bit state, by managed memory.
@@ -38,7 +38,7 @@ MANAGED = ("bitsandbytes", "PagedLion8bit")
 
 @dataclass(frozen=True, kw_only=True)
 class Paging:
-    """What is measured of paging.
+    """Settings of the paging measurements.
 
     Attributes:
         family: the list of parameters, at falling sizes.
@@ -75,7 +75,7 @@ class Paging:
 
 
 def rounds(paging: Paging, backends: Sequence[str], device: torch.device) -> Iterator[tuple[Round, Effort]]:
-    """In the order of what is wanted most: the first width of state, the update on the host, other widths."""
+    """Yield rounds in order of importance: the first width of state, the update on the host, other widths."""
     if not backends:
         return
     first, *others = paging.bits
@@ -91,7 +91,7 @@ def rounds(paging: Paging, backends: Sequence[str], device: torch.device) -> Ite
 
 
 def _budgets(paging: Paging, backends: Sequence[str], bits: int) -> list[Candidate]:
-    """Resident state, then every budget: backends next to each other."""
+    """Return resident state, then every budget: backends next to each other."""
     paged = [streaming(backend, bits, factor, paging.page_size) for factor in paging.factors for backend in backends]
     return [*lions(backends, DTYPE, [f"{bits} bits"]), *paged]
 
@@ -102,7 +102,7 @@ def _by_managed_memory(paging: Paging, device: torch.device) -> list[Candidate]:
 
 
 def streaming(backend: str, bits: int, factor: int, page_size: int) -> Candidate:
-    """State so many times as large as its budget on the device."""
+    """Return a candidate whose state is ``factor`` times as large as its budget on the device."""
 
     def build(parameters: list[Tensor]) -> Optimizer:
         state = traffic.planned_state_bytes(lionbits.Lion(parameters, optim_bits=bits))
@@ -113,7 +113,7 @@ def streaming(backend: str, bits: int, factor: int, page_size: int) -> Candidate
 
 
 def on_host(paging: Paging) -> Candidate:
-    """State of 32 bits that never moves; parameters and gradients do."""
+    """Return a candidate with 32-bit state that is never copied; parameters and gradients are."""
     cpu = torch.device("cpu")
     backend = next(name for name in paging.host_backends if not select.diagnose(name, cpu))
 
@@ -124,7 +124,7 @@ def on_host(paging: Paging) -> Candidate:
 
 
 def complete(rows: Iterable[Row], crossings: Sequence[Crossing]) -> None:
-    """Beside what steps moved, what they are measured against: the rows of a list together."""
+    """Add to the rows of each list what they are compared with: resident steps, the bus, a forecast."""
     rows = list(rows)
     resident = {(row.workload, row.remark, row.name, row.variant): row.step_seconds for row in rows if not row.moved}
     for row in rows:
@@ -140,13 +140,13 @@ def complete(rows: Iterable[Row], crossings: Sequence[Crossing]) -> None:
 
 
 def forecast(found: TransferStats) -> float | None:
-    """Seconds of a pass over pages of one size, where the bus shares its bandwidth between the ways."""
+    """Return seconds of a pass over pages of one size, if the two directions share the bus's bandwidth."""
     if found.bus is None or not found.resident_seconds or not found.pages:
         return None
     each = found.bus / 2
     machine = Machine(each, each, found.state_bytes / found.resident_seconds)
-    frames = -(-found.passing_bytes // found.page_size)
-    return schedule([found.bytes_in // found.pages] * found.pages, machine, frames)[-1].end
+    buffers = -(-found.passing_bytes // found.page_size)
+    return schedule([found.bytes_in // found.pages] * found.pages, machine, buffers)[-1].end
 
 
 def _paged(parameters: list[Tensor], **settings: Any) -> Optimizer:

@@ -11,14 +11,14 @@ from .tables import NOTHING, markdown, milliseconds, number, percent
 from .transfers import ENOUGH, WAYS, Crossing, best, enough, memory
 
 BUS = """\
-Pages copied between pinned memory and the device by the lanes that paging uses, GB/s: medians; **both**: both ways at
+Pages copied between pinned memory and the device on the copy streams of paging, GB/s: medians; **both**: both ways at
 once, their bytes together; **of the best**: of that."""
 
 STEPS = """\
 Parameters and gradients are on the device. **ms**: median, from an idle device to an idle device; **resident**: of a
 step of the same list with all state on the device, likewise; **forecast**: what `lionbits_bench.forecast` says of its
-pages alone, for half of the bus each way and the resident update. **in**, **out**: MB of a step, by the optimizer's own
-account; **GB/s**: both ways together; **of the bus**: of the best both ways at once. **device**: the
+pages alone, for half of the bus each way and the resident update. **in**, **out**: MB of a step, as the optimizer
+counted them; **GB/s**: both ways together; **of the bus**: of the best both ways at once. **device**: the
 most MB in tensors during a step beyond parameters and gradients; **budget**: MB of state that may be there."""
 
 COLUMNS = ("who", "variant", "ms", "±", "resident ms", "forecast ms", "in MB", "out MB", "GB/s", "of the bus",
@@ -31,7 +31,7 @@ LET_IN = (
 
 
 def lines(results: Results) -> Iterator[str]:
-    """All of the section."""
+    """Yield the lines of the section."""
     if not results.bus and not results.paging:
         return
     if results.bus:
@@ -42,7 +42,7 @@ def lines(results: Results) -> Iterator[str]:
 
 
 def outcome(crossings: Sequence[Crossing]) -> str:
-    """What the bus says about the size of a page."""
+    """Return a sentence about the smallest page that is large enough for the bus."""
     size = enough(crossings)
     if size is None:
         return "Which page is large enough was not measured."
@@ -52,8 +52,8 @@ def outcome(crossings: Sequence[Crossing]) -> str:
     )
 
 
-def glances(rows: Sequence[Row]) -> Iterator[str]:
-    """Lines for the terminal."""
+def terminal_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield lines for the terminal."""
     for row in rows:
         if row.moved is not None:
             yield f"paging: {row.title}: {milliseconds(row.step_seconds)} ms, {percent(row.of_bus)} of the bus"

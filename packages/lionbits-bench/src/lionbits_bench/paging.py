@@ -1,4 +1,4 @@
-"""Pictures of paging, of what the engine does on paper numbers: a pass over pages, and what staying pages save."""
+"""Charts of paging, drawn from the forecast: a pass over pages, and the savings of pages that stay."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .forecast import Event, Machine, hit_rate, schedule, stalls
 #: An accelerator with a PCIe 5 bus and HBM3, bytes per second; updating 8-bit state moves eight times the state.
 PAPER = Machine(prefetch=50e9, write_back=50e9, compute=3e12 / 8)
 
-#: Bytes of a page, pages of a pass, frames.
+#: Bytes of a page, pages of a pass, staging buffers.
 PAGE, PAGES, FRAMES = 16 << 20, 12, 3
 
 COLOURS = {"prefetch": "tab:blue", "compute": "tab:green", "write back": "tab:orange"}
@@ -18,7 +18,7 @@ POLICIES = {"belady": "knowing the future", "staying": "some stay (lionbits)", "
 
 
 def draw(out: Path) -> list[Path]:
-    """Both pictures, in this folder."""
+    """Draw both charts in this folder; return their paths."""
     out.mkdir(parents=True, exist_ok=True)
     return [
         draw_schedule(schedule([PAGE] * PAGES, PAPER, FRAMES), out / "paging-schedule.png"),
@@ -27,7 +27,7 @@ def draw(out: Path) -> list[Path]:
 
 
 def draw_schedule(events: Sequence[Event], path: Path) -> Path:
-    """One lane under the other, time to the right."""
+    """Draw the copy streams and the device as rows, with time to the right."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.6), layout="constrained")
@@ -46,7 +46,7 @@ def draw_schedule(events: Sequence[Event], path: Path) -> Path:
 
 
 def draw_hits(pages: int, path: Path) -> Path:
-    """Hit rate against what the device holds."""
+    """Draw the hit rate against the pages that the device holds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""Other optimizers: what there is to compare with, and how each is made. All of it is optional."""
+"""Other optimizers that lionbits is compared with, and their settings. All are optional."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .candidates import DTYPES, Candidate
 from .eager import EagerLion
 from .rule import COMMON, Check
 
-#: What rounded state may turn, of the signs of three steps.
+#: Check of 8-bit Lions, with the share of the signs of three steps that rounded state may change.
 EIGHT_BITS = partial(rule.lion, allowed=0.02)
 
 TIMM = "_lionbits_bench_timm_optim"
@@ -117,14 +117,14 @@ def peers(
     compiled: bool = True,
     managed: bool = True,
 ) -> list[Candidate]:
-    """Those of these libraries that can be imported here and work on the device."""
+    """Return the optimizers of these libraries that can be imported here and work on the device."""
     able = [peer for peer in PEERS if peer.name in names and device.type in peer.devices]
     wanted = [peer for peer in able if (compiled or not peer.compiled) and (managed or not peer.managed)]
-    return [_contestant(peer, dtype) for peer in wanted if not _missing(peer)]
+    return [_candidate(peer, dtype) for peer in wanted if not _missing(peer)]
 
 
 def peers_found(device: torch.device, names: Collection[str] = NAMES) -> dict[str, str]:
-    """The version of each library, or why it is not there."""
+    """Return the version of each library, or the reason why it is missing."""
     one_of_each = {peer.name: peer for peer in reversed(PEERS)}  # the first, which works on the most devices
     return {name: _found(one_of_each[name], device) for name in NAMES if name in names}
 
@@ -135,7 +135,7 @@ def _found(peer: Peer, device: torch.device) -> str:
     return _missing(peer) or (str(torch.__version__) if peer.name == "torch" else _version(peer.name))
 
 
-def _contestant(peer: Peer, dtype: str) -> Candidate:
+def _candidate(peer: Peer, dtype: str) -> Candidate:
     state = peer.state(DTYPES[dtype].itemsize)
     return Candidate(peer.name, peer.variant, dtype, state, partial(_build, peer), False, peer.check, peer.main)
 
@@ -149,7 +149,7 @@ def _build(peer: Peer, parameters: list[Tensor]) -> Optimizer:
 
 
 def _missing(peer: Peer) -> str:
-    """Why it cannot be had; empty where it can. One that is installed and broken must not end the run."""
+    """Return the reason why the peer cannot be imported, or an empty string. A broken one must not end the run."""
     if importlib.util.find_spec(peer.module.partition(".")[0]) is None:
         return "not installed"
     try:
@@ -166,7 +166,7 @@ def _imported(module: str) -> ModuleType:
 
 
 def _timm() -> ModuleType:
-    """timm's optimizers need nothing of timm, and ``import timm`` wants torchvision: under another name, they do."""
+    """Import timm's optimizers under another name: they need nothing of timm, whose import wants torchvision."""
     if TIMM not in sys.modules:
         spec = importlib.util.find_spec("timm")
         assert spec is not None

@@ -88,7 +88,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(given: argparse.Namespace) -> int:
-    """Train what is not trained yet, and show everything; the result is the exit code."""
+    """Train the missing runs and show everything; return the exit code."""
     try:
         require("matplotlib", "rich")
         return _compare(given)
@@ -105,7 +105,7 @@ def _compare(given: argparse.Namespace) -> int:
     conditions = _conditions(shared, corpus)
     outcomes = _load(given.out / RESULTS, conditions)
     plan = list(_missing(given.variants, given.seeds, outcomes))
-    for name, _ in plan:  # what the last variant lacks is told now, not after the others have trained
+    for name, _ in plan:  # an error in the last variant is raised now, not after the others have trained
         _optimizer([torch.nn.Parameter(torch.zeros(1))], shared, VARIANTS[name])
     for number, (name, seed) in enumerate(plan, start=1):
         label = f"{number}/{len(plan)}  {name}, seed {seed}"
@@ -135,13 +135,13 @@ def _shared(given: argparse.Namespace) -> TrainConfig:
 
 
 def _conditions(shared: TrainConfig, corpus: Corpus) -> dict[str, Any]:
-    """All that runs must have in common to be compared."""
+    """Return all settings that runs must share to be compared."""
     settings = {key: value for key, value in shared.as_dict().items() if key not in {"variant", "bits", "seed"}}
     return {"config": settings, "corpus": corpus.digest, "environment": environment()}
 
 
 def _missing(names: Sequence[str], seeds: int, outcomes: Sequence[Outcome]) -> Iterator[tuple[str, int]]:
-    """Seeds outside, so that a comparison cut short has compared everyone, if less often."""
+    """Yield missing runs seed by seed, so that a comparison cut short has all variants, if fewer seeds."""
     done = {(outcome.variant, outcome.seed) for outcome in outcomes}
     pairs = ((name, seed) for seed in range(seeds) for name in dict.fromkeys(names))
     return (pair for pair in pairs if pair not in done)
@@ -188,9 +188,9 @@ def _train(name: str, config: TrainConfig, corpus: Corpus, label: str, *, quiet:
 
 
 def _load(path: Path, conditions: Mapping[str, Any]) -> list[Outcome]:
-    """Finished runs, but for variants that mean something else by now.
+    """Return finished runs, except those of variants that have changed since.
 
-    Those under other conditions are not mixed in, and not overwritten either.
+    Runs under other conditions are neither mixed in nor overwritten.
     """
     if not path.exists():
         return []
@@ -208,7 +208,7 @@ def _load(path: Path, conditions: Mapping[str, Any]) -> list[Outcome]:
 
 
 def _write(out: Path, conditions: Mapping[str, Any], outcomes: Sequence[Outcome]) -> list[quality_table.Row]:
-    """Everything, anew: the samples first, for table and chart can be made of them again."""
+    """Write all files anew: the samples first, as table and chart can be made of them again."""
     runs = [outcome.as_json() for outcome in outcomes]
     write_json(out / RESULTS, {"schema": SCHEMA, "suite": "quality", **conditions, "runs": runs})
     rows = quality_table.rows(outcomes, list(VARIANTS))

@@ -13,7 +13,7 @@ from .quality_table import BASELINE, Row, difference
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Percent beyond which a difference is told by its number alone: the near ones need the room.
+#: Percent beyond which a difference is shown as a number alone: the near ones need the room.
 NEAR = 5.0
 ROW_HEIGHT = 0.36  # inches
 
@@ -64,7 +64,7 @@ def _differences(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _colour(row: Row) -> str:
-    """By what is done to the momentum, so that the eye finds families; the names say the rest."""
+    """Return a colour by the treatment of the momentum, so that families are visible."""
     if row.variant == BASELINE:
         return PALETTE[0]
     if row.packed_share == 0:

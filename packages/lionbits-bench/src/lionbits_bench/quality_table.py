@@ -1,4 +1,4 @@
-"""From runs to rows: means over seeds, their spread, differences from 32 bits; in markdown and for the terminal."""
+"""Tables of quality: means over seeds, their spread, differences from 32 bits; in markdown and for the terminal."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ class Outcome:
 
     @property
     def loss(self) -> float:
-        """After the last step."""
+        """Loss after the last step."""
         return self.validation[-1][1]
 
     @property
     def steps(self) -> int:
-        """That were taken."""
+        """Number of steps."""
         return self.validation[-1][0]
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Outcome:
-        """Read what :meth:`as_json` wrote."""
+        """Read the output of :meth:`as_json`."""
         pairs = [(int(step), float(loss)) for step, loss in entry["validation"]]
         return cls(**{**entry, "validation": pairs})
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A variant. ``differences`` are its losses less those of 32 bits, seed by seed, where there are both."""
+    """A variant. ``differences`` are its losses less those of 32 bits, for each seed that has both."""
 
     variant: str
     losses: list[float]
@@ -74,7 +74,7 @@ class Row:
 
     @property
     def loss(self) -> float:
-        """The mean over seeds."""
+        """Mean loss over seeds."""
         return mean(self.losses)
 
     @property
@@ -89,7 +89,7 @@ class Row:
 
     @property
     def percent(self) -> float | None:
-        """The mean difference; None for 32 bits itself and where it is missing."""
+        """Mean difference in percent; None for 32 bits itself and if it is missing."""
         return mean(self.percents) if self.percents else None
 
     @property
@@ -127,7 +127,7 @@ def _row(runs: Sequence[Outcome], baselines: Mapping[int, float]) -> Row:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """The columns, for reading."""
+    """Return the columns as text."""
     return (
         row.variant,
         f"{row.loss:.4f}",
@@ -141,7 +141,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def difference(row: Row) -> str:
-    """Such as ``+0.31 ± 0.12 %``."""
+    """Return the difference as text, such as ``+0.31 ± 0.12 %``."""
     if row.percent is None:
         return NOTHING
     error = "" if row.percent_error is None else f" ± {row.percent_error:.2f}"
@@ -164,7 +164,7 @@ def save(found: Sequence[Row], conditions: Mapping[str, Any], path: Path) -> Non
 
 
 def markdown(found: Sequence[Row], conditions: Mapping[str, Any]) -> str:
-    """Under what conditions, the table, what its columns mean."""
+    """Return the conditions, the table and the meaning of its columns."""
     lines = ["| " + " | ".join(row) + " |" for row in (COLUMNS, ["---"] * len(COLUMNS), *map(cells, found))]
     skipped = [f"{row.variant}: {row.skipped_elements:,}" for row in found if row.skipped_elements]
     if skipped:
@@ -179,7 +179,7 @@ def _setting(found: Sequence[Row], conditions: Mapping[str, Any]) -> str:
         f"Byte-level transformer ({config['layers']} layers of width {config['width']}) on Python's standard library; "
         f"{config['steps']:,} steps of {config['batch']} x {config['context']} bytes, peak learning rate "
         f"{config['lr']:g}, gradients clipped to norm {config['clip']:g}. {100 * packed:.1f} % of the parameters have "
-        f"quantised state where there is any. Backend {config['backend'] or 'chosen by itself'}, torch "
+        f"quantised state where there is any. Backend {config['backend'] or 'chosen automatically'}, torch "
         f"{place['torch']}, {place['machine']}, threads: {place['threads']}."
     )
 

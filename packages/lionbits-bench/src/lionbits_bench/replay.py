@@ -1,4 +1,4 @@
-"""A recorded step, replayed: whether it does what a step does, bit for bit, and how long it takes."""
+"""Replay of a recorded step: does it have the bits of a plain step, and how long does it take."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ WARM, REPLAYS, TIMED = 3, 10, 20
 
 
 def try_replay(candidate: Candidate, workload: Workload, clock: Clock, findings: Findings) -> Replay:
-    """Record after warming up, replay ten times, and compare with a twin that made as many steps.
+    """Record after warming up, replay ten times, and compare with an optimizer that took as many plain steps.
 
-    The step number is what recordings get wrong: rounding depends on it, so one that stands still shows in the bits
+    Recordings tend to get the step number wrong: rounding depends on it, so a constant one shows in the bits
     of parameters or of state after the first replay.
     """
     result = Replay(candidate.name, candidate.variant, candidate.dtype, len(workload.shapes))
@@ -49,7 +49,7 @@ def _try(result: Replay, candidate: Candidate, workload: Workload, clock: Clock)
 
 
 def difference(one: Optimizer, other: Optimizer) -> str:
-    """Where parameters or state of two optimizers differ first; empty where they have the same bits."""
+    """Return the first difference in the bits of parameters or state of two optimizers; empty if there is none."""
     pairs = zip(_parameters(one), _parameters(other), strict=True)
     for position, (p, q) in enumerate(pairs):
         state = [(key, value, other.state[q][key]) for key, value in one.state[p].items() if isinstance(value, Tensor)]

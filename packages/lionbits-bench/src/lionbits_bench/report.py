@@ -23,7 +23,7 @@ DRY = "\nTiny sizes, to see that everything works: no number here says anything 
 CHECKS = """\
 Three steps on a few float32 tensors with decay, beside the rule in float64 (of AdamW the first step, which changes
 every weight by lr). **right**: every update is the rule's, but for signs that float32 may round to either side; rounded
-state may turn more, up to 2 % at 8 bits and 10 % at 4, and the number is told. **seconds**: of the whole check, in
+state may turn more, up to 2 % at 8 bits and 10 % at 4, and the number is given. **seconds**: of the whole check, in
 which kernels are compiled for the first time."""
 
 Sections = Mapping[str, Iterable[str]]
@@ -36,7 +36,7 @@ def save(results: Results, out: Path) -> None:
 
 
 def markdown(results: Results) -> str:
-    """All sections; one that has nothing yet says so, and what a suite does not do has no section."""
+    """Return all sections; an empty one says so, and one that the suite does not have is left out."""
     title, sections = _gpu(results) if results.suite == "gpu" else _run(results)
     return "\n".join((title, *(line for name, lines in sections.items() for line in _section(name, lines))))
 
@@ -67,12 +67,12 @@ def _run(results: Results) -> tuple[str, Sections]:
 
 
 def summary(results: Results) -> str:
-    """A short table for the terminal, and what is not as it should be."""
+    """Return a short table for the terminal, and all problems."""
     lines = ["ms of a step (percent of a copy's bandwidth; launches; microseconds of the host)"]
     keyed = sorted((*results.speed, *results.host), key=lambda row: (row.workload, row.dtype, not row.ours, row.name))
     for (name, dtype, who), rows in groupby(keyed, lambda row: (row.workload, row.dtype, row.name)):
         lines += [f"{name}, {dtype}, {who}:", *(f"    {row.variant:28} {_glance(row)}" for row in rows)]
-    lines += paged_table.glances(results.paging)
+    lines += paged_table.terminal_lines(results.paging)
     for outcome in results.conformance:
         how = "finished" if outcome.finished else "NOT FINISHED"
         lines.append(f"conformance suite of {outcome.backend}: {outcome.passed} passed, {outcome.failed} failed, {how}")
@@ -151,7 +151,7 @@ def _speed(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _sizes(rows: Sequence[Row]) -> Iterator[str]:
-    """One line per optimizer, one column per size: milliseconds."""
+    """Yield one line per optimizer, one column per size: milliseconds."""
     if not rows:
         return
     sizes = sorted({row.elements for row in rows})
@@ -164,7 +164,7 @@ def _sizes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _checks(checks: Sequence[Check]) -> Iterator[str]:
-    """What each computes, which had to be known before it was timed."""
+    """Yield the table of the checks of the rules, made before timing."""
     if not checks:
         return
     yield from (CHECKS, "")

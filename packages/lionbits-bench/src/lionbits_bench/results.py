@@ -1,4 +1,4 @@
-"""What a run found, as plain data: written after every part, so that a kill loses little."""
+"""The results of a run as plain data, written after every part, so that a killed run loses little."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MEASURED = ("speed", "host", "sizes", "paging")
 
 
 def in_a_line(error: Exception) -> str:
-    """The kind of an error and the first line of its message, as tables have room for."""
+    """Return the kind of an error and the first line of its message, for tables."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def spread(samples: Sequence[float]) -> float | None:
-    """Between the quartiles; None where there are not two."""
+    """Return the distance between the quartiles; None for fewer than two samples."""
     if len(samples) < 2:
         return None
     low, high = quartiles(samples)
@@ -30,7 +30,7 @@ def spread(samples: Sequence[float]) -> float | None:
 
 
 def quartiles(samples: Sequence[float]) -> tuple[float, float]:
-    """The first and the third, of one sample or more."""
+    """Return the first and the third quartile of one sample or more."""
     if len(samples) == 1:
         return samples[0], samples[0]
     low, _, high = quantiles(samples, n=4, method="inclusive")
@@ -39,7 +39,7 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float]:
 
 @dataclass
 class Findings:
-    """What went wrong in a part, and what it did not get to, in sentences."""
+    """Failures of a part, and measurements that it did not reach, in sentences."""
 
     failed: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Findings:
 
 @dataclass
 class Part:
-    """How a part of the suite went: ``waiting``, ``started``, ``complete``, ``cut short`` or ``failed``."""
+    """Status of a part of the suite: ``waiting``, ``started``, ``complete``, ``cut short`` or ``failed``."""
 
     status: str = "waiting"
     seconds: float = 0.0
@@ -57,7 +57,7 @@ class Part:
 
 @dataclass
 class SuiteResult:
-    """What the conformance suite says of a backend. ``collected`` is None where it never got that far."""
+    """Result of the conformance suite on a backend. ``collected`` is None if it did not get that far."""
 
     backend: str
     device: str
@@ -74,7 +74,7 @@ class SuiteResult:
 
 @dataclass
 class Row:
-    """One optimizer on one workload. A problem says why there are no numbers; None is what a device cannot tell."""
+    """One optimizer on one workload. A problem says why there are no numbers; None is what a device cannot measure."""
 
     workload: str
     remark: str
@@ -102,27 +102,27 @@ class Row:
 
     @property
     def title(self) -> str:
-        """Who, in a line of progress."""
+        """Name and variant, for a line of progress."""
         return f"{self.name} {self.variant}, {self.dtype}"
 
     @property
     def step_seconds(self) -> float | None:
-        """The median."""
+        """Median of the step."""
         return median(self.seconds) if self.seconds else None
 
     @property
     def spread(self) -> float | None:
-        """Seconds between the quartiles."""
+        """Distance between the quartiles, in seconds."""
         return spread(self.seconds)
 
     @property
     def host_step_seconds(self) -> float | None:
-        """The median of the call alone."""
+        """Median of the call alone."""
         return median(self.host_seconds) if self.host_seconds else None
 
     @property
     def bandwidth(self) -> float | None:
-        """Bytes of the floor per second: what a step is worth, whatever it really moved."""
+        """Bytes of the floor per second, however many a step really moved."""
         step = self.step_seconds
         return None if step is None or self.floor_bytes is None else self.floor_bytes / step
 
@@ -134,17 +134,17 @@ class Row:
 
     @property
     def crossing_bandwidth(self) -> float | None:
-        """Bytes per second that a paged step moved, both ways together."""
+        """Bytes per second that a paged step copied between host and device, both ways together."""
         return None if self.moved is None else self.moved.bandwidth(self.step_seconds)
 
     @property
     def of_bus(self) -> float | None:
-        """That as a fraction of what the bus gave both ways at once."""
+        """Fraction of the bus's bandwidth, both ways at once."""
         return None if self.moved is None else self.moved.of_bus(self.step_seconds)
 
     @property
     def temporary_bytes(self) -> int | None:
-        """Peak memory beyond parameters, gradients and state; where tensors are not counted, growth during a step."""
+        """Peak memory beyond parameters, gradients and state; growth during a step if tensors are not counted."""
         if self.peak_bytes is None or self.held_bytes is None:
             return self.grown_bytes
         return self.peak_bytes - self.held_bytes
@@ -152,7 +152,7 @@ class Row:
 
 @dataclass
 class Replay:
-    """A recorded step, replayed beside a twin that steps as usual."""
+    """A recorded step, replayed beside an optimizer that takes plain steps."""
 
     name: str
     variant: str
@@ -166,13 +166,13 @@ class Replay:
 
     @property
     def replay_seconds(self) -> float | None:
-        """The median."""
+        """Median of a replay."""
         return median(self.seconds) if self.seconds else None
 
 
 @dataclass
 class Check:
-    """What one optimizer was found to compute, and how long its first steps took, compiling included."""
+    """Result of the check of one optimizer's rule, and the time of its first steps, compiling included."""
 
     name: str
     variant: str
@@ -181,16 +181,16 @@ class Check:
 
     @property
     def right(self) -> bool:
-        """Whether it computes what its rule says."""
+        """True if it follows its rule."""
         return self.found.startswith("right")
 
 
 @dataclass
 class Results:
-    """Everything. ``copies`` are bandwidths in bytes per second in the order in which they were measured.
+    """All results. ``copies`` are bandwidths in bytes per second in the order in which they were measured.
 
-    ``minutes`` is what it may take in all, None where that is not limited; ``sizes`` are rows over sizes of one tensor;
-    ``managed`` says whether peers that page by managed memory were let in.
+    ``minutes`` limits the run, None: no limit; ``sizes`` are rows over sizes of one tensor;
+    ``managed`` is True if peers that page by managed memory are included.
     """
 
     dry_run: bool
@@ -215,16 +215,16 @@ class Results:
 
     @property
     def failed(self) -> list[str]:
-        """Everything that went wrong, with the part's name in front."""
+        """All failures, with the part's name in front."""
         return [f"{name}: {text}" for name, part in self.parts.items() for text in part.findings.failed]
 
     @property
     def unfinished(self) -> list[str]:
-        """Everything that was not reached."""
+        """All measurements that were not reached."""
         return [f"{name}: {text}" for name, part in self.parts.items() for text in part.findings.unfinished]
 
     def as_json(self) -> dict[str, Any]:
-        """All samples, and beside them the numbers of the tables."""
+        """Return all samples, and beside them the numbers of the tables."""
         written = {"schema": SCHEMA, **asdict(self)}
         for part in MEASURED:
             rows: list[Row] = getattr(self, part)

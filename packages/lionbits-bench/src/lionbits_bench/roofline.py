@@ -1,10 +1,10 @@
-"""What instructions leave of a copy's bandwidth, predicted on any machine: ``python -m lionbits_bench roofline``.
+"""Bounds on bandwidth by instructions, predicted on any machine: ``python -m lionbits_bench roofline``.
 
 Counted is the fast path of a step as :mod:`.sass` finds it: the loop over even tiles, over the elements that a thread
-has in one. What a work item costs before that loop (up to 32 tiles share it), branches for elements that are not
+has in one. The cost of a work item before that loop (up to 32 tiles share it), branches for elements that are not
 finite, and slow paths of divisions are left out. A multiprocessor issues 128 threads' instructions in a clock, and its
 pipes take fewer: so a plan's clocks per element are those of the busiest, and the time of a step is the larger of
-those and of its bytes at the speed of a copy. Latency and occupancy are not in it: no step is faster than it says.
+those and of its bytes at the speed of a copy. Latency and occupancy are not modelled: the bound is optimistic.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHAPE = (4096, 4096)
 DTYPES = (torch.bfloat16, torch.float32)
 BITS = (32, 8, 4)
 
-#: Of the peak in the data sheet, what a device-to-device copy reaches where nobody has measured it for us.
+#: Share of the peak in the data sheet that a device-to-device copy reaches, where it was not measured.
 COPY_SHARE = 0.9
 
 #: Opcodes of the pipes that a kernel may fill before all issue slots are taken; others take a slot and no more.
@@ -45,7 +45,7 @@ _PIPES_OF = {code: [pipe for pipe, codes in PIPES.items() if code in codes.split
 
 
 class Gpu(NamedTuple):
-    """What a data sheet says, and how fast a copy is."""
+    """A GPU's data sheet, and the bandwidth of a copy."""
 
     name: str
     architecture: int
@@ -75,14 +75,14 @@ GPUS = (
 
 
 class Prediction(NamedTuple):
-    """Of one plan on one GPU."""
+    """Prediction for one plan on one GPU."""
 
     percent: float  # of a copy's bandwidth that instructions allow; from 100 on, memory is the limit
     pipe: str  # the busiest
 
 
 class Row(NamedTuple):
-    """A plan of a backend: instructions per element of each architecture, by pipe, and predictions in order of GPUs."""
+    """A plan on a backend: instructions per element by architecture and pipe, and predictions in order of GPUs."""
 
     backend: str
     plan: Plan
@@ -92,7 +92,7 @@ class Row(NamedTuple):
 
 
 def counts(instructions: Iterable[str], elements: int) -> dict[str, float]:
-    """Instructions per element: all of them (``issue``), and those of each pipe."""
+    """Return instructions per element: all of them (``issue``), and those of each pipe."""
     codes = Counter(re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0] for text in instructions)
     found = dict.fromkeys(PIPES, 0) | {"issue": sum(codes.values())}
     for code, times in codes.items():
@@ -102,7 +102,7 @@ def counts(instructions: Iterable[str], elements: int) -> dict[str, float]:
 
 
 def predict(counted: Mapping[str, float], bytes_per_element: float, gpu: Gpu) -> Prediction:
-    """Bandwidth at which the busiest pipe takes a plan's elements, in percent of a copy's."""
+    """Return the bandwidth at which the busiest pipe takes a plan's elements, in percent of a copy's."""
     clocks = {pipe: times / gpu.lanes[pipe] for pipe, times in counted.items()}
     pipe = max(clocks, key=lambda name: clocks[name])
     elements_per_second = gpu.multiprocessors * gpu.boost / clocks[pipe]
@@ -110,7 +110,7 @@ def predict(counted: Mapping[str, float], bytes_per_element: float, gpu: Gpu) ->
 
 
 def plans() -> Iterator[Plan]:
-    """Those that most people take: 32, 8 and 4 bits, bfloat16 or float32, neither caution nor unbiased parameters."""
+    """Yield common plans: 32, 8 and 4 bits, bfloat16 or float32, neither caution nor unbiased parameters."""
     for bits, dtype in product(BITS, DTYPES):
         yield Plan(dtype, dtype, FLOAT32 if bits == 32 else Format.of(bits), nonfinite="skip")
 
@@ -131,7 +131,7 @@ def row(backend: str, plan: Plan, gpus: Sequence[Gpu]) -> Row:
 
 
 def run(backends: Sequence[str], gpus: Sequence[Gpu], chart: Path | None = None) -> int:
-    """Print the table as markdown, a row as soon as it is known; draw it where that is asked for."""
+    """Print the table as markdown, each row as soon as it is known; draw it if asked."""
     heads = [_heading(gpu) for gpu in gpus]
     print("| backend | bits | parameter, gradient | bytes | sm: all, ALU, FMA, IMAD |", " | ".join(heads), "|")
     print("|---" * (5 + len(gpus)) + "|")
@@ -145,7 +145,7 @@ def run(backends: Sequence[str], gpus: Sequence[Gpu], chart: Path | None = None)
 
 
 def line(found: Row) -> str:
-    """A row of markdown; what instructions hold back is bold."""
+    """Return a row of markdown; bandwidth that instructions limit is bold."""
     listed = "<br>".join(
         f"{architecture}: " + ", ".join(f"{counted[pipe]:.1f}" for pipe in ("issue", "ALU", "FMA", "IMAD"))
         for architecture, counted in found.counts.items()
@@ -158,7 +158,7 @@ def line(found: Row) -> str:
 
 
 def draw(rows: Sequence[Row], gpus: Sequence[Gpu], path: Path) -> None:
-    """A point for each plan and GPU, beside the line of a copy."""
+    """Draw a point for each plan and GPU, beside the line of a copy."""
     with drawing(path, 10, 1.8 + 0.36 * len(rows)) as figure:
         axes = figure.add_subplot()
         for i, gpu in enumerate(gpus):

@@ -1,6 +1,6 @@
-"""Does an optimizer do what its name says? Before one is timed, it steps on a few tensors beside its rule in float64.
+"""Checks of an optimizer's rule before it is timed: it steps on a few tensors beside its rule in float64.
 
-A step that leaves the weights as they were is fast, and no step. Gradients after the first are a tenth of its size, so
+A step that leaves the weights as they were is fast, but no step. Gradients after the first are a tenth of its size, so
 that momentum decides half of the signs; parameters are large enough for the weight decay to show in every one.
 """
 
@@ -27,17 +27,17 @@ B1, B2 = 0.9, 0.99
 SHAPES = ((300, 512), (257,), (33, 200))
 STEPS = 3
 
-#: Of an update, in units of lr: three roundings of a parameter of magnitude 4 are 0.007.
+#: Error of an update, in units of lr: three roundings of a parameter of magnitude 4 are 0.007.
 TOLERANCE = 0.02
 
-#: Of an update of AdamW in its first step, which is the sign of the gradient but for epsilon and its state's rounding.
+#: Error of the first update of AdamW: the sign of the gradient, but for epsilon and the rounding of state.
 ADAMW_TOLERANCE = 0.1
 
 RIGHT = "right"
 
 
-def told(check: Check | None, build: Build, device: torch.device) -> str:
-    """What the check says, or what went wrong in it."""
+def result(check: Check | None, build: Build, device: torch.device) -> str:
+    """Return the result of the check, or the error in it, as text."""
     if check is None:
         return "not checked: a rule of its own"
     try:
@@ -47,7 +47,7 @@ def told(check: Check | None, build: Build, device: torch.device) -> str:
 
 
 def lion(build: Build, device: torch.device, allowed: float = 0.0) -> str:
-    """Against the paper, with the decay beside it; ``allowed`` is the share of signs that rounded state may turn.
+    """Check against the paper, with the decay; ``allowed`` is the share of signs that rounded state may change.
 
     ::
 
@@ -71,7 +71,7 @@ def lion(build: Build, device: torch.device, allowed: float = 0.0) -> str:
 
 
 def adamw(build: Build, device: torch.device) -> str:
-    """The first step of AdamW changes every weight by lr, against the gradient, whatever holds its state."""
+    """Check the first step of AdamW: it changes every weight by lr, against the gradient, whatever holds its state."""
     tensors = _tensors(device)
     gradients, moved = _step(build(tensors), tensors, 1.0, torch.Generator().manual_seed(2))
     wanted = torch.cat([g.sign().flatten() for g in gradients])
@@ -86,7 +86,7 @@ def _tensors(device: torch.device) -> list[Tensor]:
 def _step(
     optimizer: Optimizer, tensors: list[Tensor], size: float, generator: torch.Generator
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients, and the updates they led to: what parameters lost beyond the decay, in units of lr."""
+    """Return gradients and the updates after a step: the parameters' loss beyond the decay, in units of lr."""
     drawn = [size * torch.randn(p.shape, generator=generator) for p in tensors]
     gradients = [g.to(p.device, torch.float64) for p, g in zip(tensors, drawn, strict=True)]  # some overwrite theirs
     before = [p.detach().double() for p in tensors]

@@ -1,6 +1,6 @@
-"""``lionbits-bench run``: a step of every variant and backend beside a copy and whatever else is installed.
+"""``lionbits-bench run``: a step of every variant and backend beside a copy and the other libraries here.
 
-First everyone is checked against its rule, then lists of parameters are gone through, then one tensor of many sizes.
+The rules of all candidates are checked, then lists of parameters are timed, then one tensor of many sizes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .results import Findings, Part, Results
 from .suite import Parts, Suite, look, race
 from .timing import Deadline
 
-#: Where torch.compile keeps what it compiled.
+#: Folder of the code that torch.compile has compiled.
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 #: Every list and every round is an optimizer of its own to torch.compile. Its usual limit is eight; the ninth would not
@@ -41,7 +41,7 @@ SHARE_OF_MEMORY, MOST_MEMORY = 0.4, 4 << 30
 
 @dataclass(frozen=True)
 class Choice:
-    """What was asked for on the command line; None is everything."""
+    """Options of the command line; None means all."""
 
     device: str
     backends: Sequence[str] | None
@@ -57,7 +57,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class SideBySide(Suite):
-    """``log2_sizes`` of one tensor, gone through with ``sizes_effort``."""
+    """A suite with ``log2_sizes`` of one tensor, timed with ``sizes_effort``."""
 
     log2_sizes: Sequence[int]
     sizes_effort: Effort
@@ -70,7 +70,7 @@ class Run(suite.Run):
 
 
 def planned(choice: Choice) -> SideBySide:
-    """The suite. Nothing but lists, rounds and sizes differs where it is quick."""
+    """Return the suite. A quick one differs only in lists, rounds and sizes."""
     device = torch.device(choice.device)
     cuda = device.type == "cuda"
     lists = workloads.tiny() if choice.quick else workloads.full(30 if cuda else 24)
@@ -95,7 +95,7 @@ def planned(choice: Choice) -> SideBySide:
 
 
 def check_everyone(run: Run, deadline: Deadline, findings: Findings) -> None:
-    """What each computes. A peer that is wrong is told; ours has no business here before it is right."""
+    """Check each candidate's rule. A wrong peer is reported; a wrong candidate of lionbits is a failure."""
     del deadline
     everyone = [candidate for dtype in run.suite.dtypes for candidate in run.candidates(dtype)]
     for candidate in {(one.name, one.variant): one for one in everyone}.values():
@@ -107,7 +107,7 @@ def check_everyone(run: Run, deadline: Deadline, findings: Findings) -> None:
 
 
 def go_through_sizes(run: Run, deadline: Deadline, findings: Findings) -> None:
-    """The main candidates on one tensor, from a thousand elements on."""
+    """Time the main candidates on one tensor, from a thousand elements on."""
     for dtype in run.suite.dtypes:
         main = [candidate for candidate in run.candidates(dtype) if candidate.main]
         for log2 in run.suite.log2_sizes if main else ():
@@ -117,7 +117,7 @@ def go_through_sizes(run: Run, deadline: Deadline, findings: Findings) -> None:
 
 
 def draw(run: Run, deadline: Deadline, findings: Findings) -> None:
-    """The charts."""
+    """Draw the charts."""
     del deadline, findings
     for path in charts.draw(run.results, run.out):
         run.say(str(path))
@@ -125,7 +125,7 @@ def draw(run: Run, deadline: Deadline, findings: Findings) -> None:
 
 @contextmanager
 def compiling_anew() -> Iterator[None]:
-    """With an empty cache of kernels, so that compiling takes what it takes for somebody who begins."""
+    """Use an empty cache of kernels, so that compilation takes as long as for a new user."""
     import torch._dynamo
 
     before = os.environ.get(CACHE)
@@ -152,7 +152,7 @@ PARTS: Parts[Run] = {
 
 
 def run(choice: Choice, out: Path) -> int:
-    """All parts; however long it takes."""
+    """Carry out all parts, without a time limit."""
     results = Results(choice.quick, choice.device, None, [], {name: Part() for name in PARTS}, suite="run")
     going = Run(planned(choice), choice.backends, out.resolve(), results)
     with compiling_anew():

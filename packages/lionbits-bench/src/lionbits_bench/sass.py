@@ -1,7 +1,7 @@
-"""What the compiler makes of a backend's kernels, on any machine: ``python -m lionbits_bench sass --backend cupy``.
+"""The compiler's output for a backend's kernels, on any machine: ``python -m lionbits_bench sass --backend cupy``.
 
-A backend that compiles for CUDA says so by a module ``lionbits_<name>.compiled``, with ``kernels(plan, architecture)``:
-PTX and cubin of each kernel, by name, as in a launch but for a GPU that need not be there. What counts: registers, no
+A backend that compiles for CUDA has a module ``lionbits_<name>.compiled``, with ``kernels(plan, architecture)``:
+PTX and cubin of each kernel, by name, as in a launch but for a GPU that need not be there. Checked are registers, no
 stack frame (nothing spilled), 16-byte accesses on the fast path of a step, and instructions per element there; a GPU
 has time for about 55 while memory delivers the 8 bytes of an 8-bit step in bfloat16.
 """
@@ -25,7 +25,7 @@ from lionbits_reference.spec import CAUTIONS, FLOAT32, Format, Plan
 HEADER = "| bits | parameter / gradient | caution | rounding | sm | registers | stack | 16-byte loads, stores | SASS |"
 STEP = "step_kernel"
 
-#: What may not be in PTX, and what it would mean.
+#: Patterns that may not be in PTX, and their meaning.
 FORBIDDEN = {
     r"\bfma\.": "contracts a*b + c",
     r"\.ftz\b": "flushes subnormal numbers",
@@ -46,12 +46,12 @@ class Listing(NamedTuple):
 
     @property
     def per_element(self) -> float:
-        """Instructions of the fast path."""
+        """Instructions per element of the fast path."""
         return len(self.fast_path) / self.elements
 
 
 def listings(backend: str, plan: Plan, architecture: int) -> dict[str, Listing]:
-    """Every kernel of a plan, by name; the step is :data:`STEP`."""
+    """Return every kernel of a plan, by name; the step is :data:`STEP`."""
     compiled = importlib.import_module(f"lionbits_{backend}.compiled")
     found = compiled.kernels(plan, architecture)
     elements = compiled.elements_per_thread(plan)
@@ -59,14 +59,14 @@ def listings(backend: str, plan: Plan, architecture: int) -> dict[str, Listing]:
 
 
 def step(backend: str, plan: Plan, architecture: int) -> Listing:
-    """The step alone, where nothing else is looked at: disassembling takes longer than compiling."""
+    """Return the step alone: disassembling all kernels takes longer than compiling."""
     compiled = importlib.import_module(f"lionbits_{backend}.compiled")
     ptx, cubin = compiled.kernels(plan, architecture)[STEP]
     return listing(STEP, ptx, cubin, compiled.elements_per_thread(plan))
 
 
 def listing(name: str, ptx: str, cubin: bytes, elements_per_thread: int = 1) -> Listing:
-    """What is in the cubin under the kernel's name, which is that of the step's ("aligned" is count_kernel, say)."""
+    """Disassemble the kernel of this name, or else the first of the cubin (that of "aligned" has count_kernel, say)."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         sass = _output("nvdisasm", "-c", file.name)
@@ -79,23 +79,26 @@ def listing(name: str, ptx: str, cubin: bytes, elements_per_thread: int = 1) -> 
 
 
 def faults(found: Listing, fast: bool = True) -> list[str]:
-    """What breaks the property or wastes bandwidth in a compiled kernel; ``fast`` says that it has a fast path."""
-    told = [f"PTX {meaning}" for pattern, meaning in FORBIDDEN.items() if re.search(pattern, found.ptx)]
+    """Return the faults of a compiled kernel: broken rules of arithmetic, wasted bandwidth.
+
+    ``fast`` is True if it has a fast path.
+    """
+    problems = [f"PTX {meaning}" for pattern, meaning in FORBIDDEN.items() if re.search(pattern, found.ptx)]
     if found.stack or any(re.search(r"\b(LDL|STL)\b", text) for text in found.instructions):
-        told.append(f"SASS spills to local memory, {found.stack} bytes")
+        problems.append(f"SASS spills to local memory, {found.stack} bytes")
     if fast and 0 in wide(found):
-        told.append(f"SASS has {wide(found)} 16-byte loads and stores on the fast path")
-    return told
+        problems.append(f"SASS has {wide(found)} 16-byte loads and stores on the fast path")
+    return problems
 
 
 def wide(found: Listing) -> tuple[int, int]:
-    """16-byte loads and stores on the fast path."""
+    """Return the numbers of 16-byte loads and stores on the fast path."""
     texts = " ".join(found.fast_path)
     return texts.count("LDG.E.128"), texts.count("STG.E.128")
 
 
 def plans(bits: int, cautions: Sequence[str] = CAUTIONS) -> Iterator[Plan]:
-    """Every combination of dtype, caution and rounding that optimizers make with this many bits."""
+    """Yield every combination of dtype, caution and rounding that optimizers make with this many bits."""
     format = FLOAT32 if bits == 32 else Format.of(bits)
     roundings = [("nearest", 32), ("dithered", 32), ("stochastic", 32), ("compensated", 32), ("compensated", 24)]
     stored = [(torch.bfloat16, torch.bfloat16, *rounding) for rounding in roundings]
@@ -106,7 +109,7 @@ def plans(bits: int, cautions: Sequence[str] = CAUTIONS) -> Iterator[Plan]:
 
 
 def run(backend: str, architectures: Sequence[int], bits: Sequence[int], cautions: Sequence[str]) -> int:
-    """Print a row of markdown for every plan; the result counts kernels with faults, which are told."""
+    """Print a row of markdown for every plan, with its faults; return the number of kernels with faults."""
     faulty, header = 0, f"{HEADER}\n{'|---' * 9}|\n"
     for wanted, architecture in product(bits, architectures):
         for plan in plans(wanted, cautions):
@@ -114,9 +117,9 @@ def run(backend: str, architectures: Sequence[int], bits: Sequence[int], caution
             print(header + _row(plan, architecture, found[STEP]), flush=True)
             header = ""
             for name, each in found.items():
-                told = faults(each, fast=name == STEP)
-                faulty += bool(told)
-                for fault in told:
+                problems = faults(each, fast=name == STEP)
+                faulty += bool(problems)
+                for fault in problems:
                     print(f"{name}, {plan}, sm_{architecture}: {fault}", flush=True)
     return faulty
 
@@ -132,13 +135,13 @@ def _row(plan: Plan, architecture: int, found: Listing) -> str:
 
 
 def _section(sass: str, function: str) -> str:
-    """What is listed of one function."""
+    """Return the listing of one function."""
     sections = re.split(r"^//-+ \.text\.(\w+)\s+-+$", sass, flags=re.MULTILINE)
     return dict(zip(sections[1::2], sections[2::2], strict=True))[function]
 
 
 def _parsed(sass: str) -> tuple[list[str], dict[str, int]]:
-    """Instructions, and which of them each label stands before."""
+    """Return instructions, and the index of the instruction behind each label."""
     instructions: list[str] = []
     labels: dict[str, int] = {}
     for line in sass.splitlines():
@@ -150,7 +153,7 @@ def _parsed(sass: str) -> tuple[list[str], dict[str, int]]:
 
 
 def _fast_path(instructions: Sequence[str], labels: dict[str, int]) -> list[str]:
-    """The innermost loop that stores 16 bytes at a time, less what it jumps over on most tiles (:func:`_rare`)."""
+    """Return the innermost loop that stores 16 bytes at a time, less what it skips on most tiles (:func:`_rare`)."""
     jumps = [
         (i, labels[m[1]])
         for i, text in enumerate(instructions)
@@ -167,10 +170,10 @@ def _fast_path(instructions: Sequence[str], labels: dict[str, int]) -> list[str]
 
 
 def _rare(instructions: Sequence[str], skipped: Sequence[range]) -> set[int]:
-    """Of what forward jumps skip: the branch for elements that are not finite, and slow paths of divisions.
+    """Return rare instructions among the skipped ones: for elements that are not finite, and slow paths of divisions.
 
-    The first reads again what was read, or is told by what it compares with: the bits of infinity. A float is divided
-    by a call where the quotient is near the end of the range; integers only in tiles of tensors with many rows, by
+    The branch for such elements loads again what was loaded, or compares with the bits of infinity. A float is divided
+    by a call if the quotient is near the end of the range; integers only in tiles of tensors with many rows, by
     way of a float. These two are the shortest branch around the call and the conversion.
     """
     found: set[int] = set()
@@ -193,7 +196,7 @@ def _output(tool: str, *arguments: str) -> str:
 
 
 def _tool(name: str) -> Path:
-    """A tool of the CUDA toolkit: of NVIDIA's own packages, or as Triton ships it."""
+    """Return the path of a tool of the CUDA toolkit: from NVIDIA's own packages, or as Triton ships it."""
     for folder in sys.path:
         for place in ("nvidia/cu13/bin", "nvidia/cuda_nvcc/bin", "triton/backends/nvidia/bin"):
             if (found := Path(folder) / place / name).is_file():

@@ -1,7 +1,7 @@
-"""What every suite of measurements shares: who serves, rounds over lists of parameters, parts that cannot end it.
+"""The common parts of suites: backends, rounds over lists of parameters, and parts that cannot end the run.
 
-Each part has a share of the time, where time is limited; what one leaves over goes to those behind it. A part that
-fails, or that time cuts short, says so in the results, and the next one begins.
+Each part has a share of the time, if time is limited; unused time goes to later parts. A part that
+fails, or that runs out of time, says so in the results, and the next one begins.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Everyone = Callable[[Sequence[str], str], list[Candidate]]
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """What is measured, on which device, how often.
+    """Workloads, device and effort of a suite.
 
     Attributes:
         device: where.
         families: lists of parameters, each at falling sizes.
         dtypes: of parameters and gradients.
-        everyone: who is measured.
+        everyone: makes the candidates.
         peers: names of libraries that are looked for.
         effort: of a turn.
         copy_bytes: of a buffer that is copied.
@@ -66,27 +66,27 @@ class Run:
         self._begin = time.monotonic()
 
     def say(self, text: str) -> None:
-        """A line of progress."""
+        """Print a line of progress."""
         print(f"[{time.monotonic() - self._begin:5.0f} s] {text}", flush=True)
 
     def save(self) -> None:
-        """Write everything found so far."""
+        """Write all results so far."""
         report.save(self.results, self.out)
 
     @cached_property
     def bench(self) -> Bench:
-        """Clock and copy, made when the first part needs them."""
+        """The clock and the copy, made when the first part needs them."""
         device = self.suite.device
         clock: Clock = CudaClock(device) if device.type == "cuda" else HostClock(self.suite.memory)
         size = min(self.suite.copy_bytes, clock.free_bytes() // 16)
         return Bench(clock, CopyMeter(clock, size), self.say)
 
     def candidates(self, dtype: str) -> list[Candidate]:
-        """Everyone."""
+        """Return all candidates of a dtype."""
         return self.suite.everyone(self.results.backends, dtype)
 
     def rounds(self, *families: Family) -> list[Round]:
-        """Dtypes outside, families in their order."""
+        """Return the rounds, dtype by dtype, families in their order."""
         return [Round(family, self.candidates(dtype)) for dtype in self.suite.dtypes for family in families]
 
 
@@ -95,7 +95,7 @@ Parts = Mapping[str, tuple[float, Callable[[R, Deadline, Findings], None]]]
 
 
 def look(run: Run, deadline: Deadline, findings: Findings) -> None:
-    """Machine, versions, who can serve, who is there to compare with."""
+    """Record machine, versions, usable backends and peers."""
     del deadline
     device, results = run.suite.device, run.results
     results.environment = environment.describe(device)
@@ -115,7 +115,7 @@ def look(run: Run, deadline: Deadline, findings: Findings) -> None:
 
 
 def race(run: Run, deadline: Deadline, findings: Findings) -> None:
-    """The lists of parameters."""
+    """Time the lists of parameters."""
     rounds = run.rounds(*run.suite.families)
     found = {(check.name, check.variant): check.found for check in run.results.checks}
     for i, round_ in enumerate(rounds):
@@ -131,7 +131,7 @@ def race(run: Run, deadline: Deadline, findings: Findings) -> None:
 
 
 def carry_out(parts: Parts[R], run: R, deadline: Deadline) -> int:
-    """All parts. The exit code is 0 where everything was done, 1 where something failed, 3 where time was short."""
+    """Run all parts. Return exit code 0 if everything was done, 1 if something failed, 3 if time was short."""
     run.out.mkdir(parents=True, exist_ok=True)
     gc.collect()
     gc.freeze()  # what was imported need not be searched after every measurement

@@ -33,25 +33,25 @@ class Group(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The list, its dtype, and what was left out of it."""
+        """Name of the list, its dtype, and a remark if it was shortened."""
         first = self.rows[0]
         return f"{first.workload}, {first.dtype}" + (f": {first.remark}" if first.remark else "")
 
     @property
     def caption(self) -> str:
-        """Its size, and how fast a copy was."""
+        """Size of the list, and the bandwidth of a copy."""
         first = self.rows[0]
         copy = number(first.copy_bandwidth, 1e-9, 1)
         return f"{first.tensors:,} tensors, {first.elements:,} elements; a copy ran at {copy} GB/s."
 
     @property
     def eager_seconds(self) -> float | None:
-        """Of a step of the eager Lion, where it is among them."""
+        """Seconds of a step of the eager Lion, if it is among the rows."""
         return next((row.step_seconds for row in self.rows if (row.name, row.variant) == ("torch", EAGER)), None)
 
 
 class Column(NamedTuple):
-    """A heading, and its cell of a row."""
+    """A heading, and a function that makes its cell of a row."""
 
     heading: str
     cell: Callable[[Row, Group], str]
@@ -85,13 +85,13 @@ ALL = (
 
 
 def groups(rows: Sequence[Row]) -> Iterator[Group]:
-    """Rows that can be compared, in the order in which they were measured."""
+    """Yield groups of comparable rows, in the order in which they were measured."""
     for _, members in groupby(rows, lambda row: (row.workload, row.remark, row.dtype)):
         yield Group(list(members))
 
 
 def cells(group: Group) -> Iterator[tuple[str, ...]]:
-    """Headings, then a line per row; without the columns that none of them fills."""
+    """Yield headings, then a line per row; columns that no row fills are left out."""
     shown = [c for c in ALL if c.heading in ALWAYS or any(c.cell(r, group) not in (NOTHING, "") for r in group.rows)]
     yield tuple(column.heading for column in shown)
     for row in group.rows:
@@ -99,26 +99,26 @@ def cells(group: Group) -> Iterator[tuple[str, ...]]:
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A table."""
+    """Yield the lines of a table."""
     for line in (columns, ["---"] * len(columns), *rows):
         yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
 
 
 def number(value: float | None, factor: float, digits: int) -> str:
-    """A value in the unit of its column."""
+    """Return a value in the unit of its column."""
     return NOTHING if value is None else f"{value * factor:,.{digits}f}"
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Microseconds are told where they are more than noise."""
+    """Return milliseconds: with three digits below 0.1 s, else with one."""
     return number(seconds, 1e3, 3 if seconds is None or seconds < 0.1 else 1)
 
 
 def percent(value: float | None) -> str:
-    """A fraction."""
+    """Return a fraction in percent."""
     return number(value, 100, 0) + ("" if value is None else " %")
 
 
 def count(value: int | None) -> str:
-    """A whole number."""
+    """Return a whole number."""
     return NOTHING if value is None else f"{value:,}"

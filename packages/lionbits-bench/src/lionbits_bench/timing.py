@@ -1,6 +1,6 @@
 """Clocks: one interface to time, memory and launches. The host's is here, that of CUDA devices in :mod:`.cuda`.
 
-What a device cannot tell is None there, so that no measurement asks where it runs.
+Quantities that a device cannot measure are None, so that no measurement depends on the device.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ Work = Callable[[], object]
 
 
 class Launches(NamedTuple):
-    """What one step gives the device to do."""
+    """Launches of one step."""
 
     kernels: int
     transfers: int
 
 
 class Deadline:
-    """When to stop. It is asked between measurements; what has begun is finished."""
+    """A point in time. It is checked between measurements; one that has begun is finished."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
 
     @property
     def left(self) -> float:
-        """Seconds, never negative."""
+        """Seconds left, never negative."""
         return max(self._end - time.monotonic(), 0.0)
 
     @property
     def expired(self) -> bool:
-        """Whether time is up."""
+        """True if time is up."""
         return self.left == 0.0
 
     def share(self, fraction: float) -> Deadline:
-        """An earlier one, after ``fraction`` of what is left."""
+        """Return an earlier deadline, after ``fraction`` of the time left."""
         return Deadline(self.left * fraction)
 
 
 class TooSlow(BaseException):
-    """Time for one candidate is up. It is no Exception: nothing that it interrupts may take it for one of its own."""
+    """The time of one candidate is up. It is no Exception, so that interrupted code does not catch it as its own."""
 
 
 @contextmanager
@@ -76,47 +76,47 @@ def limited(seconds: float | None) -> Iterator[None]:
 
 
 class Clock(Protocol):
-    """What measuring needs of a device."""
+    """Measurements on a device."""
 
     @property
     def device(self) -> torch.device:
-        """Where it measures."""
+        """The device."""
 
     def wait(self) -> None:
-        """Until the device is idle."""
+        """Wait until the device is idle."""
 
     def time(self, work: Work, host_seconds: float = 0.0) -> float:
-        """Seconds that the device takes, with cold caches, where the host is ``host_seconds`` ahead."""
+        """Return seconds on the device, with cold caches, if the host is ``host_seconds`` ahead."""
 
     def free_bytes(self) -> int:
-        """Memory that tensors may still take."""
+        """Return the memory that tensors may still take."""
 
     def allocated(self) -> int | None:
-        """Bytes in tensors."""
+        """Return bytes in tensors."""
 
     def peak(self, work: Work) -> int | None:
-        """The most bytes in tensors while ``work`` runs."""
+        """Return the most bytes in tensors while ``work`` runs."""
 
     def growth(self, work: Work) -> int | None:
-        """By how much memory grows at most while ``work`` runs."""
+        """Return how much memory grows at most while ``work`` runs."""
 
     def release(self) -> None:
         """Give back memory that no tensor uses."""
 
     def launches(self, work: Work) -> Launches | None:
-        """Kernels and transfers of ``work``."""
+        """Count kernels and transfers of ``work``."""
 
     def waits(self, work: Work) -> int | None:
-        """How often ``work`` makes the host wait for the device."""
+        """Count how often ``work`` makes the host wait for the device."""
 
     def capture(self, work: Work, warm: int) -> Work:
-        """Run ``work`` ``warm`` times, then record it: a call of what comes back runs it once more."""
+        """Run ``work`` ``warm`` times, then record it; return a call that replays it once."""
 
 
 class HostClock:
-    """The CPU: a step has ended when its call has. It knows nothing of launches, and caches stay warm.
+    """The CPU: a step has ended when its call has. There are no launches, and caches stay warm.
 
-    ``budget`` is what tensors may take: by default little enough that a trial never disturbs the machine.
+    ``budget`` is what tensors may take: by default little enough that a dry run does not disturb the machine.
     """
 
     device = torch.device("cpu")
@@ -125,53 +125,53 @@ class HostClock:
         self._budget = budget
 
     def wait(self) -> None:
-        """Nothing runs on its own here."""
+        """Do nothing: the CPU is synchronous."""
 
     def time(self, work: Work, host_seconds: float = 0.0) -> float:
-        """The wall clock."""
+        """Return seconds of the wall clock."""
         del host_seconds
         return host_time(self, work)
 
     def free_bytes(self) -> int:
-        """The budget: what others use of the machine's memory is theirs."""
+        """Return the budget: memory that other processes use is not counted."""
         return self._budget
 
     def allocated(self) -> int | None:
-        """torch does not count memory of the CPU."""
+        """Return None: torch does not count memory of the CPU."""
         return None
 
     def peak(self, work: Work) -> int | None:
-        """Run ``work`` all the same."""
+        """Run ``work``; return None."""
         work()
         return None
 
     def growth(self, work: Work) -> int | None:
-        """Of the resident set, as the kernel tells it."""
+        """Return growth of the resident set, as the kernel counts it."""
         return memory.growth(work)
 
     def release(self) -> None:
-        """Have the allocator give back what it keeps."""
+        """Make the allocator return free memory."""
         memory.trim()
 
     def launches(self, work: Work) -> Launches | None:
-        """Run ``work`` all the same."""
+        """Run ``work``; return None."""
         work()
         return None
 
     def waits(self, work: Work) -> int | None:
-        """Run ``work`` all the same."""
+        """Run ``work``; return None."""
         work()
         return None
 
     def capture(self, work: Work, warm: int) -> Work:
-        """Nothing can be recorded, so ``work`` itself is the recording."""
+        """Return ``work``: nothing can be recorded."""
         for _ in range(warm):
             work()
         return work
 
 
 def host_time(clock: Clock, work: Work) -> float:
-    """Wall time of the call alone, begun while the device is idle."""
+    """Return the wall time of the call alone, begun while the device is idle."""
     clock.wait()
     begin = time.perf_counter()
     work()
@@ -179,9 +179,9 @@ def host_time(clock: Clock, work: Work) -> float:
 
 
 def wall_time(clock: Clock, work: Work) -> float:
-    """From an idle device to an idle device.
+    """Return the wall time from an idle device to an idle device.
 
-    Copies on streams of their own need not wait for the current one, whose events would not see when they began.
+    Copies on streams of their own need not wait for the current stream, whose events would miss their begin.
     """
     clock.wait()
     begin = time.perf_counter()
@@ -200,5 +200,5 @@ class CopyMeter:
         self.bandwidth()
 
     def bandwidth(self) -> float:
-        """The median of a few copies."""
+        """Return the median of a few copies."""
         return self._bytes / median(self._clock.time(lambda: self._target.copy_(self._source)) for _ in range(5))

@@ -1,4 +1,4 @@
-"""How many bytes a step has to move at least: the floor that bandwidth is measured against.
+"""The floor of a step's memory traffic, against which bandwidth is measured.
 
 A parameter is read and written, its gradient read, its state read and written, scales included::
 
@@ -31,7 +31,7 @@ IDLE = {"DeepSpeedCPULion": ("exp_avg_sq",)}
 
 
 def plan_bytes(plan: Plan, shape: Sequence[int]) -> int:
-    """The floor of one parameter under ``plan``, exactly: short blocks and packed rows are what they are."""
+    """Return the floor of one parameter under ``plan``, exactly, with short blocks and packed rows."""
     elements = math.prod(shape)
     parameter, gradient = elements * plan.param_dtype.itemsize, elements * plan.grad_dtype.itemsize
     counting = 0
@@ -41,7 +41,7 @@ def plan_bytes(plan: Plan, shape: Sequence[int]) -> int:
 
 
 def floor_bytes(optimizer: Optimizer) -> int:
-    """The floor of one step of any optimizer that has made one; another's is in the tensors of its state."""
+    """Return the floor of a step of an optimizer that has taken one: of Lion by its plans, else by its state."""
     total = 0
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -55,13 +55,13 @@ def floor_bytes(optimizer: Optimizer) -> int:
 
 
 def state_bytes(optimizer: Optimizer, parameter: Tensor, without: Collection[str] = ()) -> int:
-    """Bytes of the tensors in a parameter's state, but for some."""
+    """Return bytes of the tensors in a parameter's state, except some."""
     state = optimizer.state[parameter].items()
     return sum(_lying(value) for key, value in state if isinstance(value, Tensor) and key not in without)
 
 
 def planned_state_bytes(optimizer: Lion) -> int:
-    """Bytes of the state that a step will have, whether one was made or not."""
+    """Return bytes of the state that a step needs, whether a step was taken or not."""
     return sum(
         _spec_bytes(settings.plan(group, parameter, parameter.grad.dtype).state_spec(parameter.shape).values())
         for group in optimizer.param_groups
@@ -69,15 +69,15 @@ def planned_state_bytes(optimizer: Lion) -> int:
     )
 
 
-def account(optimizer: Optimizer) -> PagingStats | None:
-    """What paging has moved so far; None where state is not paged."""
+def paging_stats(optimizer: Optimizer) -> PagingStats | None:
+    """Return the counts of paging so far; None if state is not paged."""
     if isinstance(optimizer, Lion) and isinstance(optimizer._pager, Paged):
         return optimizer.paging_stats()
     return None
 
 
 def moved(optimizer: Optimizer, before: PagingStats | None) -> TransferStats | None:
-    """What paging has moved since that account."""
+    """Return what paging has copied since these counts."""
     if before is None:
         return None
     assert isinstance(optimizer, Lion)
@@ -96,14 +96,14 @@ def moved(optimizer: Optimizer, before: PagingStats | None) -> TransferStats | N
 
 
 def _lying(tensor: Tensor) -> int:
-    """Bytes in memory; a tensor that wraps others, as torchao's quantised ones do, has theirs."""
+    """Return bytes in memory; of a tensor that wraps others, as torchao's quantised ones do, theirs."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return int(tensor.nbytes)
     return sum(_lying(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
 
 
 def held_bytes(optimizer: Optimizer) -> int:
-    """Parameters, gradients, and state beside them: what training has to hold on the device."""
+    """Return bytes of parameters, gradients, and state: what training holds on the device."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     far = {p: [key for key, value in optimizer.state[p].items() if _elsewhere(value, p)] for p in parameters}
     return sum(p.nbytes + p.grad.nbytes + state_bytes(optimizer, p, far[p]) for p in parameters)

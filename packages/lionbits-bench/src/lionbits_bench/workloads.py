@@ -1,4 +1,4 @@
-"""What is updated: lists of parameter shapes, as data. No model is built, and nothing is downloaded.
+"""Workloads: lists of parameter shapes, as data. No model is built, and nothing is downloaded.
 
 A family is one list at falling sizes, the wanted one first; :func:`fitting` takes the first that the memory holds,
 and its ``remark`` says what was left out.
@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Workload:
-    """The parameters of one model, or of none.
+    """Parameters of one model, or a plain list.
 
     Attributes:
         name: what people call it.
@@ -34,7 +34,7 @@ class Workload:
 
     @property
     def elements(self) -> int:
-        """Parameters, counted singly."""
+        """Number of elements of all parameters."""
         return sum(math.prod(shape) for shape in self.shapes)
 
 
@@ -42,12 +42,12 @@ Family = tuple[Workload, ...]
 
 
 def fitting(family: Family, bytes_free: int, bytes_per_element: float) -> Workload:
-    """The largest of the family that fits; the smallest where none does, which then runs out of memory, and says so."""
+    """Return the largest list of the family that fits, or the smallest, which then runs out of memory and says so."""
     return next((w for w in family if w.elements * bytes_per_element <= bytes_free), family[-1])
 
 
 def tensors(workload: Workload, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Parameters with gradients. Both are random: zeros compress, and draw less power than numbers do."""
+    """Return parameters with gradients. Both are random: zeros compress, and draw less power than numbers do."""
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(shape: Shape, size: float) -> Tensor:
@@ -64,13 +64,13 @@ def tensors(workload: Workload, dtype: torch.dtype, device: torch.device) -> lis
 
 
 def one_tensor(log2: int) -> Workload:
-    """A single matrix of 2^log2 elements: bandwidth and nothing else."""
+    """Return a single matrix of 2^log2 elements: bandwidth and nothing else."""
     rows = log2 // 2
     return Workload(f"one tensor, 2^{log2}", ((1 << rows, 1 << (log2 - rows)),))
 
 
 def one_tensor_family(log2: int) -> Family:
-    """Halved until it fits."""
+    """Return the matrix, halved again and again."""
     return (
         one_tensor(log2),
         *(
@@ -81,7 +81,7 @@ def one_tensor_family(log2: int) -> Family:
 
 
 def uniform(count: int, shape: Shape) -> Workload:
-    """Many tensors of one shape."""
+    """Return many tensors of one shape."""
     return Workload(f"{count:,} tensors of {'x'.join(map(str, shape))}", (shape,) * count)
 
 
@@ -100,12 +100,12 @@ def llama(
 
 
 def falling(make: Callable[[int], Workload], layers: int) -> Family:
-    """A model layer by layer smaller."""
+    """Return a model with layer after layer removed."""
     return tuple(make(n) for n in range(layers, 0, -1))
 
 
 def llama_family() -> Family:
-    """At last the first layer without most of its words, which are more than the layer is."""
+    """Return Llama-2 7B with layers removed; the last one has only a part of the embedding, which exceeds the layer."""
     least = replace(llama(1, vocabulary=4000), remark="the first 1 of 32 layers, 4,000 of 32,000 words")
     return (*falling(llama, 32), least)
 
@@ -173,12 +173,12 @@ def vit(*, layers: int = 12, width: int = 768, patch: int = 16, positions: int =
 #: Names of lists on the command line, in the order in which they are measured.
 NAMES = ("tensor", "resnet50", "vit", "gpt2", "llama", "small", "channels-last")
 
-#: Those that tell whether everything works; every further one takes minutes of compiling.
+#: Lists that show whether everything works; every further one takes minutes of compiling.
 FEW = ("tensor", "small")
 
 
 def full(log2: int) -> dict[str, Family]:
-    """All lists by name; the single tensor has 2^log2 elements where they fit."""
+    """Return all lists by name; the single tensor has 2^log2 elements where they fit."""
     lists = (
         one_tensor_family(log2),
         (resnet50(),),
@@ -192,7 +192,7 @@ def full(log2: int) -> dict[str, Family]:
 
 
 def tiny() -> dict[str, Family]:
-    """The same, so small that they say nothing about speed, only whether everything works."""
+    """Return the same lists, so small that they say nothing about speed, only whether everything works."""
 
     def small_llama(layers: int) -> Workload:
         return llama(layers, of=2, width=64, hidden=172, vocabulary=96)

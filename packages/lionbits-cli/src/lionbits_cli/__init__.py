@@ -14,10 +14,10 @@ INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the result is the exit code of the process.
+    """Run one command; return the exit code of the process.
 
-    0: done. 1: a check failed (``report``), or the backend asked for cannot serve (``doctor``). 2: it cannot be done,
-    for a reason that one sentence on stderr tells. 130: interrupted. 141: nobody reads the output any more.
+    0: done. 1: a check failed (``report``), or the backend asked for cannot serve (``doctor``). 2: it is impossible,
+    for a reason that one sentence on stderr gives. 130: interrupted. 141: the reader of the output has gone.
     """
     try:
         from .commands import run

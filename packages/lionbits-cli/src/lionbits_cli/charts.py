@@ -1,7 +1,7 @@
 """All drawing: no window, no display, the same picture on every machine.
 
-Colours are Okabe and Ito's, which stay apart for every common kind of colour blindness; every series also has
-a marker of its own, so that the charts survive a black-and-white printer.
+Colours are Okabe and Ito's, which stay distinct for every common kind of colour blindness; every series also has
+a marker of its own for black-and-white printers.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ STYLE: dict[str, Any] = {
 
 
 def style(index: int) -> tuple[str, str]:
-    """Colour and marker of the series with this index."""
+    """Return colour and marker of the series with this index."""
     return PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
 
 
 def look(results: Sequence[Result], index: int) -> dict[str, Any]:
-    """Colour and marker of a run; one that repeats an earlier run is a ring around it, or it would hide it."""
+    """Return colour and marker of a run; one that repeats an earlier run is a ring around it, which would be hidden."""
     colour, marker = style(index)
     if twin(results, index) is None:
         return {"color": colour, "marker": marker, "markersize": 7, "markeredgecolor": "white"}
@@ -73,7 +73,7 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """Mean of the last ``window`` values at each point (fewer at the start)."""
+    """Return the mean of the last ``window`` values at each point (fewer at the start)."""
     means, total = [], 0.0
     for i, value in enumerate(values):
         total += value - (values[i - window] if i >= window else 0.0)
@@ -82,7 +82,7 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
 
 
 def training_chart(results: Sequence[Result], path: Path) -> None:
-    """Loss curves; for several runs also their differences from the first, and what their state costs."""
+    """Draw loss curves; for several runs also their differences from the first, and the size of their state."""
     single = len(results) == 1
     with drawing(path, *((10, 5.6) if single else (13, 7))) as figure:
         if single:
@@ -99,7 +99,7 @@ def training_chart(results: Sequence[Result], path: Path) -> None:
 
 
 def loss_panel(axes: Axes, results: Sequence[Result]) -> None:
-    """Training loss thin and smoothed, validation points on top: points are what one compares."""
+    """Draw training loss thin and smoothed, with validation points, which are what one compares, on top."""
     window = max(1, len(results[0].history.train) // 40)
     for i, result in enumerate(results):
         colour, _ = style(i)
@@ -128,7 +128,7 @@ def _to_nats(bits: Any) -> Any:
 
 
 def _limit_losses(axes: Axes, results: Sequence[Result], window: int) -> None:
-    """Leave out the first steps' cliff: from 5.5 nats it would squeeze what matters into a corner."""
+    """Leave out the steep first steps: from 5.5 nats on, they would squeeze the rest into a corner."""
     finite = [x for r in results for x in smoothed(r.history.train, window) if x < float("inf")]
     low = min([*finite, *(loss for r in results for _, loss in r.history.validation)])
     if finite and len(results[0].history.train) >= 100:
@@ -136,7 +136,7 @@ def _limit_losses(axes: Axes, results: Sequence[Result], window: int) -> None:
 
 
 def difference_panel(axes: Axes, results: Sequence[Result]) -> None:
-    """Validation loss of each run relative to the first, at the steps both have evaluated."""
+    """Draw validation loss of each run relative to the first, at the steps that both have evaluated."""
     reference = dict(results[0].history.validation)
     axes.axhline(0, color=PALETTE[0], linewidth=1.5)
     for i, result in enumerate(results[1:], start=1):
@@ -152,7 +152,7 @@ def difference_panel(axes: Axes, results: Sequence[Result]) -> None:
 
 
 def state_panel(axes: Axes, results: Sequence[Result]) -> None:
-    """Bars with the figure on each: the reason for low-bit state."""
+    """Draw the size of each run's state as a bar with its number."""
     for i, result in enumerate(results):
         value = result.bytes_per_parameter
         axes.barh(i, value, color=style(i)[0], height=0.65)
@@ -187,7 +187,7 @@ def report_chart(record: Record, path: Path) -> None:
 
 
 def _norms_panel(axes: Axes, record: Record) -> None:
-    """Both norms on one logarithmic scale: the explosion stands out in one and is absent from the other."""
+    """Draw both norms on one logarithmic scale: only one of them shows the explosion."""
     steps = range(1, len(record.losses) + 1)
     axes.plot(steps, record.gradient_norms, color=PALETTE[1], label="gradient, before clipping")
     axes.plot(steps, record.update_norms, color=PALETTE[2], label="update: change of the parameters")
@@ -206,7 +206,7 @@ def _norms_panel(axes: Axes, record: Record) -> None:
 
 
 def _coverage_panel(axes: Axes, record: Record) -> None:
-    """Coverage over time, which is flat when all is well, so the room below it names the tensors."""
+    """Draw coverage over time. It is flat if all is well, so the names of tensors are below it."""
     percent = [100 * part for part in record.coverage]
     steps = range(1, len(percent) + 1)
     axes.plot(steps, percent, color=PALETTE[0], linewidth=2)

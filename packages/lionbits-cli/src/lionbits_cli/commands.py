@@ -1,4 +1,4 @@
-"""The commands, and how each ends.
+"""The commands and their exit codes.
 
 Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``; a new one is a line in
 ``COMMANDS``.
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str] | None) -> int:
-    """Run one command; returns the exit code of :func:`lionbits_cli.main`."""
+    """Run one command; return the exit code of :func:`lionbits_cli.main`."""
     _open_streams()
     args = parser().parse_args(argv)
     try:
@@ -66,7 +66,7 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def _flush_or_discard() -> None:
-    """Write what is left of the output, or let it go where nothing takes it: Python flushes once more when it ends."""
+    """Write buffered output, or discard it if it cannot be written: Python flushes once more when it ends."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -83,7 +83,7 @@ def _is_of_memory(error: BaseException) -> bool:
 
 
 def _open_streams() -> None:
-    """Streams that were closed (``>&-``) go nowhere; what a stream's encoding lacks is replaced."""
+    """Replace closed streams (``>&-``) by the null device, and characters that a stream's encoding lacks."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

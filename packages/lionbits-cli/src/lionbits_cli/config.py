@@ -1,4 +1,4 @@
-"""The settings of one training run: what a checkpoint remembers, and what resuming may change."""
+"""The settings of one training run, those in a checkpoint, and those that resuming may change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FREE_ON_RESUME = frozenset({"backend", "device", "page_budget", "paged_compute",
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Defaults suit a laptop: about a million parameters, a few minutes on two cores."""
+    """Settings of a run. Defaults suit a laptop: about a million parameters, a few minutes on two cores."""
 
     variant: str = "lion8"
     bits: int | None = None
@@ -77,7 +77,7 @@ class TrainConfig:
             raise CommandError(f"--param-rounding {self.param_rounding} is for --dtype bfloat16")
 
     def check_memory(self) -> None:
-        """Refuse what this machine cannot hold, where it trains on the CPU: it would take minutes to find out."""
+        """Refuse a model that this machine's memory cannot hold on the CPU, instead of failing after minutes."""
         if self.device == "cpu" and self.least_bytes > (there := _memory()):
             raise CommandError(
                 f"a model and batch of this size take {human_bytes(self.least_bytes)} at least, this machine has "
@@ -86,12 +86,12 @@ class TrainConfig:
 
     @property
     def least_bytes(self) -> int:
-        """Of parameters, gradients and the logits of a batch in float32; activations come on top."""
+        """Bytes of parameters, gradients and the logits of a batch in float32; activations come on top."""
         parameters = 12 * self.layers * self.width**2 + (2 * 256 + self.context) * self.width
         return 8 * parameters + 4 * 256 * self.batch * self.context
 
     def learning_rate(self, step: int) -> float:
-        """Short linear warm-up, then a cosine down to a tenth; the first step is 1."""
+        """Return the rate of a step: a short linear warm-up, then a cosine down to a tenth; the first step is 1."""
         warm = max(1, min(100, self.steps // 20))
         if step <= warm:
             return self.lr * step / warm
@@ -103,7 +103,7 @@ class TrainConfig:
 
 
 def _check_types(config: TrainConfig) -> None:
-    """Refuse what no command line gives; a checkpoint may claim anything."""
+    """Refuse types that the command line never gives, but a checkpoint may have."""
     for field in fields(config):
         kind, _, optional = str(field.type).partition(" | ")
         value = getattr(config, field.name)
@@ -119,7 +119,7 @@ def check_seed(seed: int) -> None:
 
 
 def _memory() -> int:
-    """Bytes of this machine, where the system tells."""
+    """Return the bytes of this machine's memory, if the system says."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows, for one
@@ -131,7 +131,7 @@ def option(name: str) -> str:
 
 
 def given(args: Namespace) -> dict[str, Any]:
-    """The settings that stand on the command line; the parser leaves the others out of the namespace."""
+    """Return the settings on the command line; the parser leaves the others out of the namespace."""
     names = {field.name for field in fields(TrainConfig)}
     found = {name: value for name, value in vars(args).items() if name in names}
     if "variant" in found:
@@ -142,13 +142,13 @@ def given(args: Namespace) -> dict[str, Any]:
 
 
 def fresh(args: Namespace) -> TrainConfig:
-    """The configuration of a new run."""
+    """Return the configuration of a new run."""
     config = TrainConfig(**{"device": "auto"} | given(args))
     return replace(config, device=_device(config.device))
 
 
 def resumed(saved: Mapping[str, Any], args: Namespace) -> TrainConfig:
-    """Change the few settings of a checkpoint that may change; anything else would be another run."""
+    """Return a checkpoint's settings with the few changes that are allowed; any other would make another run."""
     changes = given(args)
     for name, value in changes.items():
         if name not in FREE_ON_RESUME and saved.get(name) != value:

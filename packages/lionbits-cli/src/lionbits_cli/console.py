@@ -1,7 +1,7 @@
-"""What the commands print, and how they fail.
+"""Output and errors of the commands.
 
-``doctor`` and ``memory`` must work on a machine that has torch and nothing else (that is when one needs a
-doctor), so tables fall back to plain text. ``train`` and ``report`` draw, and ask for the extra up front.
+``doctor`` and ``memory`` must work on a machine that has torch and nothing else, so tables fall back to plain text.
+``train`` and ``report`` draw, and ask for the extra at their start.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ PLAIN_WIDTH = 120  # of a pipe or a log file, where asking for the terminal's wi
 
 
 class CommandError(Exception):
-    """The command cannot do what was asked; the message is for the user and needs no traceback."""
+    """The command is impossible; the message is for the user and needs no traceback."""
 
 
 def printable(text: str) -> str:
-    """Text that does nothing to a terminal: control characters, which may move its cursor, are replaced."""
+    """Return text without effect on a terminal: control characters, which may move its cursor, are replaced."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.expandtabs())
 
 
 def sentence(text: str) -> str:
-    """The text on one line, cut where it is long: of torch's messages the beginning says what is wrong."""
+    """Return the text on one line, shortened: the beginning of torch's messages says what is wrong."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 def require(*packages: str) -> None:
-    """Fail before any work is done, not after an hour of training, when a package of the extra is missing."""
+    """Refuse at the start, not after an hour of training, if a package of the extra is missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise CommandError(f"this command needs {' and '.join(missing)}: {install.command('cli')}")
@@ -42,7 +42,7 @@ def require(*packages: str) -> None:
 
 @dataclass
 class Table:
-    """A table, whatever draws it. Columns after the first are numbers unless ``left`` names them."""
+    """A table, printed in several ways. Columns after the first are numbers unless ``left`` names them."""
 
     title: str
     columns: Sequence[str]
@@ -60,7 +60,7 @@ class Table:
 
 
 def show(table: Table, stream: TextIO | None = None) -> None:
-    """Print with rich where it is installed, else as aligned text."""
+    """Print with rich if it is installed, else as aligned text."""
     stream = stream or sys.stdout
     if importlib.util.find_spec("rich") is None:
         print(as_text(table), file=stream)
@@ -69,7 +69,7 @@ def show(table: Table, stream: TextIO | None = None) -> None:
 
 
 def as_text(table: Table) -> str:
-    """Columns padded to their widest cell: readable without rich, and easy to compare in tests."""
+    """Return columns padded to their widest cell: readable without rich, and easy to compare in tests."""
     lines = [tuple(table.columns), *table.rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
 
@@ -116,7 +116,7 @@ def count(text: str) -> int:
 
 
 def human_bytes(number: float) -> str:
-    """Decimal units with three significant digits: 4.10 MB."""
+    """Return decimal units with three significant digits: 4.10 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.0f} B" if unit == "B" else f"{number:.3g} {unit}"

@@ -1,7 +1,7 @@
 """``lionbits convert``: the optimizer state in a checkpoint of another Lion, in the form of this one, or the reverse.
 
-It needs the file alone: every form but packed codes (4 and 2 bits) has the shapes of the parameters. What the
-conversion costs is measured and shown.
+It needs the file alone: every form but packed codes (4 and 2 bits) has the shapes of the parameters. It measures and
+prints the error of the conversion.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, convert, write, and show what it cost."""
+    """Read, convert, write, and print the error of the conversion."""
     check_new(args.target)
     content = load(args.source)
     state_dict = find(content, args.key)
@@ -85,7 +85,7 @@ def save(content: dict[str, Any], file: Path) -> None:
 
 
 def find(content: Mapping[str, Any], key: str | None) -> Mapping[str, Any]:
-    """The optimizer's state dict: at ``key``, or the checkpoint itself."""
+    """Return the optimizer's state dict: at ``key``, or the checkpoint itself."""
     here: Any = content
     for name in key.split(".") if key else ():
         if not isinstance(here, Mapping) or name not in here:
@@ -100,7 +100,7 @@ def find(content: Mapping[str, Any], key: str | None) -> Mapping[str, Any]:
 
 
 def put(content: dict[str, Any], key: str | None, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint with another state dict at ``key``."""
+    """Return the checkpoint with another state dict at ``key``."""
     if not key:
         return state_dict
     name, _, rest = key.partition(".")
@@ -108,7 +108,7 @@ def put(content: dict[str, Any], key: str | None, state_dict: dict[str, Any]) ->
 
 
 def convert(state_dict: Mapping[str, Any], args: argparse.Namespace) -> tuple[dict[str, Any], list[interop.Difference]]:
-    """The state dict in its new form, and what that cost.
+    """Return the state dict in its new form, and the differences.
 
     Raises:
         TypeError, ValueError: it is not what it should be.
@@ -131,7 +131,7 @@ def convert(state_dict: Mapping[str, Any], args: argparse.Namespace) -> tuple[di
 
 
 def examine(state_dict: Mapping[str, Any], args: argparse.Namespace) -> ImportedStateDict:
-    """What the state dict says, whoever wrote it."""
+    """Decode the state dict of any known Lion."""
     peer = args.peer or interop.recognise(state_dict)
     if peer is None:
         raise ValueError("it does not look like a Lion's state dict; if it is one, name it with --from")
@@ -141,7 +141,7 @@ def examine(state_dict: Mapping[str, Any], args: argparse.Namespace) -> Imported
 
 
 def table(found: list[interop.Difference], title: str) -> Table:
-    """The parameters that lost most; totals below."""
+    """Return a table of the parameters with the largest differences, and totals."""
     columns = ("parameter", "shape", "before", "after", "equal", "largest error", "rms error")
     drawn = Table(title, columns, left=("before", "after"))
     worst = sorted(found, key=lambda one: -one.rms)[:SHOWN]

@@ -70,7 +70,7 @@ def python_files(root: Path) -> list[str]:
 
 
 def rank(name: str) -> float:
-    """Give a file name its fixed number in [0, 1), which decides who is held out and who fits the cap.
+    """Map a file name to a fixed number in [0, 1), by which files are held out and chosen up to the cap.
 
     Python's own ``hash`` differs from process to process, hence SHA-256.
     """

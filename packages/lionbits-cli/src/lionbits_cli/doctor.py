@@ -1,6 +1,6 @@
-"""``lionbits doctor``: what each backend can do on this machine, and why not.
+"""``lionbits doctor``: the backends that can run on this machine, and the reasons why others cannot.
 
-It must work where something is broken, so every question is asked on its own and a failure is an answer.
+It must work on a broken installation, so every question is asked separately and a failure is an answer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PRETENCES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Nothing to choose: a report that two people compare should ask the same questions."""
+    """Add no option: reports of two machines should answer the same questions."""
     del parser
 
 
@@ -80,7 +80,7 @@ def machine() -> Table:
 
 
 def backends() -> list[tuple[str, str, str]]:
-    """Name, device, and the reason why not ("" if available) of every backend on every device here."""
+    """Return name, device, and the reason why not ("" if available) of every backend on every device here."""
     from lionbits import select
 
     devices = ["cpu", *accelerators()]
@@ -88,7 +88,7 @@ def backends() -> list[tuple[str, str, str]]:
 
 
 def diagnosis(name: str, device: str) -> str:
-    """Ask one backend; one that breaks in an unforeseen way must not take the report down."""
+    """Ask one backend; an unexpected error of it becomes part of the report."""
     from lionbits import select
 
     try:
@@ -108,7 +108,7 @@ def as_table(found: list[tuple[str, str, str]]) -> Table:
 
 
 def accelerators() -> list[str]:
-    """Every device beside the CPU that torch can use, CUDA's by number."""
+    """Return every device beside the CPU that torch can use, CUDA's by number."""
     found = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
         found.append("mps")
@@ -118,7 +118,7 @@ def accelerators() -> list[str]:
 
 
 def describe(device: str) -> str:
-    """Name, memory and architecture where the device tells them."""
+    """Return name, memory and architecture of a device, as far as known."""
     if not device.startswith("cuda"):
         return "present"
     found = torch.cuda.get_device_properties(device)
@@ -126,21 +126,21 @@ def describe(device: str) -> str:
 
 
 def torch_build() -> str:
-    """Say what this torch was built for: a CPU build explains a missing GPU."""
+    """Return the device that this torch was built for: a CPU build explains a missing GPU."""
     if torch.version.cuda:
         return f"CUDA {torch.version.cuda}"
     return f"ROCm {torch.version.hip}" if torch.version.hip else "a CPU build of torch"
 
 
 def package_version(name: str) -> str:
-    """Name the version of a distribution; CuPy's name ends in the CUDA version it is for."""
+    """Return the version of a distribution; CuPy's name ends in the CUDA version it is for."""
     installed = {d.name.lower(): d.version for d in distributions() if d.name}
     found = [installed[n] for n in (name, f"{name}-cuda12x", f"{name}-cuda13x") if n in installed]
     return found[0] if found else "not installed"
 
 
 def cpu_name() -> str:
-    """The model, which ``platform.processor`` does not know on Linux."""
+    """Return the model, which ``platform.processor`` does not know on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -150,12 +150,12 @@ def cpu_name() -> str:
 
 
 def compiler() -> str:
-    """The first C++ compiler on the path, $CXX before all."""
+    """Return the first C++ compiler on the path, $CXX before all."""
     candidates = [os.environ.get("CXX", ""), *COMPILERS]
     return next((path for name in candidates if name and (path := shutil.which(name))), "")
 
 
 def headers() -> str:
-    """Where Python.h is; distributions of Linux keep it in a package of its own."""
+    """Return the path of Python.h; Linux distributions have it in a package of its own."""
     header = Path(sysconfig.get_path("include")) / "Python.h"
     return str(header) if header.exists() else ""

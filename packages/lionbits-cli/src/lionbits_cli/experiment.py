@@ -1,7 +1,7 @@
 """QLion's detailed test, measured: one short training with three groups, one batch, and an explosion in it.
 
-The original plots, under the name "update norm", the momentum of the unquantised biases. Here it is the
-update itself: the norm of what the parameters changed by in the step.
+The original plots the momentum of the unquantised biases as "update norm". Here it is the
+update itself: the norm of the parameters' change in the step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ QUANTISATION_SLACK = 4.0
 
 @dataclass
 class Explosion:
-    """What one tensor saw and did at the step of the explosion."""
+    """The gradient, momentum and change of one tensor at the step of the explosion, with their bounds."""
 
     name: str
     gradient: float
@@ -42,7 +42,7 @@ class Explosion:
 
 @dataclass
 class Record:
-    """Everything the charts and the checks need, so that judging needs no optimizer."""
+    """All data of the charts and the checks, which need no optimizer."""
 
     clip: float = GRAD_CLIP  # what the checks hold the run to
     losses: list[float] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Record:
 
 
 def build(seed: int, grad_clip: float) -> tuple[nn.Sequential, QLion]:
-    """The model of the test and QLion with its three groups."""
+    """Return the model of the test and QLion with its three groups."""
     from lionbits import QLion
 
     with torch.random.fork_rng(devices=[]):
@@ -70,7 +70,7 @@ def build(seed: int, grad_clip: float) -> tuple[nn.Sequential, QLion]:
 
 
 def measure(steps: int, seed: int, grad_clip: float = GRAD_CLIP) -> Record:
-    """Train and write down what happens; another ``grad_clip`` shows that the checks can fail."""
+    """Train and record; another ``grad_clip`` shows that the checks can fail."""
     model, optimizer = build(seed, grad_clip)
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(256, 100, generator=generator)
@@ -91,7 +91,7 @@ def measure(steps: int, seed: int, grad_clip: float = GRAD_CLIP) -> Record:
 
 
 def advance(model: nn.Sequential, optimizer: QLion, record: Record, *, exploding: bool) -> None:
-    """One optimizer step between two looks at the parameters."""
+    """Take one optimizer step and record the change of the parameters."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     if exploding:
         record.explosion = [expected(name, p, optimizer, record.clip) for name, p in model.named_parameters()]
@@ -109,7 +109,7 @@ def advance(model: nn.Sequential, optimizer: QLion, record: Record, *, exploding
 
 
 def expected(name: str, parameter: nn.Parameter, optimizer: QLion, clip: float) -> Explosion:
-    """The most that a clipped step may do to one tensor.
+    """Return bounds of what a clipped step may do to one tensor.
 
     The optimizer leaves ``p.grad`` alone, so clipping shows in its effects: the momentum takes in (1 - b2)
     of a gradient no longer than ``clip``, and the parameter moves by lr per element, decay apart.
@@ -130,11 +130,11 @@ def expected(name: str, parameter: nn.Parameter, optimizer: QLion, clip: float) 
 
 
 def total_norm(tensors: list[Tensor]) -> float:
-    """The norm of all elements together."""
+    """Return the norm of all elements together."""
     return float(torch.stack([t.norm() for t in tensors]).norm())
 
 
 def has_4bit_state(optimizer: QLion, parameter: nn.Parameter) -> bool:
-    """Two codes share a byte, so there are fewer of them than elements."""
+    """True if two codes share a byte, so that there are fewer bytes than elements."""
     codes = optimizer.state[parameter].get("exp_avg_codes")
     return codes is not None and codes.numel() < parameter.numel()

@@ -1,8 +1,7 @@
-"""``lionbits memory``: what training a model of a given size keeps in memory, variant by variant.
+"""``lionbits memory``: memory for training a model of a given size, variant by variant.
 
 Weights, gradients and optimizer state only: activations depend on the batch, not on the optimizer. State
-sizes come from ``Format``, the one place that knows them, and hold for tensors large enough to be quantised:
-nearly all of a large model.
+sizes come from ``Format``, and hold for tensors large enough to be quantised: nearly all of a large model.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ class Row:
 
     @property
     def device(self) -> float:
-        """What has to fit on the device, paged state apart (its pages take ``page_budget`` at most)."""
+        """Bytes per parameter on the device, without paged state (its pages take ``page_budget`` at most)."""
         return self.parameter + self.gradient + (0.0 if self.on_host else self.state)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the model: its size and the types of its parameters and gradients."""
+    """Add options of the model: its size and the types of its parameters and gradients."""
     parser.add_argument("--params", type=count, default=count("7e9"), help="such as 7e9, 7B or 350M (default 7e9)")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the parameters (default bf16)")
     parser.add_argument("--grad-dtype", choices=DTYPES, help="of the gradients (default: as the parameters)")
@@ -51,12 +50,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def state(bits: int) -> float:
-    """Bytes of state per parameter at this width, scales included."""
+    """Return bytes of state per parameter at this width, scales included."""
     return float(Format.of(bits).bytes_per_element)
 
 
 def rows(dtype: str, grad_dtype: str) -> list[Row]:
-    """Every variant, from the one everybody knows to the smallest."""
+    """Return every variant, from AdamW to the smallest."""
     parameter, gradient = float(DTYPES[dtype]), float(DTYPES[grad_dtype])
 
     def row(name: str, state_bytes: float, *, on_host: bool = False) -> Row:
@@ -76,7 +75,7 @@ def rows(dtype: str, grad_dtype: str) -> list[Row]:
 
 
 def table(params: int, dtype: str, grad_dtype: str) -> Table:
-    """The rows in gigabytes, with the share of AdamW's total that each needs on the device."""
+    """Return the rows in gigabytes, with the share of AdamW's total that each needs on the device."""
     found = rows(dtype, grad_dtype)
     columns = (
         "",

@@ -58,7 +58,7 @@ class ByteTransformer(nn.Module):
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
-        """Draw the seed's weights, whatever ran before: a comparison starts everyone from one point.
+        """Draw the weights of a seed, independent of earlier draws: all runs of a comparison start equal.
 
         Matrices that write into the residual stream start smaller, so that it does not grow with depth.
         """
@@ -78,7 +78,7 @@ class ByteTransformer(nn.Module):
         return logits
 
     def loss(self, symbols: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy in nats per byte, in float32 whatever the parameters are."""
+        """Return mean cross entropy in nats per byte, in float32 whatever the parameters are."""
         logits = self(symbols).float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 

@@ -1,4 +1,4 @@
-"""The options of ``lionbits train``, apart from what they do."""
+"""The options of ``lionbits train``."""
 
 from __future__ import annotations
 

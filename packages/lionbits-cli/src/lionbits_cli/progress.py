@@ -12,7 +12,7 @@ SMOOTHING = 0.95  # of the loss beside the bar: single batches jump too much to 
 
 @contextmanager
 def progress(label: str, run: Run, *, quiet: bool) -> Iterator[Callable[[Run], None]]:
-    """Yield what the training loop calls after every step."""
+    """Yield a function for the training loop to call after every step."""
     if quiet:
         yield lambda _: None
         return
@@ -47,16 +47,16 @@ def progress(label: str, run: Run, *, quiet: bool) -> Iterator[Callable[[Run], N
 
 
 def evaluated(run: Run) -> bool:
-    """Say whether the step that just ended was followed by an evaluation."""
+    """True if an evaluation followed the last step."""
     return bool(run.history.validation) and run.history.validation[-1][0] == run.step
 
 
 def validation(run: Run) -> str:
-    """Give the latest validation loss, for reading."""
+    """Return the latest validation loss as text."""
     return f"{run.history.validation[-1][1]:.4f}" if run.history.validation else "-"
 
 
 def per_second(run: Run, start: int, seconds: float) -> str:
-    """Give the speed since this process took over: a byte is a token here."""
+    """Return the speed since this process began: a byte is a token here."""
     tokens = (run.step - start) * run.config.batch * run.config.context
     return f"{tokens / max(run.history.seconds - seconds, 1e-9):,.0f} tokens/s"

@@ -1,7 +1,7 @@
 """``lionbits report``: QLion's detailed test, as three charts and a list of checks.
 
 Three parameter groups with settings of their own, 1,000 steps on one batch, and at step 10 noise of deviation
-10 on one gradient. "Update norm" is the norm of what the parameters changed by in the step; the original
+10 on one gradient. "Update norm" is the norm of the parameters' change in the step; the original
 plotted the momentum of the unquantised biases under that name.
 """
 
@@ -22,7 +22,7 @@ DEFAULT_OUT = Path("lionbits-report")
 
 @dataclass(frozen=True)
 class Check:
-    """A sentence, whether it holds, and the figures it stands on."""
+    """A sentence, True if it holds, and the numbers that show it."""
 
     what: str
     passed: bool
@@ -30,7 +30,7 @@ class Check:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Length, seed and place; the rest of the test is fixed, or it would not be that test."""
+    """Add options for length, seed and place; the rest of the test is fixed."""
     parser.add_argument("--steps", type=int, default=1000, help="training steps (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of model, data and explosion (default 0)")
     parser.add_argument("--out", type=targets.path, default=DEFAULT_OUT, metavar="DIR", help=f"default {DEFAULT_OUT}")
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(record: Record) -> list[Check]:
-    """The checks of the original test, the last one by its effects: p.grad is not ours to modify."""
+    """Return the checks of the original test; the last one checks effects, as p.grad is not modified."""
     first, last = record.losses[0], record.losses[-1]
     coverage = min(record.coverage)
     smallest = min(record.update_norms)
@@ -85,13 +85,13 @@ def check(record: Record) -> list[Check]:
 
 
 def exploded(record: Record) -> Check:
-    """Without an explosion the two checks after this one would pass for nothing."""
+    """Check that there was an explosion, without which the next two checks mean nothing."""
     norm = max((seen.gradient for seen in record.explosion if seen.name == EXPLODING), default=math.nan)
-    return Check(f"step {EXPLOSION_STEP} brought an exploded gradient", norm > 100 * record.clip, f"norm {norm:.1f}")
+    return Check(f"step {EXPLOSION_STEP} had an exploded gradient", norm > 100 * record.clip, f"norm {norm:.1f}")
 
 
 def clipped(record: Record) -> Check:
-    """No tensor's momentum took in more than a gradient of the clipping norm can give."""
+    """Check that no tensor's momentum took in more than a gradient of the clipping norm can give."""
     passed = all(seen.momentum <= seen.momentum_bound for seen in record.explosion)
     seen = next((seen for seen in record.explosion if seen.name == EXPLODING), None)
     figures = f"momentum {seen.momentum:.2e}, bound {seen.momentum_bound:.2e}" if seen else "nothing to see"
@@ -99,7 +99,7 @@ def clipped(record: Record) -> Check:
 
 
 def bounded(record: Record) -> Check:
-    """No tensor moved by more than the learning rate per element, weight decay apart."""
+    """Check that no tensor moved by more than the learning rate per element, weight decay apart."""
     passed = all(seen.change <= seen.change_bound for seen in record.explosion)
     ratios = [seen.change / seen.change_bound for seen in record.explosion]
     figures = f"largest change {100 * max(ratios):.1f} % of its bound" if ratios else "nothing to see"
@@ -107,7 +107,7 @@ def bounded(record: Record) -> Check:
 
 
 def as_table(checks: list[Check]) -> Table:
-    """One row per check."""
+    """Return one row per check."""
     drawn = Table("QLion's detailed test", ("check", "result", "figures"), left=("figures",))
     for check in checks:
         drawn.add(check.what, "pass" if check.passed else "FAIL", check.figures)

@@ -1,4 +1,4 @@
-"""What a finished run has to tell: numbers for ``metrics.json``, a row for the table."""
+"""Results of a finished run: numbers for ``metrics.json``, a row for the table."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Result:
         return float(tokens / max(self.history.seconds, 1e-9))
 
     def against(self, baseline: Result) -> float:
-        """Validation loss relative to another run's, in percent; negative is better."""
+        """Return validation loss relative to another run's, in percent; negative is better."""
         return 100 * (self.loss / baseline.loss - 1)
 
     def as_json(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def twin(results: Sequence[Result], index: int) -> int | None:
 
 
 def comparison_json(results: Sequence[Result]) -> dict[str, Any]:
-    """The runs without their curves (those are in the sub-folders), beside the first of them."""
+    """Return the runs without their curves (those are in the sub-folders), beside the first of them."""
     runs = {}
     for result in results:
         summary = result.as_json()
@@ -115,7 +115,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """One row per run; the column that compares appears when there is something to compare."""
+    """Return one row per run; a comparison column appears if there are several runs."""
     baseline = results[0]
     comparing = len(results) > 1
     columns = [
@@ -156,10 +156,10 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def paged(variant: str, moved: dict[str, int]) -> str:
-    """What a paged variant moved, in a sentence."""
+    """Return a sentence about the copies of a paged variant."""
     if not moved["bytes_in"]:
         return f"{variant} moved nothing: all its state can be reached where it is."
     return (
-        f"{variant} brought {human_bytes(moved['bytes_in'])} to the device in {moved['pages_in']:,} pages and took "
+        f"{variant} copied {human_bytes(moved['bytes_in'])} to the device in {moved['pages_in']:,} pages and "
         f"{human_bytes(moved['bytes_out'])} back; {human_bytes(moved['resident_bytes'])} stay there."
     )

@@ -1,4 +1,4 @@
-"""Where results go: looked at before any work is done, not after an hour of training."""
+"""Checks of output paths before any work is done, not after an hour of training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOM = 1 << 18
 
 
 def path(text: str) -> Path:
-    """A path of the command line, for argparse.
+    """Return a path of the command line, for argparse.
 
     Raises:
         ValueError: it is empty, which would be this folder, or has a zero byte, which no system takes.
@@ -26,7 +26,7 @@ def path(text: str) -> Path:
 
 
 def check_source(source: Path) -> None:
-    """Refuse to read what has no end, or waits for a writer: devices and pipes.
+    """Refuse devices and pipes, which have no end or wait for a writer.
 
     Raises:
         CommandError.
@@ -36,7 +36,7 @@ def check_source(source: Path) -> None:
 
 
 def prepare_folder(folder: Path, names: Sequence[str]) -> None:
-    """Make a folder, and see that files of these names can be written to it.
+    """Make a folder, and check that files of these names can be written to it.
 
     Raises:
         CommandError: they cannot; says why.
@@ -53,7 +53,7 @@ def prepare_folder(folder: Path, names: Sequence[str]) -> None:
 
 
 def check_new(target: Path) -> None:
-    """See that a file can be made.
+    """Check that a new file can be made.
 
     Raises:
         CommandError: it is there already, or cannot be; says why.

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def single(args: argparse.Namespace) -> int:
-    """One variant from its beginning."""
+    """Train one variant from its beginning."""
     folder = args.out or DEFAULT_OUT
     refuse_mixing(folder)
     state = Run(configs.fresh(args), corpus.load())
@@ -58,7 +58,7 @@ def single(args: argparse.Namespace) -> int:
 
 
 def resume_single(args: argparse.Namespace) -> int:
-    """One variant from a checkpoint, into the checkpoint's own folder unless told otherwise."""
+    """Continue one variant from a checkpoint, in the checkpoint's own folder unless another is given."""
     checkpoint = load_checkpoint(args.resume)
     if args.compare:
         raise CommandError("--compare resumes from the folder of the comparison, not from one checkpoint")
@@ -83,7 +83,7 @@ def revive(config: TrainConfig, checkpoint: dict[str, Any], path: Path) -> Run:
 
 
 def finish(state: Run, folder: Path, *, quiet: bool) -> Result:
-    """Train to the last step and write everything that one run leaves behind."""
+    """Train to the last step and write all files of one run."""
     label = state.config.variant
     with progress(label, state, quiet=quiet) as after_step:
         train(state, folder, after_step)
@@ -117,7 +117,7 @@ def compare(args: argparse.Namespace) -> int:
     shared = configs.fresh(args)
     folder = args.out or DEFAULT_OUT
     plan = [replace(shared, variant=name) for name in names]
-    for config in plan:  # the last variant's mistake is told now, not after the others have trained
+    for config in plan:  # an error in the last variant is raised now, not after the others have trained
         variants.build(config, [torch.nn.Parameter(torch.zeros(1))])
     prepare_comparison(folder, names)
     for name in names:  # a resumed comparison must not mistake an older one's checkpoints for its own
@@ -168,13 +168,13 @@ def finish_comparison(plan: list[TrainConfig], folder: Path, *, quiet: bool) -> 
 
 
 def prepare_comparison(folder: Path, names: Iterable[str]) -> None:
-    """Make the folders of a comparison, and see that its files can be written."""
+    """Make the folders of a comparison, and check that its files can be written."""
     targets.prepare_folder(folder, (COMPARISON, "metrics.json", "loss.png"))
     for name in names:
         targets.prepare_folder(folder / name, FILES)
 
 
 def refuse_mixing(folder: Path) -> None:
-    """A single run in the folder of a comparison would overwrite its chart and leave its plan behind."""
+    """Refuse a single run in the folder of a comparison, whose chart it would overwrite."""
     if (folder / COMPARISON).exists():
         raise CommandError(f"{folder} holds a comparison; choose another --out")

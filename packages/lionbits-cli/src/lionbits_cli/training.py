@@ -1,8 +1,8 @@
 """One training run: the loop, its evaluation, its checkpoint, and a Ctrl-C that loses nothing.
 
 A run that was interrupted and resumed gives the same losses and parameters, bit for bit, as one that was not.
-Everything a step depends on is in the checkpoint (parameters, optimizer state) or a function of the step's
-number (the batch, the learning rate); no random generator survives from one step to the next.
+All inputs of a step are in the checkpoint (parameters, optimizer state) or a function of the step's
+number (the batch, the learning rate); no random generator is kept from one step to the next.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VALIDATION_BATCH = 32
 
 @dataclass
 class History:
-    """What the charts show. ``train[i]`` is the loss of step i + 1; validation points carry their step."""
+    """Data of the charts. ``train[i]`` is the loss of step i + 1; validation points carry their step."""
 
     train: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
@@ -50,7 +50,7 @@ class History:
 class Interrupted(Exception):
     """Ctrl-C arrived; the run stopped after a whole step and its checkpoint is on disk.
 
-    ``resume`` is what ``--resume`` takes to continue: the checkpoint, unless someone above knows better.
+    ``resume`` is the path for ``--resume``: the checkpoint, unless the caller sets another.
     """
 
     def __init__(self, checkpoint: Path, step: int) -> None:
@@ -60,7 +60,7 @@ class Interrupted(Exception):
 
 
 class Run:
-    """A model, its optimizer and how far they got."""
+    """A model, its optimizer and their progress."""
 
     def __init__(self, config: TrainConfig, corpus: Corpus) -> None:
         longest = min(len(corpus.train), len(corpus.held_out)) - 1
@@ -79,7 +79,7 @@ class Run:
         return sum(p.numel() for p in self.model.parameters())
 
     def advance(self) -> None:
-        """Take one training step and write down its loss and its time."""
+        """Take one training step and record its loss and its time."""
         begin = self._now()
         self.step += 1
         config = self.config
@@ -101,14 +101,14 @@ class Run:
         self.history.seconds += end - begin
 
     def _now(self) -> float:
-        """Wall time after the device has finished, so that the optimizer is charged for its own work only."""
+        """Return wall time after the device has finished, so that only the optimizer's own work is counted."""
         if self.config.device.startswith("cuda"):
             torch.cuda.synchronize()
         return time.perf_counter()
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Mean loss on the validation windows, recorded in the history."""
+        """Return the mean loss on the validation windows, recorded in the history."""
         config = self.config
         inputs, targets = corpora.validation_windows(self.corpus.held_out, VALIDATION_WINDOWS, config.context)
         batches = zip(inputs.split(VALIDATION_BATCH), targets.split(VALIDATION_BATCH), strict=True)
@@ -122,12 +122,12 @@ class Run:
         return self.step % self.config.eval_every == 0 or self.step == self.config.steps
 
     def save(self, path: Path) -> None:
-        """Whole or not at all: a crash leaves the previous checkpoint."""
+        """Write a checkpoint, whole or not at all: a crash leaves the previous one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         saving.save(self.as_checkpoint(), path)
 
     def as_checkpoint(self) -> dict[str, Any]:
-        """Plain containers and tensors only, so that ``torch.load(weights_only=True)`` reads it."""
+        """Return plain containers and tensors only, so that ``torch.load(weights_only=True)`` reads them."""
         return {
             "version": CHECKPOINT_VERSION,
             "config": self.config.as_dict(),
@@ -184,7 +184,7 @@ def _is_history(value: object) -> bool:
     )
 
 
-#: What of a checkpoint is looked at before it is believed, beside its configuration, model and optimizer.
+#: Checks of a checkpoint's entries, beside its configuration, model and optimizer.
 CLAIMS: dict[str, Callable[[Any], bool]] = {
     "config": lambda value: isinstance(value, dict),
     "corpus": lambda value: isinstance(value, str),
@@ -197,7 +197,7 @@ CLAIMS: dict[str, Callable[[Any], bool]] = {
 
 
 def _check_sums(path: Path) -> None:
-    """Refuse a file of which a bit has changed: torch writes check sums, and does not look at them."""
+    """Refuse a file with a changed bit: torch writes check sums, but does not check them."""
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:
@@ -205,7 +205,7 @@ def _check_sums(path: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Things outside the configuration that can change the last bit of a matrix product."""
+    """Return versions and settings outside the configuration that can change the last bit of a matrix product."""
     return {
         "torch": str(torch.__version__),  # its own class would not load with weights_only
         "threads": str(torch.get_num_threads()),
@@ -215,7 +215,7 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def postponed_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C into a question the loop asks after each whole step; a second Ctrl-C interrupts at once.
+    """Yield a function that is true after Ctrl-C, for the loop to call after each step. A second Ctrl-C interrupts.
 
     Stopping in the middle of ``optimizer.step`` would save a model of which half the tensors have moved.
     """

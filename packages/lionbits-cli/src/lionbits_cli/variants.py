@@ -1,4 +1,4 @@
-"""From a name on the command line to an optimizer: ``lion8``, ``paged-lion4``, ``QLion`` and the rest."""
+"""Variants by their names on the command line: ``lion8``, ``paged-lion4``, ``QLion`` and the rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Variant:
-    """A class of the family and the arguments that make it what the name says."""
+    """A class of the family and the arguments that make the named variant."""
 
     class_name: str
     arguments: dict[str, object] = field(default_factory=dict)
@@ -40,7 +40,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def canonical(name: str) -> str:
-    """The short name of a variant, also for its class name: ``PagedLion4bit`` is ``paged-lion4``."""
+    """Return the short name of a variant, also for its class name: ``PagedLion4bit`` is ``paged-lion4``."""
 
     def squeezed(text: str) -> str:
         return text.lower().removesuffix("bit").replace("-", "").replace("_", "")
@@ -52,7 +52,7 @@ def canonical(name: str) -> str:
 
 
 def paged(name: str) -> str:
-    """The variant of the same width whose state lives in host pages."""
+    """Return the variant of the same width with its state in host memory."""
     name = canonical(name)
     if name.startswith("paged-"):
         return name
@@ -62,7 +62,7 @@ def paged(name: str) -> str:
 
 
 def arguments(config: TrainConfig) -> dict[str, object]:
-    """Constructor arguments for a run. What the user did not ask for stays the class's own default."""
+    """Return constructor arguments for a run. Those that the user did not give stay the class's defaults."""
     given: dict[str, object] = {"lr": config.lr, "weight_decay": config.weight_decay}
     given |= VARIANTS[config.variant].arguments
     if config.bits is not None:
@@ -92,7 +92,7 @@ def _width(variant: str, bits: int) -> dict[str, object]:
 
 
 def build(config: TrainConfig, parameters: Iterable[Parameter]) -> Lion:
-    """The optimizer itself; what its constructor refuses becomes a message instead of a traceback."""
+    """Return the optimizer; an error of its constructor becomes a message instead of a traceback."""
     import lionbits
 
     factory: Callable[..., Lion] = getattr(lionbits, VARIANTS[config.variant].class_name)
@@ -103,7 +103,7 @@ def build(config: TrainConfig, parameters: Iterable[Parameter]) -> Lion:
 
 
 def state_bytes(optimizer: Lion) -> int:
-    """Bytes of all state tensors, scales and compensation included, wherever they live; counts of steps left out."""
+    """Return bytes of all state tensors, scales and compensation included, on any device; without counts of steps."""
     named = (pair for state in optimizer.state.values() for pair in state.items())
     tensors = (t for name, t in named if isinstance(t, Tensor) and name != "step")
     return sum(t.numel() * t.element_size() for t in tensors)

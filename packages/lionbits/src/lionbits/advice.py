@@ -1,4 +1,4 @@
-"""What we tell people who come from AdamW: settings for Lion, and warnings of what would go wrong in silence."""
+"""Advice for users who come from AdamW: settings for Lion, and warnings of faults that raise no error."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def from_adamw(lr: float, weight_decay: float, factor: float = 10.0) -> Converte
 
 
 def on_group(group: Mapping[str, Any], earlier: Iterable[Mapping[str, Any]]) -> None:
-    """Warn of settings that train badly; once, so not of what an earlier group of the optimizer has as well.
+    """Warn of settings that train badly, and of notes that look like misspelt settings.
 
-    And of notes that look like settings: a group may carry any, and no step reads them.
+    What an earlier group of the optimizer has as well is not warned of again.
     """
     for key, setting in spelling.misspelt(group.keys(), settings.NAMES).items():
         if not any(key in other for other in earlier):
@@ -81,9 +81,9 @@ def _is_adams(group: Mapping[str, Any]) -> bool:
 
 
 def on_surroundings() -> None:
-    """Warn where accelerate is going to put DeepSpeed's Adam in the place of an optimizer that it does not know.
+    """Warn if accelerate is about to replace this optimizer with DeepSpeed's Adam.
 
-    Once it has, nobody calls ours any more. So this is asked when an optimizer is made.
+    Afterwards nothing calls the optimizer any more, so this check runs when an optimizer is made.
     """
     if _offloads(_deepspeed_config()):
         warn(
@@ -95,7 +95,7 @@ def on_surroundings() -> None:
 
 
 def _deepspeed_config() -> Mapping[str, Any]:
-    """DeepSpeed's configuration as accelerate holds it, or as its launcher announced it; nothing is imported for it."""
+    """Return DeepSpeed's configuration, from accelerate or its launcher's environment; nothing is imported for it."""
     accelerate = sys.modules.get("accelerate.state")
     if accelerate is not None and accelerate.is_initialized():
         plugin = accelerate.AcceleratorState().deepspeed_plugin
@@ -107,7 +107,7 @@ def _deepspeed_config() -> Mapping[str, Any]:
 
 
 def _offloads(config: Mapping[str, Any]) -> bool:
-    """Whether accelerate replaces the optimizer: its own condition, in ``Accelerator._prepare_deepspeed``."""
+    """True if accelerate replaces the optimizer: the condition in ``Accelerator._prepare_deepspeed``."""
     offload = config.get("zero_optimization", {}).get("offload_optimizer") or {}
     return offload.get("device", "none") != "none" and bool(config.get("zero_force_ds_cpu_optimizer", True))
 

@@ -18,11 +18,11 @@ R = TypeVar("R")
 
 
 def hooked_if_watched(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step that calls hooks, and has a name to profilers, while there are any.
+    """Wrap a step so that it runs hooks and profiler records only if there are any.
 
-    torch wraps the step of every optimizer for that. With neither it is a fifth of the step of a small tensor (17 of
-    74 us; 0.12 of 0.59 ms where the caches are full of a model). ``torch.compile`` leaves it out likewise. Where torch
-    does not say how it wraps, the step is returned as it is, for torch to wrap.
+    torch wraps the step of every optimizer for both. Without either, that wrapper is a fifth of the step of a small
+    tensor (17 of 74 us; 0.12 of 0.59 ms where the caches are full of a model). ``torch.compile`` leaves it out, too.
+    If torch's wrapper cannot be reached, the step is returned as it is, for torch to wrap.
     """
     watched = torch_private.with_hooks(step)
     if watched is None:
@@ -40,10 +40,10 @@ def hooked_if_watched(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def outside_inference_mode(method: Callable[Concatenate[O, P], R]) -> Callable[Concatenate[O, P], R]:
-    """The method, outside inference mode even where it is called inside.
+    """Run the method outside inference mode, even if it is called inside.
 
-    Tensors that are kept must not be made inside: outside, nothing may change them in place. With a parameter that was
-    made inside, which may be changed there alone, the method runs as it is called.
+    Tensors that are kept must not be made inside: outside, nothing may change them in place. If a parameter was
+    made inside, where alone it may be changed, the method runs in the mode of the call.
     """
 
     @functools.wraps(method)
@@ -62,10 +62,10 @@ def _has_inference_parameters(optimizer: Optimizer) -> bool:
 
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
-    """``torch.compiler.disable``, from the first call on.
+    """Apply ``torch.compiler.disable`` at the first call.
 
-    Applied at import it brings torch._dynamo, which takes longer than torch itself and which torch's optimizers put off
-    likewise, until they are made.
+    Applied at import it would import torch._dynamo, which takes longer than torch itself. torch's optimizers likewise
+    put that off until they are made.
     """
     disabled: list[Callable[P, R]] = []
 

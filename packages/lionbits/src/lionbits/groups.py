@@ -1,6 +1,6 @@
 """Parameter groups: what they inherit, how overrides by name split them, what they may not say.
 
-Groups are the one way in which settings differ between parameters: there is no manager beside them.
+Groups are the only way in which settings differ between parameters.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Overrides = dict[str, dict[str, Any]]
 
 
 def checked_params(params: object) -> list[Any]:
-    """What was given as ``params=`` of an optimizer, in a list, whatever stands in it.
+    """Return the ``params=`` argument of an optimizer as a list; its items are not checked.
 
     Raises:
-        TypeError, ValueError: it is none, with what is meant where people hand over something near it.
+        TypeError, ValueError: it is not iterable, or empty; the message names what to pass instead, if that is clear.
     """
     way_out = ""
     if isinstance(params, torch.nn.Module):
@@ -63,10 +63,10 @@ def _some(params: Iterable[Any]) -> list[Any]:
 
 
 def checked_form(param_group: object) -> Group:
-    """A copy of what was given as a group, its parameters in a list.
+    """Return a copy of a group, its parameters in a list.
 
     Raises:
-        TypeError: it is no dict with parameters. ValueError: one of them was computed from others, or is there twice.
+        TypeError: it is no dict with parameters. ValueError: one of them was computed from others, or is listed twice.
     """
     if not isinstance(param_group, dict) or "params" not in param_group:
         shown = list(param_group) if isinstance(param_group, dict) else param_group
@@ -97,7 +97,7 @@ def checked_form(param_group: object) -> Group:
 
 
 def check_once(groups: Iterable[Group]) -> None:
-    """Refuse a parameter that groups list twice: lists of parameters can be edited after they were checked.
+    """Refuse a parameter that groups list twice: users can edit the lists after they were checked.
 
     Raises:
         ValueError: naming its shape; or a group has no list.
@@ -140,7 +140,7 @@ def check_overrides(overrides: Mapping[str, Mapping[str, Any]] | None, known: Ma
 
 
 def check_used(overrides: Overrides, groups: Iterable[Group]) -> None:
-    """Refuse a pattern that draws no parameter: it is misspelt.
+    """Refuse a pattern that matches no parameter: it is misspelt.
 
     Raises:
         ValueError: naming the pattern.
@@ -153,9 +153,9 @@ def check_used(overrides: Overrides, groups: Iterable[Group]) -> None:
 
 
 def split(group: Group, overrides: Overrides) -> Iterator[Group]:
-    """The group as it is, or one group per set of overrides that its parameters' names draw.
+    """Yield the group as it is, or one group per set of overrides that match its parameters' names.
 
-    Where several patterns match a name, all apply, later ones over earlier ones.
+    If several patterns match a name, all apply, later ones over earlier ones.
 
     Raises:
         ValueError: there are overrides and the parameters have no names.
@@ -183,7 +183,10 @@ def split(group: Group, overrides: Overrides) -> Iterator[Group]:
 
 
 def inherit(group: Group, defaults: Mapping[str, Any]) -> None:
-    """Fill in what the group leaves open, in place.
+    """Fill in the settings that the group lacks, in place.
+
+    A group with bits of its own does not inherit a format or block size that were meant for other bits. Numbers become
+    Python's own, because ``torch.load(weights_only=True)`` reads no others back.
 
     A group with bits of its own does not inherit a format or block size that were meant for other bits. Numbers become
     Python's own, as ``torch.load(weights_only=True)`` reads no others back.
@@ -216,7 +219,7 @@ def check_whole(group: Mapping[str, Any]) -> None:
 
 
 def check_optimizer(optimizer: object) -> None:
-    """Refuse what is no optimizer of this family.
+    """Refuse what is not an optimizer of this family.
 
     Raises:
         TypeError: naming what was given.
@@ -227,7 +230,7 @@ def check_optimizer(optimizer: object) -> None:
 
 
 def holding(param: torch.Tensor, groups: Iterable[Group]) -> Group:
-    """The group that the parameter is in.
+    """Return the group that holds the parameter.
 
     Raises:
         ValueError: it is in none.
@@ -239,7 +242,7 @@ def holding(param: torch.Tensor, groups: Iterable[Group]) -> Group:
 
 
 def check(group: Group, backend: Backend | None, pager: Pager) -> None:
-    """Refuse a group that cannot be served: its settings, its parameters, or the backend for them.
+    """Refuse a group whose settings or parameters are not accepted, or that the backend cannot serve.
 
     Args:
         group: with all settings.
@@ -292,7 +295,7 @@ def tell_of_slow_backend(groups: Iterable[Group], backend: Backend | None, pager
 
 
 def tell_of_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None:
-    """Warn, once on each mesh, of sharded parameters that keep float32 momentum because of how they are cut.
+    """Warn, once per mesh, of sharded parameters that keep float32 momentum because of how they are sharded.
 
     Args:
         members: parameters that get their state, and their groups.

@@ -1,4 +1,4 @@
-"""How to install a part of lionbits that is missing."""
+"""The command that installs a missing part of lionbits."""
 
 from __future__ import annotations
 

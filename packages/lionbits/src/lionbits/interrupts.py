@@ -1,9 +1,9 @@
-"""Signals wait for the end of a step: a handler that raises, or saves, finds every tensor whole.
+"""Deferral of signals to the end of a step: a handler that raises, or saves, finds every tensor whole.
 
-Python runs handlers of signals between two of its instructions, in the main thread. In the middle of a step that is
-between the codes of a tensor and their scales, or between two parameters. No order of writes would make all of them
-whole at once. So while state is written, the handlers are replaced by one that notes the signal, and they run right
-after. Blocking the signals (``pthread_sigmask``) would not do: the process has other threads, which get them then.
+Python runs signal handlers between two of its instructions, in the main thread. Within a step that may be
+between the codes of a tensor and their scales, or between two parameters. No order of writes would keep all of them
+consistent. So while state is written, the handlers are replaced by one that notes the signal, and they run right
+after. Blocking the signals (``pthread_sigmask``) would not do: another thread of the process would receive them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Handler = Callable[[int, FrameType | None], object]
 
 
 def uninterrupted(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, during which no handler of these signals runs; those that were to run do so when it ends.
+    """Wrap the function so that no handler of these signals runs during it; deferred handlers run when it ends.
 
-    Handlers that are no Python functions stay: they run no Python. So do those of a thread that is not the main one,
-    where Python runs none.
+    Handlers that are no Python functions stay: they run no Python. In a thread other than the main one nothing is
+    replaced, as Python runs no handlers there.
     """
 
     @functools.wraps(function)
@@ -51,9 +51,9 @@ def uninterrupted(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class _Waiting:
-    """The handler of several signals that notes them until its end, and from then on calls those that it replaced.
+    """The handler of several signals: it notes them until its end, and then calls the handlers that it replaced.
 
-    A second Ctrl-C does not wait, as the step may hang in a collective call.
+    A second Ctrl-C is not deferred, as the step may hang in a collective call.
     """
 
     def __init__(self, handlers: dict[int, Handler]) -> None:

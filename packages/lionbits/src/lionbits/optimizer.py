@@ -53,7 +53,7 @@ class Lion(Optimizer):
         percentile_clipping: q in 1..100: scale a gradient down to the q-th smallest of the last 100 norms of
             its tensor. 100: off.
         block_wise: one scale per block; False: one per tensor.
-        is_paged: keep the state in host memory; it visits the device during the step.
+        is_paged: keep the state in host memory, and copy it to the device during the step.
         block_size: elements of a row that share a scale, a power of two, 32..4096. None: 256, 128, 64 at 8, 4, 2 bits.
         state_format: ``"eXmY"``: X exponent, Y mantissa bits beside the sign. None: e3m4, e3m0, e0m1 at 8, 4, 2 bits.
         rounding: of the momentum below 32 bits: ``"dithered"`` and ``"stochastic"`` are unbiased; ``"nearest"`` sticks.
@@ -72,8 +72,8 @@ class Lion(Optimizer):
         page_budget: with ``is_paged``: bytes of state that may be on the device at a time. None: what it can spare.
         page_size: with ``is_paged``: bytes that move at a time. None: 16 MiB.
         page_dir: with ``is_paged``: a folder for memory-mapped files, for state larger than memory.
-        paged_compute: with ``is_paged``: ``"device"`` (None means that) brings state to the parameters; ``"host"``
-            takes parameters and gradients to the state, and the CPU updates.
+        paged_compute: with ``is_paged``: ``"device"`` (None means that) copies state to the parameters; ``"host"``
+            copies parameters and gradients to the state, and the CPU updates.
         backend: a name or a backend module; None: ``LIONBITS_BACKEND``, else the best that serves.
         overrides: name pattern -> settings for named parameters, ``{"*embed*": {"optim_bits": 32}}``. They
             become groups of their own.
@@ -86,7 +86,7 @@ class Lion(Optimizer):
     #: Arguments that a variant's name decides.
     _fixed: ClassVar[Mapping[str, Any]] = {}
 
-    #: What ``backend=None`` means to a family that is bound to one; None: ``LIONBITS_BACKEND``, else the best.
+    #: Backend of a family that is bound to one, if ``backend=None``; None: ``LIONBITS_BACKEND``, else the best.
     default_backend: ClassVar[str | None] = None
 
     #: Settings of groups that a subclass has beside Lion's, with their defaults; :meth:`_translated` reads them.
@@ -95,13 +95,13 @@ class Lion(Optimizer):
     #: GradScaler hands its scale and found_inf to ``step`` instead of unscaling ``p.grad`` itself.
     _step_supports_amp_scaling = True
 
-    #: What the last step left ready for the next. It is never copied: the copy makes its own.
+    #: Launch groups that the last step leaves to the next. Never copied: the copy makes its own.
     _step_cache: StepCache | None = None
 
-    #: What the last steps of single parameters left ready for the next. Never copied either.
+    #: The same for the last steps of single parameters. Never copied either.
     _parameter_steps: dict[Tensor, ParameterStep] | None = None
 
-    #: Whether, and of which parameters, updates run during backward. Never copied: hooks belong to parameters.
+    #: The hooks that update parameters during backward, if any. Never copied: hooks belong to parameters.
     _in_backward: InBackward | None = None
 
     #: Prefetches state that is kept elsewhere than on its device. Never copied either.
@@ -245,10 +245,10 @@ class Lion(Optimizer):
     @uninterrupted
     @outside_inference_mode
     def set_momentum(self, param: Tensor, momentum: Tensor) -> None:
-        """Let ``momentum`` be the momentum of ``param``, rounded to nearest into the format that its state has.
+        """Replace the momentum of ``param`` with ``momentum``, rounded to nearest into the format that its state has.
 
         Blocks that hold these numbers already keep their codes and scales, so setting what :meth:`momentum` returned
-        changes no bit. State that is not there is made; the count of updates and all else in it stays.
+        changes no bit. Missing state is created; the count of updates and all else in the state stays.
 
         Args:
             param: one of this optimizer's parameters.
@@ -261,27 +261,27 @@ class Lion(Optimizer):
 
     @outside_inference_mode
     def init_state(self) -> None:
-        """Make the state, zeros, of every parameter that requires a gradient and has none yet. Nothing else changes.
+        """Create zero state for every parameter that requires a gradient and has none yet. Nothing else changes.
 
-        Torch's checkpoint tools take a step at learning rate 0 where there is no state at all, which counts as one, and
-        leave out parameters that never had a gradient. Call this before them, and neither happens.
+        Torch's checkpoint tools take a step at learning rate 0 if there is no state at all, which counts as one, and
+        leave out parameters that never had a gradient. Call this before them to avoid both.
         """
         prepare.allocate(prepare.learning(self.param_groups), self.state, self._get_prefetcher())
 
     def skipped_elements(self) -> int:
-        """How many element updates were skipped as something was not finite. Waits for the device.
+        """Return how many element updates were skipped because something was not finite. Waits for the device.
 
-        Where parameters are sharded it is a collective call: every rank has to make it, and gets the whole number.
+        If parameters are sharded it is a collective call: every rank has to make it, and gets the whole number.
         """
         counts = [sharding.total(count.clone(), spread) for (_, spread), count in self._skipped.items()]
         return sum(int(count.item()) for count in counts)
 
     def paging_stats(self) -> PagingStats:
-        """What paging has moved since this optimizer was made, copied or unpickled; all zeros where nothing has to."""
+        """Return counts of paging since this optimizer was made, copied or unpickled; all 0 if nothing is paged."""
         return replace(self._get_prefetcher().stats)
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch, not a copy; the same for every backend, paged or resident.
+        """Return the state dict: as in torch, not a copy; the same for every backend, paged or resident.
 
         State of sharded parameters is in DTensors placed like them. There, once one parameter has state all get it, as
         torch's distributed checkpoints want to find the same names on every side.
@@ -309,8 +309,8 @@ class Lion(Optimizer):
         return state_dicts.load(self, super().load_state_dict, state_dict, strict=strict)
 
     def __repr__(self) -> str:
-        """Torch's, and of each group how its momentum is held, bytes of state, paging, and the backend."""
-        return summary.told(super().__repr__(), self.param_groups, self._backend, self._pager)
+        """Return torch's text, with each group's momentum format, bytes of state, paging and backend."""
+        return summary.with_groups(super().__repr__(), self.param_groups, self._backend, self._pager)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | copies.kept(self)

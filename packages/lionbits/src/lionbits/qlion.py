@@ -1,4 +1,4 @@
-"""QLion's face on Lion: its arguments, its quantizer; Lion's order, and 4 bits that are really packed."""
+"""QLion's interface to Lion: its arguments and its quantizer, with Lion's order and packed 4-bit state."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from .settings import SharedOptions
 
 
 class _Options(SharedOptions, total=False):
-    """What :class:`lionbits.Lion` takes beyond QLion's own arguments.
+    """Keyword arguments of :class:`lionbits.Lion` that QLion has not.
 
-    ``optim_bits`` and ``min_8bit_size`` say nothing new: they are accepted as ``QLion.defaults`` has them.
+    ``optim_bits`` and ``min_8bit_size`` follow from QLion's arguments: they are accepted with the values of
+    ``QLion.defaults``.
     """
 
     optim_bits: int
@@ -82,7 +83,7 @@ class QLion(Lion):
         self.defaults |= self._own_settings
 
     def _translated(self, group: dict[str, Any]) -> dict[str, Any]:
-        """The group in Lion's settings, with QLion's beside them."""
+        """Return the group in Lion's settings, with QLion's beside them."""
         return _translated({"betas": self.defaults["betas"], **self._own_settings, **group})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,9 +94,9 @@ class QLion(Lion):
 
 
 def _translated(group: dict[str, Any]) -> dict[str, Any]:
-    """A group with Lion's settings for QLion's; what belongs to QLion alone stays readable in it.
+    """Return a group with Lion's settings for QLion's; settings that only QLion has stay in it.
 
-    A group that has been translated already, taken from another QLion, stays as it is.
+    A group that was translated before, taken from another QLion, stays as it is.
 
     Raises:
         TypeError, ValueError: also where a group asks for Lion's settings that contradict QLion's.

@@ -1,4 +1,4 @@
-"""Which backend serves: constructor argument > ``LIONBITS_BACKEND`` > auto. ``x`` means ``lionbits_x``."""
+"""Choice of the backend: constructor argument > ``LIONBITS_BACKEND`` > auto. ``x`` means ``lionbits_x``."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class NotServed(ValueError):
 
 
 def known() -> tuple[str, ...]:
-    """Our own backends, best first, then third parties' that are installed."""
+    """Return the names of our own backends, best first, then of installed third-party ones."""
     found = {m.name.removeprefix(PREFIX) for m in pkgutil.iter_modules() if m.name.startswith(PREFIX)}
     ours = (*(name for names in PREFERENCE.values() for name in names), REFERENCE)
     return (*ours, *sorted(found - set(ours) - set(NOT_BACKENDS)))
 
 
 def load(name: str) -> Backend:
-    """The module ``lionbits_<name>``.
+    """Return the module ``lionbits_<name>``.
 
     Raises:
         BackendUnavailable: it is not installed, or its import fails.
@@ -66,7 +66,7 @@ def load(name: str) -> Backend:
 
 
 def requested(backend: str | ModuleType | None) -> Backend | None:
-    """The backend that argument or environment name, or None for ``auto``.
+    """Return the backend that argument or environment name, or None for ``auto``.
 
     Raises:
         TypeError: the argument is neither a name nor a module with the protocol's functions.
@@ -89,7 +89,7 @@ def _from_environment(name: str) -> Backend | None:
 
 
 def serving(backend: Backend | None, plan: Plan, device: torch.device) -> Backend:
-    """The backend that runs this plan on this device: the requested one, or the first able one.
+    """Return the backend that runs this plan on this device: the requested one, or the first able one.
 
     Args:
         backend: that was asked for, or None.
@@ -109,7 +109,7 @@ def serving(backend: Backend | None, plan: Plan, device: torch.device) -> Backen
 
 
 def diagnose(name: str, device: torch.device) -> str:
-    """Empty where the backend can step 8-bit state of float32 parameters there, else the reason why not."""
+    """Return why the backend cannot step 8-bit state of float32 parameters on ``device``; an empty string if it can."""
     try:
         return load(name).supports(Plan(torch.float32, torch.float32, Format.of(8)), device)
     except (BackendUnavailable, TypeError) as error:
@@ -125,7 +125,7 @@ def _way_out(name: str) -> str:
 
 
 def _served_otherwise(plan: Plan, device: torch.device) -> str:
-    """A sentence: who would serve, had nobody been asked for."""
+    """Return a sentence that names the backend that would be chosen if none had been requested."""
     try:
         return f". Without backend= and {ENVIRONMENT} it is {_automatic(plan, device).name!r} that serves."
     except NotServed:

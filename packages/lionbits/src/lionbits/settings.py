@@ -25,7 +25,7 @@ from lionbits_reference.spec import (
 
 from . import sharding
 
-#: What ``args=`` may override, as in bitsandbytes.
+#: Settings that ``args=`` may override, as in bitsandbytes.
 ARGS = ("optim_bits", "min_8bit_size", "percentile_clipping", "block_wise")
 
 
@@ -56,7 +56,7 @@ class Options(SharedOptions, total=False):
 
 
 def from_args(args: object) -> dict[str, Any]:
-    """The settings in bitsandbytes' ``args``: a mapping, or any object with attributes of these names.
+    """Return the settings in bitsandbytes' ``args``: a mapping, or any object with attributes of these names.
 
     Raises:
         TypeError: a text, number or list, which cannot have any.
@@ -70,7 +70,7 @@ def from_args(args: object) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """numpy's numbers, truth values and texts as Python's, in lists, tuples and dicts too; anything else as it is.
+    """Return numpy's numbers, truth values and texts as Python's, in lists, tuples and dicts too; others unchanged.
 
     ``torch.load(weights_only=True)`` reads Python's alone.
     """
@@ -102,7 +102,7 @@ QLION = ("use_4bit", "quant_threshold")
 
 
 def check_rates(group: Mapping[str, Any]) -> None:
-    """The part of :func:`check` that is about ``RATES``.
+    """Refuse ``RATES`` of a group that are not accepted, as :func:`check` does.
 
     Raises:
         TypeError, ValueError.
@@ -112,7 +112,7 @@ def check_rates(group: Mapping[str, Any]) -> None:
 
 
 def check_complete(group: Mapping[str, Any]) -> None:
-    """Refuse a group that lacks a setting: it was deleted.
+    """Refuse a group from which a setting was deleted.
 
     Raises:
         ValueError: naming the setting.
@@ -146,7 +146,7 @@ def check(group: Mapping[str, Any]) -> None:
 
 
 def check_fixed(name: str, fixed: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse settings that contradict those that the name of a variant decides.
+    """Refuse settings that contradict the name of a variant.
 
     Raises:
         ValueError.
@@ -158,12 +158,12 @@ def check_fixed(name: str, fixed: Mapping[str, Any], given: Mapping[str, Any]) -
 
 
 def state_format(group: Mapping[str, Any]) -> Format:
-    """The format that the group asks for (a small parameter may still keep float32)."""
+    """Return the format that the group asks for (a small parameter may still keep float32)."""
     return Format.of(*_settings(group, ("optim_bits", "state_format", "block_size", "block_wise")))
 
 
 def _settings(group: Mapping[str, Any], keys: Iterable[str]) -> list[Any]:
-    """These settings of a group.
+    """Return these settings of a group.
 
     Raises:
         ValueError: one is not there.
@@ -176,10 +176,10 @@ def _settings(group: Mapping[str, Any], keys: Iterable[str]) -> list[Any]:
 
 
 def plan(group: Mapping[str, Any], param: Tensor, grad_dtype: torch.dtype) -> Plan:
-    """What a kernel specialises on for this parameter.
+    """Return the settings that a kernel specialises on for this parameter.
 
-    ``param_rounding`` is about bfloat16: float32 parameters lose nothing, and have ``"nearest"`` in their plan. A
-    sharded parameter is looked at as a whole; where cuts go through its rows it keeps float32 momentum.
+    ``param_rounding`` is for bfloat16: float32 parameters lose nothing, and their plan says ``"nearest"``. The shape of
+    a sharded parameter is that of the whole; if cuts go through its rows it keeps float32 momentum.
 
     Raises:
         TypeError, ValueError: the parameter's layout, its dtype or the gradient's is not served with these settings.
@@ -191,7 +191,7 @@ def plan(group: Mapping[str, Any], param: Tensor, grad_dtype: torch.dtype) -> Pl
     return _plan(param.dtype, grad_dtype, tuple(param.shape), cuts_rows, *_settings(group, _PLANNED))
 
 
-#: What a plan depends on, in the order of :func:`_plan`'s arguments.
+#: Settings that a plan depends on, in the order of :func:`_plan`'s arguments.
 _PLANNED = (
     *("optim_bits", "state_format", "block_size", "block_wise", "min_8bit_size"),
     *("cautious", "param_rounding", "master_bits", "nonfinite"),

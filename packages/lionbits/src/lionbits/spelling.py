@@ -1,4 +1,4 @@
-"""Misspelt names: which one may have been meant."""
+"""Misspelt names, and the names that may have been meant."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ P = ParamSpec("P")
 
 
 def meant(name: str, known: Sequence[str]) -> str:
-    """A sentence: what ``name`` may be a misspelling of, or else all that there is."""
+    """Return a sentence: the name that ``name`` may be a misspelling of, or else all known names."""
     near = difflib.get_close_matches(name, known, 1, cutoff=0.7)
     return f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(known)}."
 
 
 def misspelt(names: Iterable[str], known: Sequence[str]) -> dict[str, str]:
-    """Those ``names`` that look like one of ``known``, and which one.
+    """Map each of ``names`` that looks misspelt to the one of ``known`` that it resembles.
 
-    What has a known name within it, as ``no_weight_decay`` has, is a name of its own.
+    A name that contains a known one, as ``no_weight_decay`` does, is not misspelt.
     """
     strange = [name for name in names if not any(other in name for other in known)]
     guesses = {name: difflib.get_close_matches(name, known, 1, cutoff=0.85) for name in strange}
@@ -30,9 +30,9 @@ def misspelt(names: Iterable[str], known: Sequence[str]) -> dict[str, str]:
 
 
 def known_arguments(init: Callable[P, None]) -> Callable[P, None]:
-    """Decorates an ``__init__``: a keyword that is no argument is refused with the argument that may have been meant.
+    """Decorate an ``__init__``: refuse an unknown keyword, and name the argument that may have been meant.
 
-    Python's own message says so from 3.13 on, and names the class whose ``__init__`` the keyword was handed on to.
+    From 3.13 on Python's own message does so, but names the class whose ``__init__`` the keyword was passed on to.
     """
     ours = inspect.signature(init).parameters
 

@@ -1,4 +1,4 @@
-"""What a parameter group comes to, in a line: formats, bytes, where the state lives, who updates."""
+"""One line about a parameter group: formats, bytes, where the state is, backend."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from . import select, settings, sharding
 from .paging import Paged, Pager, host_memory
 
 
-def told(text: str, groups: Sequence[Mapping[str, Any]], backend: Backend | None, pager: Pager) -> str:
-    """Torch's representation of an optimizer, with a group's line behind each heading."""
+def with_groups(text: str, groups: Sequence[Mapping[str, Any]], backend: Backend | None, pager: Pager) -> str:
+    """Return torch's text of an optimizer with a group's line after each heading."""
     for i, group in enumerate(groups):
         head = f"Parameter Group {i}\n"
         text = text.replace(head, f"{head[:-1]}: {of_group(group, backend, pager)}\n")
@@ -21,12 +21,12 @@ def told(text: str, groups: Sequence[Mapping[str, Any]], backend: Backend | None
 
 
 def of_group(group: Mapping[str, Any], backend: Backend | None, pager: Pager) -> str:
-    """Of its parameters that require or have a gradient, whether they have state already or will at their first step.
+    """Return the line of a group, about its parameters that require or have a gradient, with or without state.
 
     Args:
         group: with all settings.
         backend: that was asked for, or None.
-        pager: where state lives.
+        pager: where state is kept.
     """
     try:
         return _of_group(group, backend, pager)

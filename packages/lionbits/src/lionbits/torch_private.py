@@ -1,7 +1,7 @@
-"""What is taken of torch beyond its public interface: all of it is here.
+"""Private names of torch, all in this module, with a fallback for each.
 
-Where a name only saves time, or a torch has it no more, the public way is taken instead. Where there is no public way,
-:func:`check_elsewhere` says so before anything is changed. ``tests/test_private_names.py`` takes each name away.
+If a name only saves time, or a version of torch lacks it, public functions are used instead. Where there are none,
+:func:`check_elsewhere` says so before anything is changed. ``tests/test_private_names.py`` removes each name.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ Step = Callable[..., Any]
 
 
 def alike(tensors: Sequence[Tensor]) -> Callable[..., bool]:
-    """Says of other tensors that type, dtype, device, shape, strides and requires_grad are those of ``tensors``.
+    """Return a function: True if other tensors have the type, dtype, device, shape, strides and requires_grad of these.
 
-    A no means nothing: it is said, too, where autocast or a mode of ``torch.utils`` has been entered or left since, and
-    always if this torch has no such function. It is the one by which torch.compile looks at its inputs, and takes an
-    eighth of what a comparison in Python takes.
+    False may have other reasons: autocast or a mode of ``torch.utils`` was entered or left since, or this torch lacks
+    the function. torch.compile checks its inputs with it; it takes an eighth of the time of a comparison in Python.
     """
     try:
         guards = importlib.import_module("torch._C._dynamo.guards")
@@ -51,9 +50,9 @@ def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 def with_hooks(step: Step) -> Step | None:
-    """The step as torch wraps that of every optimizer, with hooks and a name for profilers; None if there is no way.
+    """Return the step wrapped as torch wraps every optimizer's, with hooks and a profiler record; None if impossible.
 
-    ``step`` is not to be wrapped again.
+    ``step`` must not be wrapped already.
     """
     try:
         wrapped: Step = Optimizer.profile_hook_step(step)
@@ -64,12 +63,12 @@ def with_hooks(step: Step) -> Step | None:
 
 
 def leave_unwrapped(step: Step) -> None:
-    """Tell torch not to wrap this step of a class itself."""
+    """Mark this step of a class so that torch does not wrap it."""
     step.hooked = True  # type: ignore[attr-defined]
 
 
 def is_watched(of: Optimizer) -> bool:
-    """Whether there is a hook or a profiler to which a step is to be shown. Also if this torch does not tell."""
+    """True if there is a hook or a profiler for steps, or if this torch does not say."""
     try:
         return bool(
             profiler._is_profiler_enabled
@@ -83,7 +82,7 @@ def is_watched(of: Optimizer) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The local part of a DTensor, itself: ``to_local()`` makes a view of a Parameter's at every call."""
+    """Return the local part of a DTensor itself: ``to_local()`` makes a view of a Parameter's at every call."""
     try:
         part = cast(Any, tensor)._local_tensor
     except AttributeError:
@@ -94,7 +93,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def elsewhere(part: Tensor, mesh: Any, placements: Any, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
-    """A DTensor over a local part that is not on the devices of the mesh, to which ``DTensor.from_local`` copies it.
+    """Return a DTensor over a local part on another device than its mesh; ``DTensor.from_local`` would copy it there.
 
     Args:
         part: of a tensor of this shape and stride.
@@ -119,7 +118,7 @@ def elsewhere(part: Tensor, mesh: Any, placements: Any, shape: torch.Size, strid
 
 
 def check_elsewhere(mesh: Any, placements: Any) -> None:
-    """Refuse what cannot be had later: state that is not on the devices of the mesh, in a state dict.
+    """Refuse state on another device than its mesh if this torch cannot make a DTensor of it.
 
     Raises:
         RuntimeError: as of :func:`elsewhere`.
@@ -128,22 +127,22 @@ def check_elsewhere(mesh: Any, placements: Any) -> None:
 
 
 def is_flat_piece(param: Tensor) -> bool:
-    """Whether FSDP1 has put the parameter into a vector with others. Nothing but this mark tells."""
+    """True if FSDP1 has put the parameter into a vector with others. Only this mark shows it."""
     return bool(getattr(param, "_fsdp_flattened", False))
 
 
 def gradient_hooks(param: Tensor) -> list[Any]:
-    """The hooks that run when the parameter has accumulated a gradient; none if this torch does not tell."""
+    """Return the hooks that run when the parameter has accumulated a gradient; none if this torch does not say."""
     return [*(getattr(param, "_post_accumulate_grad_hooks", None) or {}).values()]
 
 
 def in_backward(param: Tensor) -> list[Optimizer]:
-    """The optimizers by which ``torch.distributed.optim`` updates the parameter in backward."""
+    """Return the optimizers by which ``torch.distributed.optim`` updates the parameter in backward."""
     return [*getattr(param, "_in_backward_optimizers", ())]
 
 
 def in_backward_end(param: Tensor) -> Callable[[], None] | None:
-    """What removes the hooks of :func:`in_backward`'s optimizers; None if this torch has no way to them."""
+    """Return a function that removes the hooks of :func:`in_backward`'s optimizers; None if this torch has no way."""
     module = sys.modules.get("torch.distributed.optim.apply_optimizer_in_backward")
     handles = getattr(module, "param_to_optim_hook_handle_map", {}).get(param)
     if handles is None:

@@ -1,8 +1,7 @@
-"""A class per variant that holds its defaults and nothing else.
+"""Variants of the optimizer: a class for each, which holds its defaults and nothing else.
 
-Positional arguments stand as in bitsandbytes.
-What a variant's name decides, bits or paging, has no place among its positional arguments, is accepted by
-keyword, and is refused where it contradicts the name.
+Positional arguments are those of bitsandbytes. A variant's name decides bits or paging: that argument is not
+positional, is accepted by keyword, and is refused if it contradicts the name.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ class Lion4bit(_FixedBits):
 
 
 class PagedLion(Lion):
-    """:class:`Lion` whose state lives in host memory."""
+    """:class:`Lion` with its state in host memory."""
 
     _fixed: ClassVar[Mapping[str, Any]] = {"is_paged": True}
 
@@ -138,18 +137,18 @@ class _PagedFixedBits(Lion):
 
 
 class PagedLion32bit(_PagedFixedBits):
-    """:class:`Lion32bit` whose state lives in host memory."""
+    """:class:`Lion32bit` with its state in host memory."""
 
     _fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 32, "is_paged": True}
 
 
 class PagedLion8bit(_PagedFixedBits):
-    """:class:`Lion8bit` whose state lives in host memory."""
+    """:class:`Lion8bit` with its state in host memory."""
 
     _fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 8, "is_paged": True}
 
 
 class PagedLion4bit(_PagedFixedBits):
-    """:class:`Lion4bit` whose state lives in host memory."""
+    """:class:`Lion4bit` with its state in host memory."""
 
     _fixed: ClassVar[Mapping[str, Any]] = {"optim_bits": 4, "is_paged": True}

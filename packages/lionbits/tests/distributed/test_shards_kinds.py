@@ -54,14 +54,14 @@ def over_tensor_parallelism(settings: dict[str, Any]) -> None:
     module, parts = Block(dtype), parallel(dtype)
     settings = {**SETTINGS, "optim_bits": 8, **settings}
     optimizer = Lion(module.named_parameters(), **settings, overrides={"down.weight": {"optim_bits": 32}})
-    own_group = {"down.weight": {"lr": SETTINGS["lr"]}}  # as above: noise depend on the position over all groups
+    own_group = {"down.weight": {"lr": SETTINGS["lr"]}}  # as above: noise depends on the position over all groups
     other = Lion(parts.named_parameters(), **settings, overrides=own_group)
     for step in (1, 2, 3):
         train(module, optimizer, [step])
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             train(parts, other, [step])
-        messages = [str(warning.message) for warning in told if "float32 momentum" in str(warning.message)]
+        messages = [str(warning.message) for warning in caught if "float32 momentum" in str(warning.message)]
         assert len(messages) == (step == 1 and dist.get_rank() == 0)
         assert all("(down.weight)" in message for message in messages)
         assert_equal(parts, other, module, optimizer, f"step {step}")
@@ -92,10 +92,10 @@ def long_vector(ranks: int) -> None:
         optimizer = Lion(module.named_parameters(), **settings, overrides={"vector": {"optim_bits": 32}})
         other = Lion(parts.named_parameters(), **settings)
         train(module, optimizer, [1, 2])
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             train(parts, other, [1, 2])
-        messages = [str(warning.message) for warning in told if "float32 momentum" in str(warning.message)]
+        messages = [str(warning.message) for warning in caught if "float32 momentum" in str(warning.message)]
         assert ["(vector)" in message for message in messages] == [True] * (dist.get_rank() == 0)
         assert_equal(parts, other, module, optimizer)
 

@@ -50,7 +50,7 @@ def tensor_wise_on_shards() -> None:
 
 
 def parameters_alone(ranks: int, bits: int) -> None:
-    """Each updated by itself, in one order on all ranks."""
+    """Each is updated alone, in one order on all ranks."""
     if not takes_part(ranks):
         return
     whole = Bag()

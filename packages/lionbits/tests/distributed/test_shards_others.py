@@ -73,7 +73,7 @@ def zero_redundancy(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [32, 8, 4])
 def test_zero_redundancy_equals_ddp(world: World, bits: int) -> None:
-    """Also when it is consolidated and resumed, by itself or under DDP. To nearest: noise count from a rank's first."""
+    """Also when it is consolidated and resumed, alone or under DDP. To nearest: noise counts from a rank's first."""
     world(zero_redundancy, bits)
 
 

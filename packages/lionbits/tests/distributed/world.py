@@ -73,7 +73,7 @@ class World:
 
     @property
     def stands(self) -> bool:
-        """Whether it has not fallen: ranks that wait for one that raised would wait for ever."""
+        """True if it has not failed: ranks that wait for one that raised would never end."""
         return bool(self._processes)
 
     def close(self) -> None:

@@ -90,7 +90,7 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(
     "precision", [lambda: "bf16-mixed", scaled], ids=["bfloat16 autocast", "float16 with a scaler"]
 )
 def test_clipping_under_autocast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Callable[[], Any]) -> None:
-    """Lightning refuses to clip for an optimizer that can unscale by itself, until that is switched off for it."""
+    """Lightning refuses to clip for an optimizer that can unscale gradients, until that is switched off for it."""
     with pytest.raises(RuntimeError, match="Lion8bit, does not allow for gradient clipping"):
         fit(tmp_path / "refused", module(Lion8bit), precision(), gradient_clip_val=0.01)
     model = module(Lion8bit)

@@ -80,8 +80,8 @@ def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert interop.recognise(torch.load("back.pt", weights_only=True)["optimizer"]) == "bitsandbytes"
 
 
-def test_every_function_that_there_is_is_told_of() -> None:
+def test_every_function_that_there_is_is_reported_of() -> None:
     functions = [name for name in interop.__all__ if name.startswith(("from_", "to_"))]
     assert all(f"`{name}`" in text(PAGE).replace("interop.", "") for name in functions)
-    told = set(re.findall(r"\b(?:from|to)_\w+", text(PAGE)))
-    assert told <= {*functions, "from_adamw"}
+    named = set(re.findall(r"\b(?:from|to)_\w+", text(PAGE)))
+    assert named <= {*functions, "from_adamw"}

@@ -53,13 +53,13 @@ def test_by_name_groups_may_differ() -> None:
     given = plain(momenta(net), 4)
     with pytest.raises(ValueError, match=r"pass names="):
         interop.from_lion_pytorch(given, ours)
-    for told, known in ((given, names(net)), (plain(momenta(net), 4, param_names=names(net)), None)):
-        ours.load_state_dict(interop.from_lion_pytorch(told, ours, names=known))
+    for saved, known in ((given, names(net)), (plain(momenta(net), 4, param_names=names(net)), None)):
+        ours.load_state_dict(interop.from_lion_pytorch(saved, ours, names=known))
         for param, momentum in zip(net.parameters(), momenta(net), strict=True):
             assert torch.equal(ours.momentum(param), momentum)
         assert [group["lr"] for group in ours.param_groups] == [0.5, 0.5]
         assert [group["optim_bits"] for group in ours.param_groups] == [32, 8]
-        rows = interop.compare(told, ours, names=known)
+        rows = interop.compare(saved, ours, names=known)
         assert {row.name: row.after for row in rows} == {
             "embed.weight": "float32",
             "first.weight": "e3m4 in blocks of 256",
@@ -92,7 +92,7 @@ def test_settings_of_groups_that_are_joined_must_agree() -> None:
         interop.from_lion_pytorch(plain(momenta(net), 1, 3, lr=0.125), ours, names=names(net))
 
 
-def test_names_in_another_order_are_told_by_shapes_not_by_settings() -> None:
+def test_names_in_another_order_are_reported_by_shapes_not_by_settings() -> None:
     """Decay for matrices alone is how groups mostly differ; who then passes the model's order hears of the order."""
     net = Net()
     ours = Lion8bit(
@@ -122,7 +122,7 @@ def test_the_wrong_function_names_the_right_one(reader: Callable[..., dict[str, 
         interop.from_bitsandbytes(ours.state_dict(), ours)
 
 
-def test_a_whole_checkpoint_is_told_where_the_optimizer_is() -> None:
+def test_a_whole_checkpoint_is_reported_where_the_optimizer_is() -> None:
     params = weights()
     ours = Lion8bit(params)
     for load in (ours.load_state_dict, lambda given: interop.from_bitsandbytes(given, ours)):
@@ -181,7 +181,7 @@ def test_paged_and_resident_load_and_write_the_same() -> None:
 
 
 def test_momentum_that_is_not_finite_is_refused() -> None:
-    """Lion would skip such an element for ever."""
+    """Lion would always skip such an element."""
     params = weights()
     for bad in (torch.nan, torch.inf):
         given = plain([torch.zeros(param.shape) for param in params], 4)

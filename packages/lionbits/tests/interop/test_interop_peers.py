@@ -65,11 +65,11 @@ def test_from_there_here_and_back_is_exact(name: str, dtype: torch.dtype) -> Non
     given = theirs.state_dict()
     assert interop.recognise(given) == name
     ours = Lion32bit(params)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         made = PEERS[name][1](given, ours)
-    assert bool(told) == (name == "optimi" and dtype != torch.float32)  # its Kahan compensation
-    assert all("kahan_comp" in str(one.message) and one.filename == __file__ for one in told)
+    assert bool(caught) == (name == "optimi" and dtype != torch.float32)  # its Kahan compensation
+    assert all("kahan_comp" in str(one.message) and one.filename == __file__ for one in caught)
     ours.load_state_dict(made)
     for param in params:
         assert_same(ours.momentum(param), theirs.state[param]["exp_avg"].float())
@@ -155,15 +155,15 @@ def test_decay_by_another_rule_is_refused_where_there_is_decay(
     read({"state": {}, "param_groups": [{**group, "weight_decay": 0.0}]}, ours)
 
 
-def test_what_a_peer_cannot_carry_on_is_told() -> None:
+def test_what_a_peer_cannot_carry_on_is_reported() -> None:
     """Once, in words, at the caller's line; and nothing is said where nothing is lost."""
     params = weights(torch.bfloat16)
     ours = Lion8bit(params, cautious="mask", grad_clip=1.0, percentile_clipping=90, param_rounding="compensated")
     train(ours, params, [0])
     lost = r"cautious='mask', grad_clip=1.0, param_residual, .*, percentile_clipping=90"
-    with pytest.warns(UserWarning, match=lost) as told:
+    with pytest.warns(UserWarning, match=lost) as caught:
         interop.to_bitsandbytes(ours)
-    assert (len(told), told[0].filename) == (1, __file__)
+    assert (len(caught), caught[0].filename) == (1, __file__)
     with pytest.warns(UserWarning, match="cautious='mask'"):
         interop.to_timm(ours)
     params = weights()

@@ -1,4 +1,4 @@
-"""What is wrong with arguments and settings is told as TypeError or ValueError, which name it; nothing changes."""
+"""Wrong arguments and settings raise TypeError or ValueError, which name them; nothing changes."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Slot:
 
     @property
     def row_pitch(self) -> int:
-        """``pitch`` with its default filled in; even, so that pairs which share a hash never straddle rows."""
+        """``pitch`` with its default filled in; even, so that no pair which shares a hash is in two rows."""
         if self.pitch is not None:
             return self.pitch
         columns = matrix_shape(self.param.shape)[1]
@@ -46,6 +46,9 @@ class Slot:
 @dataclass(frozen=True)
 class Scalars:
     """Numbers per slot, on the slots' device, so that nothing waits on the host.
+
+    All fields but ``step``, ``skipped`` and ``absmax`` stay the same as long as the object does: a caller with other
+    rates makes another object. A backend that copies them to the host need not copy them again. ``step`` counts on.
 
     What multiplies stays the same as long as the object does: who writes other rates makes another. A backend that has
     to read them need not read them again. ``step`` counts on.
@@ -68,7 +71,7 @@ class Scalars:
     absmax: torch.Tensor | None = None
 
     def part(self, at: slice | torch.Tensor) -> Scalars:
-        """The numbers of some slots, and the same ``skipped``. Of all slots: these numbers themselves.
+        """Return the numbers of some slots, with the same ``skipped``; for all slots, this object itself.
 
         Args:
             at: a run of places, or int64 places on the slots' device.
@@ -80,7 +83,7 @@ class Scalars:
         return Scalars(self.lr[at], self.keep[at], self.grad_scale[at], self.step[at], self.skipped, absmax)
 
 
-#: What :meth:`Backend.prepare` returns: a type of the backend's own.
+#: Result of :meth:`Backend.prepare`: a type of the backend's own.
 Prepared = Any
 
 

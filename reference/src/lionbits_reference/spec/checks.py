@@ -1,4 +1,4 @@
-"""One voice for refusals: every message names the argument, its value, the rule, and the way out."""
+"""Checks of arguments: every message names the argument, its value, the rule, and the way out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def choice(name: str, value: object, allowed: Sequence[Any], hint: str = "") -> None:
-    """Refuse a ``value`` that is not one of ``allowed`` (compared with its type: neither ``True`` nor 1.0 is 1).
+    """Refuse a ``value`` that is not one of ``allowed``; types are compared too, so ``True`` and 1.0 are not 1.
 
     Raises:
         TypeError: no allowed value has this type.
@@ -25,7 +25,7 @@ def choice(name: str, value: object, allowed: Sequence[Any], hint: str = "") -> 
 
 
 def integer(name: str, value: object, low: int, high: int | None = None, hint: str = "") -> int:
-    """Refuse anything but an int (a bool is none) in ``[low, high]``; ``high=None``: no upper end."""
+    """Refuse anything but an int in ``[low, high]``; a bool is no int here. ``high=None`` sets no upper end."""
     rule = f"must be an int >= {low}" if high is None else f"must be an int in {low}..{high}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise mistyped(name, value, rule, hint)
@@ -61,7 +61,7 @@ def refusal(kind: type[Exception], name: str, value: object, rule: str, hint: st
 
 
 def mistyped(name: str, value: object, rule: str, hint: str = "") -> Exception:
-    """The TypeError to raise for argument ``name``: it says the type of ``value``, and how a text is to be written."""
+    """Return the TypeError to raise for argument ``name``: it says the type of ``value`` and how to write a text."""
     return refusal(TypeError, name, value, rule, f"{hint} {_type_of(value)}".lstrip())
 
 
@@ -70,7 +70,7 @@ _EXPONENT = re.compile(r"([-+]?)(\d*)(\.\d*)?[eE]([-+]?)(\d+)")
 
 
 def _type_of(value: object) -> str:
-    """The type of a value, and for texts (and whole floats) what is to be written instead."""
+    """Return the type of a value; for texts and whole floats also what to write instead."""
     says = f"Its type is {type(value).__name__}"
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
         return f"{says}: write {int(value)} if a number is meant."
@@ -95,7 +95,7 @@ def _type_of(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A value on one line; of tensors, modules and the like, which take many, what they are."""
+    """Return a value on one line; for tensors, modules and the like, whose text takes many, a description."""
     try:
         text = repr(value)
     except ValueError:  # an int with more digits than Python writes

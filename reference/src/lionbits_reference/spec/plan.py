@@ -1,4 +1,4 @@
-"""What a kernel specialises on (Plan), and the numbers that all tensors of a call share (Hyper)."""
+"""The settings that a kernel specialises on (Plan), and the numbers that all tensors of a call share (Hyper)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def draws_for_param(self) -> bool:
-        """Whether parameters are rounded by noise, so that an element's position matters to them."""
+        """True if parameters are rounded with noise, so that an element's position affects its value."""
         return self.param_rounding in ("dithered", "stochastic") or self.master_bits == 24
 
     def state_spec(self, shape: Sequence[int]) -> dict[str, TensorSpec]:

@@ -1,4 +1,4 @@
-"""binary64 on devices that have none, as Apple's: the CPU's."""
+"""binary64 arithmetic: on the tensor's device, or on the CPU where the device has none (Apple's)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def binary64(x: Tensor) -> Tensor:
-    """``x`` in binary64, on its device; on the CPU, of the same values, where the device has no binary64.
+    """Return ``x`` in binary64: on its device, or on the CPU if the device has no binary64.
 
-    What is computed there has the same bits. The host waits for the device.
+    Both give the same bits. A copy to the CPU makes the host wait for the device.
     """
     return (x if _has_binary64(x.device) else x.to("cpu")).to(torch.float64)
 
@@ -22,7 +22,7 @@ def _has_binary64(device: torch.device) -> bool:
 
 @functools.cache
 def _tried(device: torch.device) -> bool:
-    """Whether a root in binary64 can be taken there: some devices refuse the dtype, others what computes with it."""
+    """True if ``device`` computes a binary64 root: some devices refuse the dtype, others the operations on it."""
     try:
         return bool(torch.full((), 4.0, dtype=torch.float64, device=device).sqrt().item() == 2.0)
     except (TypeError, RuntimeError):

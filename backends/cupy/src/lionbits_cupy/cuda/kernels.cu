@@ -158,8 +158,8 @@ extern "C" __global__ void count_kernel(
 
 // --- the codec ------------------------------------------------------------------------------------------
 
-// Codes and scales, to nearest, of a contiguous float32 momentum that stands where gradients do. Reading it through
-// strides, here, keeps NVRTC 13.0 busy for ever.
+// Encodes a contiguous float32 momentum, passed as gradients, to nearest. If it is read through strides here,
+// NVRTC 13.0 never ends.
 extern "C" __global__ void encode_kernel(
     const Slot* table, const Call* calls, const Item* items, int64 count, const float* absmax) {
     const ThreadGroups here = thread_groups();

@@ -1,7 +1,7 @@
 // Lion's arithmetic on elements: the plan, the rule, codes, rounding noise, 16-bit floats. No addresses here.
 //
-// Every written operation rounds once: the intrinsics (__fmul_rn and the like) are never contracted, and the compiler
-// is told to keep subnormal numbers. Bits are unsigned, so that shifts are logical and sums wrap.
+// Every written operation rounds once: the intrinsics (__fmul_rn and the like) are never contracted, and an
+// option of the compiler keeps subnormal numbers. Bits are unsigned, so that shifts are logical and sums wrap.
 
 #pragma once
 

@@ -72,7 +72,7 @@ LIONBITS_DEVICE uint32 warp_max(uint32 value) {
 
 // --- where elements lie ---------------------------------------------------------------------------------
 
-// A pointer into global memory. The table holds addresses as integers, and the compiler has to be told where they lead.
+// A pointer into global memory. The table holds addresses as integers, and the compiler needs their address space.
 template <class T>
 LIONBITS_DEVICE T* at(int64 address, int64 element = 0) {
     return (T*)__cvta_global_to_generic(size_t(address)) + element;

@@ -16,7 +16,7 @@
 #include <ucontext.h>
 #endif
 
-#ifdef __SANITIZE_ADDRESS__  // it has to be told of every switch
+#ifdef __SANITIZE_ADDRESS__  // it has to be notified of every switch
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -99,7 +99,7 @@ inline void swap(Context& from, Context& to) { switch_stacks(&from.stack_pointer
 
 #endif
 
-// --- the same, with AddressSanitizer told ---------------------------------------------------------------
+// --- the same, with AddressSanitizer notified ---------------------------------------------------------------
 
 // A fiber that will begin with entry(), which must call entered() first.
 inline void prepare(Context& context, char* bottom, size_t size, void (*entry)()) {

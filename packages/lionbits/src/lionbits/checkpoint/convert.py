@@ -1,4 +1,4 @@
-"""State for other settings than those it was saved with: in other bits, compensated or not. Only on request."""
+"""Conversion of saved state to other settings: other bits, compensated or not. It happens only on request."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def encoded(group: Mapping[str, Any], param: Tensor, momentum: Tensor) -> dict[s
 
 
 def _reformed(saved: Mapping[str, Any], ours: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """A saved group with these settings as ours has them."""
+    """Return a saved group in which the named settings are those of our group."""
     return {**keeping.with_ours(saved, ours, names), form.VERSION_KEY: form.VERSION}
 
 
@@ -92,16 +92,19 @@ def _converted(
 
 
 def _compensated(state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-    """The state with what the group's settings have a use for beside momentum; what a float32 parameter gets stays."""
+    """Return the state with the residual that the group's settings ask for, and without norms that they do not use.
+
+    Parameters of other dtypes than bfloat16 keep their residual.
+    """
     plan = settings.plan(group, param, param.dtype)
     found = dict(state)
     if not factors.keeps_norms(group):
         found.pop(entries.NORMS, None)
     if plan.param_dtype != torch.bfloat16 or entries.fresh(found):
         return found
-    rest = found.pop(entries.RESIDUAL, None)
+    kept = found.pop(entries.RESIDUAL, None)
     if plan.param_rounding == "compensated":
-        if rest is None:
-            rest = torch.zeros(sharding.local_tensor(param).shape, dtype=torch.int16, device=param.device)
-        found[entries.RESIDUAL] = residual.resized(rest, plan.master_bits)
+        if kept is None:
+            kept = torch.zeros(sharding.local_tensor(param).shape, dtype=torch.int16, device=param.device)
+        found[entries.RESIDUAL] = residual.resized(kept, plan.master_bits)
     return found

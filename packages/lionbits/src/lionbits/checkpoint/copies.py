@@ -1,4 +1,4 @@
-"""What copying and pickling an optimizer keep, and how a copy takes it up."""
+"""Copies and pickles of an optimizer: what they keep, and how a copy is completed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def recount(optimizer: Lion) -> None:
-    """Let the state be what all steps so far have made of it.
+    """Complete the state of all steps so far: wait for copies, and count the replays of captured graphs.
 
     Raises:
         ValueError: settings were edited so that codes would be read in another format.
@@ -31,7 +31,7 @@ def recount(optimizer: Lion) -> None:
 
 
 def kept(optimizer: Lion) -> dict[str, Any]:
-    """What an optimizer has beside torch's parts, to be copied or pickled. A backend is kept by its module's name."""
+    """Return what an optimizer has beside torch's parts, to copy or pickle. A backend is kept by its module's name."""
     recount(optimizer)
     backend = None if optimizer._backend is None else cast(Any, optimizer._backend).__name__
     held = {key: vars(optimizer)[key] for key in ("_pager", "_overrides", "_skipped")}
@@ -39,7 +39,7 @@ def kept(optimizer: Lion) -> dict[str, Any]:
 
 
 def take_up(optimizer: Lion, state: Mapping[str, Any]) -> None:
-    """Complete an optimizer that has been given ``state``: that of a copy, of a pickle, or loaded."""
+    """Complete an optimizer that was given ``state`` by a copy, by a pickle or by loading."""
     optimizer.defaults.pop("differentiable", None)  # torch puts it there, as one of its own optimizers' settings
     if isinstance(optimizer._backend, str):
         optimizer._backend = select.requested(importlib.import_module(optimizer._backend))

@@ -1,4 +1,4 @@
-"""The form of a checkpoint, and its examination before anything of it is taken over.
+"""The form of a checkpoint, and its check before anything of it is used.
 
 A checkpoint is torch's own ``{"state", "param_groups"}``. Groups carry their settings and the seed, as torch
 and its distributed checkpoints keep those, and ``lionbits_version`` beside them. ``torch.optim.Optimizer``
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 VERSION = 1
 VERSION_KEY = "lionbits_version"
 
-#: How a text looks that was the number of a parameter.
+#: Pattern of a text that was the number of a parameter.
 _NUMBER = re.compile(r"\s*[-+]?\d+(\.\d*)?\s*")
 
 _NOT_SETTINGS = ("params", "param_names")
@@ -94,13 +94,15 @@ def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
 
 
 class StateLoader:
-    """A hook of ``load_state_dict()``: puts copies of all state, opaque, in the place of the state dict's.
+    """A hook of ``load_state_dict()`` that replaces the state dict's state with opaque copies.
+
+    It runs last and is the last that can refuse: what torch and the optimizer do afterwards raises nothing.
 
     It is the last to run and the last that can refuse: what torch and the optimizer do afterwards raises nothing.
 
     Args:
         backend: that was asked for, or None.
-        pager: says where state lives.
+        pager: says where state is kept.
     """
 
     def __init__(self, backend: Backend | None, pager: paging.Pager) -> None:
@@ -108,7 +110,7 @@ class StateLoader:
         self._whole: list[tuple[Tensor, Tensor | None]] = []
 
     def __call__(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """What :func:`examine` returns, with copies of all state where the optimizer keeps it.
+        """Return what :func:`examine` returns, with copies of all state where the optimizer keeps it.
 
         Warns of settings that the optimizer was given and that the checkpoint replaces.
 
@@ -121,7 +123,7 @@ class StateLoader:
         for group, values in zip(groups, completed, strict=True):
             grouping.check({**values, "params": group["params"]}, self._backend, self._pager)
         known = [(held[key], param, group) for key, (param, group) in owners(groups, completed) if key in held]
-        weights = [_without_rest(opaque.state, param, group) for opaque, param, group in known]
+        weights = [_take_residual(opaque.state, param, group) for opaque, param, group in known]
         keeping.tell_of_replaced(cast("Lion", optimizer), completed)
         self._whole = [
             (sharding.local_tensor(param), whole) for (_, param, _), whole in zip(known, weights, strict=True)
@@ -133,14 +135,14 @@ class StateLoader:
 
     @torch.no_grad()
     def complete_weights(self) -> None:
-        """Give float32 parameters the values of which a bfloat16 run kept a part in the state."""
+        """Give float32 parameters the exact values of a bfloat16 run, of which the state kept a part."""
         for param, weights in self._whole:
             if weights is not None:
                 param.copy_(weights)
 
 
-def _without_rest(state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> Tensor | None:
-    """The weights of a float32 parameter for which the state has a rest, which is taken out of the state; else None."""
+def _take_residual(state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> Tensor | None:
+    """Take the residual out of a float32 parameter's state and return the weights it completes; None without one."""
     if entries.RESIDUAL not in state or param.dtype != torch.float32:
         return None
     weights = residual.weights(settings.plan(group, param, param.dtype), sharding.local_tensor(param), state)
@@ -149,7 +151,7 @@ def _without_rest(state: dict[str, Any], param: Tensor, group: Mapping[str, Any]
 
 
 def complete_groups(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The groups of a state dict, each checked, with what an older version did not write filled in from ours.
+    """Return the checked groups of a state dict. What an older version did not write comes from the optimizer's groups.
 
     Raises:
         TypeError, ValueError: as :func:`examine`, but for formats, which may differ from ours.
@@ -168,7 +170,7 @@ def complete_groups(groups: list[dict[str, Any]], state_dict: Mapping[str, Any])
 def read_states(
     groups: list[dict[str, Any]], completed: list[dict[str, Any]], state_dict: Mapping[str, Any]
 ) -> Iterator[tuple[Any, Tensor, dict[str, Any], dict[str, Any]]]:
-    """Of each parameter that has state: its id in the state dict, our parameter, its saved settings, its checked state.
+    """Yield, for each parameter with state: its id in the state dict, our parameter, its saved settings, checked state.
 
     Notes under keys of their own are left out; torch lets them pass.
 
@@ -240,7 +242,7 @@ def check_origin(state_dict: Mapping[str, Any]) -> None:
 
 
 def check_mapping(state_dict: object) -> None:
-    """Refuse what is no mapping at all.
+    """Refuse a state dict that is no mapping.
 
     Raises:
         TypeError.
@@ -251,7 +253,7 @@ def check_mapping(state_dict: object) -> None:
 
 
 def checked_form(state_dict: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The groups of a state dict that has the form of one.
+    """Return the groups of a state dict, having checked its form.
 
     Raises:
         TypeError, ValueError.
@@ -275,7 +277,7 @@ def checked_form(state_dict: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def _one_within(checkpoint: Mapping[str, Any]) -> str:
-    """Where in a checkpoint of many things a state dict of an optimizer lies, as one would write it; or nothing."""
+    """Return the expression for an optimizer's state dict inside a larger checkpoint; empty if there is none."""
     for key, value in checkpoint.items():
         if isinstance(value, Mapping) and {"state", "param_groups"} <= value.keys():
             return f"state_dict[{key!r}], which is of an optimizer"
@@ -283,7 +285,7 @@ def _one_within(checkpoint: Mapping[str, Any]) -> str:
 
 
 def _check_ids(i: int, group: Mapping[str, Any]) -> None:
-    """Refuse parameters that are no list of numbers or names, or that have fewer or more names than there are."""
+    """Refuse parameters that are not a list of numbers or names, or whose names are more or fewer than they are."""
     ids, names = group["params"], group.get("param_names")
     if not isinstance(ids, (list, tuple)) or not all(isinstance(key, (int, str)) for key in ids):
         raise TypeError(f"param_groups[{i}]['params'] of the state dict is no list of numbers or names.")

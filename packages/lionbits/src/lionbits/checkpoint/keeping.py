@@ -1,4 +1,4 @@
-"""Whose settings count when a checkpoint is loaded: the checkpoint's, as in torch; the optimizer's where asked for."""
+"""Settings after loading a checkpoint: the checkpoint's, as in torch, or the optimizer's where ``keep`` names them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Group = Mapping[str, Any]
 #: Settings that schedules change. What a checkpoint has of them is where a run was, not how it was set up.
 SCHEDULED = ("lr", "weight_decay", "betas")
 
-#: What stands in a group beside a setting and must not contradict it: a schedule's start, QLion's name for betas.
+#: Keys of a group that must not contradict a setting: a schedule's start, QLion's name for betas.
 BESIDE = {"lr": ("initial_lr",), "betas": ("momentum_first",), "momentum_first": ("betas",)}
 
 
 def checked(keep: object, optimizer: Lion) -> list[str]:
-    """The names in ``keep``, with what stands beside them.
+    """Return the names in ``keep``, and those that are kept together with them.
 
     Raises:
         TypeError: it is no list of names. ValueError: a name is no setting of a group.
@@ -46,13 +46,15 @@ def checked(keep: object, optimizer: Lion) -> list[str]:
 
 
 def with_ours(saved: Group, ours: Group, names: Iterable[str]) -> dict[str, Any]:
-    """A saved group in which these settings are as in our group; what ours has not is not there."""
+    """Return a saved group with the named settings of our group; one that our group lacks is removed."""
     kept = {key: value for key, value in saved.items() if key not in names}
     return kept | {key: ours[key] for key in names if key in ours}
 
 
 def tell_of_replaced(optimizer: Lion, completed: Sequence[Group]) -> None:
     """Warn of settings that the optimizer was given and that a checkpoint is about to replace.
+
+    A setting counts as given if it differs from the default of its class. A schedule's settings are not named.
 
     Given is what differs from the default of its class. A schedule's settings are not named.
 
@@ -81,7 +83,7 @@ def tell_of_replaced(optimizer: Lion, completed: Sequence[Group]) -> None:
 
 
 def _defaults(optimizer: Lion) -> dict[str, Any]:
-    """The settings of an optimizer of this class to which none are given."""
+    """Return the settings of an optimizer of this class that is given none."""
     first, *others = [
         {name: parameter.default for name, parameter in inspect.signature(cls.__init__).parameters.items()}
         for cls in reversed(type(optimizer).__mro__)

@@ -1,6 +1,6 @@
-"""Which saved parameter is which of ours: by name where both sides have the same names, else by position, as in torch.
+"""Matching of saved parameters with the optimizer's: by name if both sides have the same names, else by position.
 
-A position is used only where no name contradicts it.
+A position is used only if no name contradicts it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Group = Mapping[str, Any]
 
 
 def arranged(groups: Sequence[Group], saved: Sequence[Group]) -> list[Group]:
-    """The groups of a state dict, their parameters in the order of the optimizer's groups.
+    """Return the groups of a state dict with their parameters in the order of the optimizer's groups.
 
     Args:
         groups: of the optimizer.
@@ -94,7 +94,7 @@ def common_settings(groups: Iterable[Group], keys: Sequence[Any], without: Seque
 
 
 def _alike(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
-    """Whether two groups have the same settings; a tensor of several numbers, which is no setting, is like no other."""
+    """True if two groups have the same settings; a tensor of several numbers is no setting and equals nothing."""
     try:
         return bool(settings == others)
     except (RuntimeError, ValueError):
@@ -112,7 +112,7 @@ def _check_sizes(groups: Sequence[Group], saved: Sequence[Group]) -> None:
 
 
 def _check_places(own: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> None:
-    """Refuse names that both sides have, in different places: of the rest no place can be trusted either."""
+    """Refuse names that both sides have in different places: then no position can be trusted."""
     places = {name: (i, j) for i, names in enumerate(theirs) for j, name in enumerate(names)}
     for i, names in enumerate(own):
         for j, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Whose state dict is it? Every Lion leaves marks of its own in groups and states."""
+"""Format detection: every Lion writes keys of its own into groups and states."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 #: The key under which bitsandbytes hides its tensors from FSDP, since 0.49.2.
 WRAPPED = "__bnb_optimizer_quant_state__"
 
-#: What only an optimizer with a second moment keeps: no Lion.
+#: Names that only an optimizer with a second moment keeps: no Lion.
 _SECOND_MOMENTS = {"exp_avg_sq", "exp_avg_sq::quantized", "state2", "exp_inf"}
 
 
 class Marks(NamedTuple):
-    """Keys any one of which gives a library away."""
+    """Keys of which any one identifies a library."""
 
     group: frozenset[str]
     state: frozenset[str] = frozenset()
@@ -31,12 +31,12 @@ MARKS = {
 }
 PLAIN = "lion-pytorch"
 
-#: What optax's state has, as fields or as keys.
+#: Entries of optax's state, as fields or as keys.
 _OPTAX = ("count", "mu")
 
 
 def recognise(state_dict: object) -> str | None:
-    """The name of the library whose Lion returned ``state_dict``; None where it cannot be told, or is no Lion's.
+    """Return the name of the library whose Lion wrote ``state_dict``; None if it cannot be determined, or is no Lion's.
 
     Returns:
         ``"lionbits"``, ``"bitsandbytes"``, ``"flashlion"``, ``"qlion"``, ``"timm"``, ``"pytorch-optimizer"``,
@@ -63,17 +63,17 @@ def recognise(state_dict: object) -> str | None:
 
 
 def second_moments(state_dict: Mapping[str, Any]) -> set[str]:
-    """What a state dict holds that no Lion does."""
+    """Return the names of second moments that a state dict holds; no Lion has any."""
     return set().union(*_in_states(state_dict["state"])) & _SECOND_MOMENTS
 
 
 def reader(peer: str) -> str:
-    """The function that reads this peer's state dicts, as one would write it."""
+    """Return the call that reads this peer's state dicts, as text."""
     return f"lionbits.interop.from_{peer.replace('-', '_')}"
 
 
 def _in_states(states: Mapping[Any, object]) -> list[set[str]]:
-    """The names in the state of each parameter that has any."""
+    """Return the names in the state of each parameter that has any."""
     return [
         {str(key) for key in _unwrapped(state)} for state in states.values() if isinstance(state, Mapping) and state
     ]

@@ -4,8 +4,8 @@ The JSON under ``lionbits`` is the state dict itself, with ``{"$tensor": name}``
 ``{"$tuple": [...]}`` for tuples, ``{"$items": [[key, value], ...]}`` for dicts whose keys are no plain names, and
 ``{"$float": "nan"}`` for what JSON cannot write.
 
-The library reads. The writing is done here, as the library would hold all bytes in memory a second time, where paged
-state can be larger than memory, or leave temporary files of its own when it is killed.
+The safetensors library reads the files; this module writes them. The library would hold all bytes in memory a second
+time, although paged state can be larger than memory, and it leaves temporary files when its process is killed.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class _Packer:
-    """Takes the tensors out of nested containers, and gives them names by where they stood."""
+    """Takes tensors out of nested containers and names them by their places."""
 
     def __init__(self, parameter_names: Mapping[Any, str]) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -116,7 +116,7 @@ class _Packer:
         self._name_of: dict[int, str] = {}  # by id; self.tensors keeps them alive
 
     def pack(self, value: Any, where: tuple[Any, ...]) -> Any:
-        """What JSON can write of a value at a place.
+        """Return a value as JSON can write it, ``where`` being its place.
 
         Raises:
             TypeError.
@@ -174,7 +174,7 @@ def _unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _parameter_names(state_dict: Mapping[str, Any]) -> dict[Any, str]:
-    """Names of parameters by their ids in the state dict, where all have one of their own."""
+    """Return the names of parameters by their ids in the state dict, if every one has a name of its own."""
     groups = state_dict.get("param_groups")
     if not isinstance(groups, list) or not all(isinstance(group, dict) and "param_names" in group for group in groups):
         return {}
@@ -187,7 +187,7 @@ def _shown(where: tuple[Any, ...]) -> str:
 
 
 def _write(stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """The length of the header, the header, and the tensors, wide dtypes first: so each lies where its dtype may."""
+    """Write the length of the header, the header, and the tensors, wide dtypes first so that each is aligned."""
     ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
     header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
@@ -205,7 +205,7 @@ def _write(stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def _in_memory(tensor: Tensor) -> bool:
-    """Whether there are bytes of all elements, which a meta, fake or wrapper tensor and one of a freed storage lack."""
+    """True if the bytes of all elements are in memory: not so for meta, fake or wrapper tensors, or a freed storage."""
     wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__  # as DTensor does
     if wraps or tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
         return False

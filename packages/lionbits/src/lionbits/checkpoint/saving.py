@@ -1,6 +1,6 @@
-"""Files that are whole: written beside their place, brought to disk, and moved there in one step.
+"""Atomic writing of files: each is written under a temporary name, synced, and renamed in one step.
 
-A process that dies at any moment, or a disk that is full, leaves the previous file as it was.
+A process that dies at any moment, or a full disk, leaves the previous file as it was.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 if sys.platform != "win32":
     import fcntl
 
-#: What the name of a file ends with while it is written: 8 random bytes, so that writers do not meet.
+#: Suffix of a file's name while it is written: 8 random bytes, so that writers do not collide.
 _TEMPORARY = r"\.[0-9a-f]{16}\.tmp"
 
 #: Bytes of that, and of the longest name where the system does not say.
@@ -55,7 +55,9 @@ def save(obj: object, path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A stream whose content takes its place at ``path`` when all of it is on disk; after an error, never.
+    """Yield a stream whose content replaces ``path`` when all of it is on disk; after an error ``path`` is unchanged.
+
+    A character device or a pipe at ``path`` is written to directly.
 
     What is at ``path`` and is no file, but can be written to (a character device, a pipe), is written to at once.
 
@@ -87,9 +89,9 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove what killed processes left of their attempts to write ``path``. What is being written now stays.
+    """Remove temporary files that killed processes left while writing ``path``. Files being written now stay.
 
-    Where nobody can tell the two apart (a file system without locks, a file of another user), it stays as well.
+    Where the two cannot be told apart (a file system without locks, a file of another user), the file stays.
     """
     place = Path(os.path.realpath(path))
     name = re.compile(re.escape(_stem(place)) + _TEMPORARY)
@@ -112,7 +114,7 @@ def _remove_unclaimed(left: Path) -> None:
 
 
 class _Watched:
-    """A stream to write to that remembers the error of the system that ended it."""
+    """A stream for writing that remembers the system error that ended it."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -130,7 +132,7 @@ class _Watched:
 
 
 def _target(path: str | os.PathLike[str]) -> os.stat_result | None:
-    """What is at the path now, links followed; None where nothing is.
+    """Return the status of what is at the path, links followed; None if nothing is.
 
     Raises:
         OSError: it cannot be written to, or is a folder, a socket or a block device.
@@ -149,9 +151,9 @@ def _target(path: str | os.PathLike[str]) -> os.stat_result | None:
 
 
 def _begin(place: Path, before: os.stat_result | None) -> tuple[Path, BinaryIO]:
-    """A new file beside ``place``, with the mode of what is there, which nobody takes for a leftover while it is open.
+    """Create a locked temporary file beside ``place``, with the mode of the file that it replaces.
 
-    Until its mode is set nobody else can read it: what it replaces may have been private.
+    Until its mode is set only this user can read it: the file that it replaces may be private.
     """
     mode = 0o666 if before is None else 0o600
     while True:
@@ -171,7 +173,7 @@ def _begin(place: Path, before: os.stat_result | None) -> tuple[Path, BinaryIO]:
 
 
 def _hand_on(before: os.stat_result, stream: BinaryIO) -> None:
-    """Give an empty file the owner, group and mode of another, as far as the system permits it."""
+    """Give an empty file the owner, group and mode of another, as far as the system permits."""
     if sys.platform == "win32":
         return
     now = os.fstat(stream.fileno())
@@ -186,7 +188,7 @@ def _hand_on(before: os.stat_result, stream: BinaryIO) -> None:
 
 
 def _stem(place: Path) -> str:
-    """What the names of temporary files begin with: the name itself, or a digest where that would be too long."""
+    """Return the prefix of temporary names: the file's name, or a digest of it if that would be too long."""
     longest = _LONGEST
     with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows, or a file system that does not say
         longest = os.pathconf(place.parent, "PC_NAME_MAX")
@@ -195,7 +197,7 @@ def _stem(place: Path) -> str:
 
 
 def _claimed(stream: BinaryIO, *, wait: bool) -> bool:
-    """Whether this process has the file for itself now; a claim ends with the stream, or the process."""
+    """Lock the file and return True if this process holds it alone. The lock ends with the stream or the process."""
     if sys.platform == "win32":
         return True  # nobody can remove an open file there
     try:
@@ -206,7 +208,7 @@ def _claimed(stream: BinaryIO, *, wait: bool) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the new name to disk, where folders can be synced: on Windows and some network disks they cannot."""
+    """Sync a folder, so that the new name is on disk; Windows and some network disks cannot."""
     if sys.platform == "win32":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""The state dict of an optimizer: taken; and loaded, whole, or by name those parameters that the optimizer has."""
+"""State dicts of an optimizer: return one; load one whole, or by name the parameters that the optimizer has."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOT_SETTINGS = ("params", "param_names")
 
 
 class LoadedKeys(NamedTuple):
-    """What ``load_state_dict(..., strict=False)`` loaded and what not, by the names of parameters.
+    """Names of the parameters that ``load_state_dict(..., strict=False)`` loaded and did not load.
 
     Attributes:
         matched_keys: parameters that optimizer and state dict both have: their state is that of the state dict.
@@ -35,7 +35,7 @@ class LoadedKeys(NamedTuple):
 
 
 def taken(optimizer: Lion, torchs: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """See :meth:`lionbits.Lion.state_dict`.
+    """Return the state dict for :meth:`lionbits.Lion.state_dict`.
 
     Args:
         optimizer: whose state dict it is.
@@ -55,7 +55,7 @@ def taken(optimizer: Lion, torchs: Callable[[], dict[str, Any]]) -> dict[str, An
 def load(
     optimizer: Lion, torchs: Callable[[dict[str, Any]], None], state_dict: Mapping[str, Any], *, strict: bool
 ) -> LoadedKeys | None:
-    """See :meth:`lionbits.Lion.load_state_dict`.
+    """Load a state dict for :meth:`lionbits.Lion.load_state_dict`.
 
     Args:
         optimizer: that loads.
@@ -83,12 +83,12 @@ def load(
 
 
 class ByName:
-    """A hook of ``load_state_dict()``: makes of a state dict one over the optimizer's parameters, matched by name."""
+    """A hook of ``load_state_dict()`` that rearranges a state dict by name into one of the optimizer's parameters."""
 
     keys: LoadedKeys | None = None
 
     def __call__(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The state dict, complete: parameters that it lacks have the state that they have. Neither is changed.
+        """Return a complete state dict: parameters that it lacks keep their present state. Neither argument is changed.
 
         Raises:
             TypeError, ValueError: its form is no state dict's; names are missing, or there twice; no name matches.
@@ -144,7 +144,7 @@ def _names(whose: str, groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _arranged(i: int, group: Group, names: list[str], saved: Sequence[Group], ids: Mapping[str, Any]) -> dict[str, Any]:
-    """A group of the optimizer with the settings of the saved groups that its parameters come from, if any does.
+    """Return a group of the optimizer with the settings of the saved groups that its parameters come from, if any.
 
     Args:
         i, group: its place, and the group.

@@ -1,4 +1,4 @@
-"""The state of one parameter in a checkpoint, looked at before anything of it is taken over."""
+"""Checks of one parameter's state in a checkpoint, before any of it is used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NO_NORMS = torch.zeros(clipping.HISTORY, dtype=torch.float32, device="cpu")
 
 
 def examined(key: Any, param: Tensor, group: Mapping[str, Any], state: Any, *, ours: bool) -> dict[str, Any]:
-    """The state as the optimizer holds it, over the same memory; what lionbits does not know is left as it is.
+    """Return the state as the optimizer holds it, over the same memory; entries of others stay as they are.
 
     Args:
         key: the parameter's id in the state dict, for messages.
@@ -52,15 +52,15 @@ def examined(key: Any, param: Tensor, group: Mapping[str, Any], state: Any, *, o
 
 
 def _as_held(plan: Plan, param: Tensor, own: dict[str, Any]) -> dict[str, Any]:
-    """Local tensors of a kernel's dtypes, from what collectives carry, in the form that the plan asks for."""
+    """Return local tensors in the form of the plan and in a kernel's dtypes, made from those that collectives carry."""
     specs = entries.specs(plan, param.shape, own)
     forms = {
         name: collectives.carried(spec) if collectives.in_bytes(own.get(name)) else spec for name, spec in specs.items()
     }
     local = sharding.from_dtensor(param, forms, own)
     found = {name: collectives.from_bytes(value, specs.get(name)) for name, value in local.items()}
-    here = sharding.local_tensor(param)
-    entries.check_form(entries.specs(plan, here.shape, found), here, found)
+    part = sharding.local_tensor(param)
+    entries.check_form(entries.specs(plan, part.shape, found), part, found)
     unused = found.keys() & (entries.MOMENTUM - specs.keys())
     if unused:
         raise ValueError(f"the state has {sorted(unused)} beside {sorted(specs)}: momentum in two forms.")

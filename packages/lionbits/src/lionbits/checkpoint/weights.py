@@ -1,4 +1,4 @@
-"""The exact float32 weights of a model whose bfloat16 parameters are compensated: for saving and for evaluation."""
+"""Exact float32 weights of a model whose bfloat16 parameters are compensated, for saving and evaluation."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def float32_parameters(model: nn.Module, optimizer: Lion) -> dict[str, Tensor]:
 
 
 def _whole(param: Tensor, group: groups.Group | None, state: groups.Group) -> Tensor:
-    """What of the parameter is on this rank, with the rest in its state."""
-    here = sharding.local_tensor(param).detach()
-    if here.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return here.clone()
-    rest = state.get(entries.RESIDUAL)
-    if group is None or rest is None or here.dtype == torch.float16:
-        return here.to(torch.float32, copy=True)
+    """Return the local part of a parameter, completed by the residual in its state."""
+    local = sharding.local_tensor(param).detach()
+    if local.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return local.clone()
+    kept = state.get(entries.RESIDUAL)
+    if group is None or kept is None or local.dtype == torch.float16:
+        return local.to(torch.float32, copy=True)
     plan = settings.plan(group, param, param.dtype)
-    if here.dtype == torch.bfloat16 and plan.param_rounding != "compensated":
-        return here.to(torch.float32, copy=True)  # the next step forgets the rest
-    entries.check_form(entries.specs(plan, here.shape, state), here, state)
-    return residual.joined(here, rest)
+    if local.dtype == torch.bfloat16 and plan.param_rounding != "compensated":
+        return local.to(torch.float32, copy=True)  # the next step drops the residual
+    entries.check_form(entries.specs(plan, local.shape, state), local, state)
+    return residual.joined(local, kept)

@@ -66,7 +66,7 @@ Names = Sequence[str] | None
 def from_bitsandbytes(
     state_dict: StateDict, optimizer: Lion, *, names: Names = None, written_on: str | None = None
 ) -> dict[str, Any]:
-    """For ``optimizer``, what bitsandbytes' Lion (any release, 8 or 32 bits, paged or not) saved.
+    """Return a state dict for ``optimizer`` from bitsandbytes' Lion (any release, 8 or 32 bits, paged or not).
 
     Wrapped and flat, blocks of 256 and of 2048, one scale per tensor, and parameters of 8 and of 32 bits in one state
     dict are read as they come; codes are decoded with the table beside them. Percentile clipping's history is carried
@@ -85,7 +85,7 @@ def from_bitsandbytes(
 
 
 def to_bitsandbytes(optimizer: Lion, optim_bits: int | None = None) -> dict[str, Any]:
-    """What bitsandbytes' Lion loads, 0.49.2 or later, over the same parameters in the same groups.
+    """Return a state dict for bitsandbytes' Lion, 0.49.2 or later, over the same parameters in the same groups.
 
     Args:
         optimizer: whose state it is.
@@ -100,11 +100,11 @@ def to_bitsandbytes(optimizer: Lion, optim_bits: int | None = None) -> dict[str,
 
 
 def from_qlion(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
-    """For ``optimizer``, what QLion saved, quantised or not, reloaded or not.
+    """Return a state dict for ``optimizer`` from QLion's, quantised or not, reloaded or not.
 
-    Its order of operations is Lion's with betas (b1*b2, b2): these the result has, so that training continues under the
-    same rule; but for a :class:`lionbits.QLion` with ``momentum_first=False``, which asks for Lion's order with QLion's
-    betas. ``grad_clip`` and ``cautious`` are carried over.
+    QLion's order of operations is Lion's with betas (b1*b2, b2). The result has these betas, so that training continues
+    under the same rule. A :class:`lionbits.QLion` with ``momentum_first=False`` keeps QLion's betas in Lion's order.
+    ``grad_clip`` and ``cautious`` are carried over.
     """
     check_optimizer(optimizer)
     lions_order = any(group.get("momentum_first") is False for group in optimizer.param_groups)
@@ -112,7 +112,7 @@ def from_qlion(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -
 
 
 def to_qlion(optimizer: Lion) -> dict[str, Any]:
-    """What QLion loads: plain momentum, which it quantises itself at its next step.
+    """Return a state dict for QLion: plain momentum, which QLion quantises at its next step.
 
     Raises:
         ValueError: betas that its order of operations cannot have.
@@ -121,7 +121,7 @@ def to_qlion(optimizer: Lion) -> dict[str, Any]:
 
 
 def from_lion_pytorch(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
-    """For ``optimizer``, what lion-pytorch saved, or any Lion that keeps ``exp_avg`` and nothing else.
+    """Return a state dict for ``optimizer`` from lion-pytorch's, or any Lion's that keeps ``exp_avg`` and nothing else.
 
     Such state dicts do not count steps: the next update is the first. lion-pytorch's ``decoupled_weight_decay`` is not
     in its state dict; where it was on, divide ``weight_decay`` by the initial learning rate.
@@ -130,51 +130,54 @@ def from_lion_pytorch(state_dict: StateDict, optimizer: Lion, *, names: Names = 
 
 
 def to_lion_pytorch(optimizer: Lion) -> dict[str, Any]:
-    """What lion-pytorch loads, and other Lions whose groups need ``lr``, ``betas`` and ``weight_decay`` alone."""
+    """Return a state dict for lion-pytorch and for Lions whose groups need ``lr``, ``betas``, ``weight_decay`` only."""
     return _written(optimizer, exp_avg.LION_PYTORCH.write)
 
 
 def from_timm(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
-    """For ``optimizer``, what timm's Lion saved. ``maximize`` is carried over; ``caution`` as ``cautious="timm"``."""
+    """Return a state dict for ``optimizer`` from timm's Lion.
+
+    ``maximize`` is carried over; ``caution`` becomes ``cautious="timm"``.
+    """
     return import_(_read("timm", exp_avg.TIMM.read, state_dict), optimizer, names)
 
 
 def to_timm(optimizer: Lion) -> dict[str, Any]:
-    """What timm's Lion loads."""
+    """Return a state dict for timm's Lion."""
     return _written(optimizer, exp_avg.TIMM.write, exp_avg.TIMM.carries)
 
 
 def from_pytorch_optimizer(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
-    """For ``optimizer``, what pytorch_optimizer's Lion saved. ``cautious`` is carried over as ``"c-optim"``."""
+    """Return a state dict for ``optimizer`` from pytorch_optimizer's Lion; its ``cautious`` becomes ``"c-optim"``."""
     return import_(_read("pytorch-optimizer", exp_avg.PYTORCH_OPTIMIZER.read, state_dict), optimizer, names)
 
 
 def to_pytorch_optimizer(optimizer: Lion) -> dict[str, Any]:
-    """What pytorch_optimizer's Lion loads."""
+    """Return a state dict for pytorch_optimizer's Lion."""
     return _written(optimizer, exp_avg.PYTORCH_OPTIMIZER.write, exp_avg.PYTORCH_OPTIMIZER.carries)
 
 
 def from_optimi(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
-    """For ``optimizer``, what torch-optimi's Lion saved. A warning tells where it held Kahan compensation."""
+    """Return a state dict for ``optimizer`` from torch-optimi's Lion, with a warning if it held Kahan compensation."""
     return import_(_read("optimi", exp_avg.OPTIMI.read, state_dict), optimizer, names)
 
 
 def to_optimi(optimizer: Lion) -> dict[str, Any]:
-    """What torch-optimi's Lion loads; Kahan compensation begins at zero."""
+    """Return a state dict for torch-optimi's Lion; Kahan compensation begins at zero."""
     return _written(optimizer, exp_avg.OPTIMI.write)
 
 
 def from_flashlion(state_dict: StateDict, optimizer: Lion, *, names: Names = None) -> dict[str, Any]:
-    """For ``optimizer``, what flashoptim's FlashLion saved, compressed or not.
+    """Return a state dict for ``optimizer`` from flashoptim's FlashLion, compressed or not.
 
-    What its parameters are short of (``error_bits``) is theirs, not the momentum's; a warning tells where it is left
-    behind. ``decouple_lr`` is not in its state dict.
+    ``error_bits``, the residuals of its parameters, are not momentum; a warning says if some are left behind.
+    ``decouple_lr`` is not in its state dict.
     """
     return import_(_read("flashlion", flashlion.read, state_dict), optimizer, names)
 
 
 def from_optax(state: object, optimizer: Lion) -> dict[str, Any]:
-    """For ``optimizer``, what optax's Lion held; settings are the optimizer's, as optax keeps them elsewhere.
+    """Return a state dict for ``optimizer`` from optax's Lion. Settings are the optimizer's: optax's state has none.
 
     Args:
         state: ``ScaleByLionState``, or a mapping with its ``count`` and ``mu``. ``mu`` is a list of arrays in the order
@@ -186,7 +189,7 @@ def from_optax(state: object, optimizer: Lion) -> dict[str, Any]:
 
 
 def to_optax(optimizer: Lion) -> dict[str, Any]:
-    """``count`` and ``mu`` of float32 numpy arrays: by name where parameters have names, else in their order.
+    """Return ``count`` and ``mu`` as float32 numpy arrays: by name if parameters have names, else in their order.
 
     Raises:
         ValueError: a parameter has no state yet.
@@ -194,7 +197,7 @@ def to_optax(optimizer: Lion) -> dict[str, Any]:
     return _written(optimizer, optax.write)
 
 
-#: What can be written of an optimizer alone, by the same names.
+#: Writers of peers' state dicts that need the optimizer alone, by the same names.
 WRITERS: dict[str, Callable[[Lion], dict[str, Any]]] = {
     "bitsandbytes": to_bitsandbytes,
     "qlion": to_qlion,
@@ -208,7 +211,9 @@ WRITERS: dict[str, Callable[[Lion], dict[str, Any]]] = {
 def compare(
     state_dict: Any, optimizer: Lion, *, names: Names = None, written_on: str | None = None
 ) -> list[Difference]:
-    """How far the momentum that ``optimizer`` holds is from that of a peer's state dict, parameter by parameter.
+    """Return the differences between a peer's momentum and ``optimizer``'s, parameter by parameter.
+
+    Called after loading from the state dict, or after writing it, it measures the conversion.
 
     After loading what was made of the state dict, or after writing it: what the conversion cost.
 
@@ -231,7 +236,7 @@ def compare(
 
 
 def _read(peer: str, read: Callable[[StateDict], ImportedStateDict], state_dict: StateDict) -> ImportedStateDict:
-    """What ``read`` says. Where it fails on what another peer saved, the error ends with the function for that."""
+    """Return ``read(state_dict)``. If that fails on another peer's state dict, the error names the function to use."""
     try:
         return read(state_dict)
     except (TypeError, ValueError) as error:

@@ -31,7 +31,7 @@ def read(state_dict: Mapping[str, Any], written_on: str | None = None) -> Import
 
 
 def write(reading: ImportedStateDict, optim_bits: int | None = None) -> dict[str, Any]:
-    """A wrapped state dict; see :func:`lionbits.interop.to_bitsandbytes`."""
+    """Return a wrapped state dict; see :func:`lionbits.interop.to_bitsandbytes`."""
     checks.choice("optim_bits", optim_bits, (None, 32, 8))
     values = dynamic_map.table()
     states = {}

@@ -1,4 +1,4 @@
-"""What a conversion cost: momentum before and after, parameter by parameter."""
+"""The loss of a conversion: momentum before and after, parameter by parameter."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Difference:
 
     @property
     def elements(self) -> int:
-        """How many there are."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 def differences(
     before: ImportedStateDict, after: ImportedStateDict, pairs: Iterable[tuple[Any, Any]]
 ) -> list[Difference]:
-    """One for each parameter that has state on both sides.
+    """Return one difference for each parameter that has state on both sides.
 
     Args:
         before, after: readings of the same parameters.

@@ -1,7 +1,7 @@
 """Peers that keep plain momentum: ``exp_avg`` like the parameter, no codes, mostly no count of steps.
 
-They differ in their groups. A setting of theirs that Lion here has too is carried over; one that makes theirs another
-rule is refused where it has an effect.
+Their groups differ. A setting that Lion here also has is carried over; one that changes the rule is refused if it
+has an effect.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Plain:
     Attributes:
         name: of the peer.
         defaults: settings beside lr, betas and weight_decay that its groups need, with what they are by default.
-        inward: from its group to settings of ours.
-        outward: from our group to settings of its own, over ``defaults``.
+        inward: makes our settings of its group.
+        outward: makes its settings, over ``defaults``, of our group.
         carries: settings beyond Lion's own that ``outward`` knows; see :func:`lionbits.interop.lion.warn_of_losses`.
         beside: what it keeps beside ``exp_avg``, empty.
     """
@@ -41,7 +41,7 @@ class Plain:
     beside: Callable[[DecodedState], dict[str, Any]] = lambda held: {}
 
     def read(self, state_dict: Mapping[str, Any]) -> ImportedStateDict:
-        """See :func:`lionbits.interop.from_lion_pytorch`."""
+        """Decode a state dict of this peer; see :func:`lionbits.interop.from_lion_pytorch`."""
         groups = groups_of(state_dict)
         steps = {key: {"step": group.get("step", 0)} for group in groups for key in group["params"]}
         held = {}
@@ -51,7 +51,7 @@ class Plain:
         return ImportedStateDict(held, [self.inward(group) for group in groups])
 
     def write(self, reading: ImportedStateDict) -> dict[str, Any]:
-        """See :func:`lionbits.interop.to_lion_pytorch`."""
+        """Return a state dict for this peer; see :func:`lionbits.interop.to_lion_pytorch`."""
         states = {key: {"exp_avg": held.exp_avg(), **self.beside(held)} for key, held in reading.held.items()}
         return {"state": states, "param_groups": [self._group(group, reading) for group in reading.groups]}
 
@@ -63,7 +63,7 @@ class Plain:
 
 
 def refuse(group: Mapping[str, Any], name: str, harmless: object, why: str) -> None:
-    """Refuse a setting of a peer that makes its rule another, where weight decay makes it felt.
+    """Refuse a setting of a peer that changes its rule, if weight decay gives it an effect.
 
     Raises:
         ValueError: naming the setting.
@@ -103,15 +103,15 @@ def _to_optimi(group: Mapping[str, Any]) -> Group:
 
 
 def _kahan(held: DecodedState) -> dict[str, Any]:
-    """Without this optimi takes the momentum for missing; float32 parameters need no compensation."""
+    """Return Kahan compensation of zero, None for float32: without the key optimi takes the momentum for missing."""
     narrow = held.dtype in (torch.bfloat16, torch.float16)
     return {"kahan_comp": torch.zeros(held.shape, dtype=held.dtype) if narrow else None}
 
 
 def left_behind(key: Any, state: Mapping[str, Any], name: str, why: str) -> None:
-    """Warn of a tensor of a peer's that is not empty and has no place here."""
-    rest = state.get(name)
-    if isinstance(rest, torch.Tensor) and rest.any():
+    """Warn of a peer's tensor that is not empty and has no place here."""
+    value = state.get(name)
+    if isinstance(value, torch.Tensor) and value.any():
         advice.warn(f"{name} of parameter {key!r} is left behind: {why}")
 
 

@@ -22,7 +22,7 @@ _CODES, _SCALES = "exp_avg::quantized", "exp_avg::scales"
 
 
 def read(state_dict: Mapping[str, Any]) -> ImportedStateDict:
-    """See :func:`lionbits.interop.from_flashlion`."""
+    """Decode a state dict of FlashLion; see :func:`lionbits.interop.from_flashlion`."""
     groups = [settings(group) for group in groups_of(state_dict)]
     return ImportedStateDict({key: _held(key, state) for key, state in states_of(state_dict)}, groups)
 

@@ -1,4 +1,4 @@
-"""What every Lion's state dict says, whatever the form in which it says it."""
+"""The content of a Lion's state dict, independent of its format."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import Tensor
 from lionbits.checkpoint import form
 from lionbits_reference.spec import checks
 
-#: What schedulers leave in a group, for themselves.
+#: Keys that schedulers write into a group.
 SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 
-#: What every peer has in its groups, or may have.
+#: Keys that every peer has in its groups, or may have.
 COMMON = ("lr", "betas", "weight_decay", *SCHEDULED, "param_names", "params")
 
 State = Mapping[str, Any]
 
 
 class DecodedState(NamedTuple):
-    """The state of one parameter, decoded when it is asked for: float32 of a whole model may not fit in memory.
+    """The state of one parameter, decoded on request: float32 of a whole model may not fit in memory.
 
     Attributes:
         shape: of the parameter.
@@ -45,10 +45,10 @@ class DecodedState(NamedTuple):
     dtype: torch.dtype | None = None
 
     def exp_avg(self) -> Tensor:
-        """The momentum: float32, contiguous, of the parameter's shape. It may share memory with the state dict.
+        """Return the momentum: float32, contiguous, of the parameter's shape. It may share memory with the state dict.
 
         Raises:
-            ValueError: it is not finite, and such an element would be skipped for ever.
+            ValueError: it is not finite; such an element would always be skipped.
         """
         found = self.decode().detach().to(torch.float32).contiguous()
         spoilt = int((~torch.isfinite(found)).sum())
@@ -62,7 +62,7 @@ class DecodedState(NamedTuple):
 
 @dataclass(frozen=True)
 class ImportedStateDict:
-    """A state dict, read.
+    """A state dict that was read.
 
     Attributes:
         held: parameter id -> its state; a parameter without state is not there.
@@ -87,7 +87,7 @@ class ImportedStateDict:
 
 
 def groups_of(state_dict: Any) -> list[dict[str, Any]]:
-    """The groups of a state dict, after a look at its form.
+    """Return the groups of a state dict, having checked its form.
 
     Raises:
         TypeError, ValueError: it has not the form of one, or a setting is no single number.
@@ -150,7 +150,7 @@ def tensor(key: Any, state: State, name: str) -> Tensor:
 
 
 def settings(group: Mapping[str, Any], *more: str) -> dict[str, Any]:
-    """What a group says about ``lr``, ``betas``, ``weight_decay`` and ``more``, its parameters, and its schedule.
+    """Return ``lr``, ``betas``, ``weight_decay`` and ``more`` of a group, with its parameters and schedule.
 
     Raises:
         TypeError, ValueError: one of them is missing, or betas are not two numbers.
@@ -165,12 +165,12 @@ def settings(group: Mapping[str, Any], *more: str) -> dict[str, Any]:
 
 
 def common(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a group of ours every peer understands."""
+    """Return the settings of our group that every peer has."""
     return {name: group[name] for name in COMMON if name in group}
 
 
 def plain(key: Any, state: State, step: int = 0) -> DecodedState:
-    """State that is ``exp_avg`` in a float dtype.
+    """Return state that is ``exp_avg`` in a float dtype.
 
     Raises:
         TypeError, ValueError: it is not.

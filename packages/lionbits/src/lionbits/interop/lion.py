@@ -1,4 +1,4 @@
-"""From a reading to what ``load_state_dict`` takes, and from an optimizer of ours to a reading."""
+"""Conversion from a decoded state dict to what ``load_state_dict`` takes, and from an optimizer to a decoded one."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 #: Settings that change what a step does, and the values with which they change nothing.
 _BEYOND_LION = {"cautious": None, "grad_clip": 0.0, "percentile_clipping": 100, "maximize": False}
 
-#: What of a reading's group is not taken over: what it holds, and in which form.
+#: Keys of a decoded group that are not settings to import: its parameters, and its format.
 _OWN = ("params", "param_names", *FORM)
 
 
 def import_(reading: ImportedStateDict, optimizer: Lion, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """A state dict for ``optimizer``, momentum in its formats, rounded to nearest. It is not changed itself.
+    """Return a state dict for ``optimizer``, momentum in its formats, rounded to nearest. The optimizer is not changed.
 
     Args:
         reading: of a peer's state dict.
@@ -55,7 +55,7 @@ def import_(reading: ImportedStateDict, optimizer: Lion, names: Sequence[str] | 
 
 
 def export(optimizer: Lion) -> ImportedStateDict:
-    """What the optimizer holds; all settings of its groups."""
+    """Return the state that the optimizer holds, decoded on request, and all settings of its groups."""
     check_optimizer(optimizer)
     saved = optimizer.state_dict()
     held = {}
@@ -75,14 +75,14 @@ def _decoded(optimizer: Lion, group: Mapping[str, Any], param: torch.Tensor, sta
 
 
 def _whole(optimizer: Lion, param: torch.Tensor) -> torch.Tensor:
-    """All of a parameter's momentum. Of a sharded one, a collective call."""
+    """Return all of a parameter's momentum. For a sharded parameter this is a collective call."""
     momentum: Any = optimizer.momentum(param)
     whole: torch.Tensor = momentum.full_tensor() if sharding.distributed(momentum) else momentum
     return whole
 
 
 def warn_of_losses(optimizer: Lion, carries: Mapping[str, object] = MappingProxyType({})) -> None:
-    """Warn of what a peer that is to go on from here cannot carry on.
+    """Warn of settings and state that a peer cannot carry on.
 
     Args:
         optimizer: whose state is written.
@@ -103,7 +103,10 @@ def warn_of_losses(optimizer: Lion, carries: Mapping[str, object] = MappingProxy
 
 
 def matched(reading: ImportedStateDict, optimizer: Lion, names: Sequence[str] | None) -> list[list[Any]]:
-    """For each group of the optimizer, the peer's ids of its parameters.
+    """Return, for each group of the optimizer, the peer's ids of its parameters.
+
+    They are matched by name if both sides have names (the peer's may be given), and then groups may differ; else by
+    position.
 
     By name where both sides have names (the peer's may be given), so that groups may differ; else by position.
 

@@ -15,7 +15,7 @@ from .imported import DecodedState, ImportedStateDict
 
 
 def read(state: object, sizes: Sequence[int]) -> ImportedStateDict:
-    """See :func:`lionbits.interop.from_optax`; ``sizes``: how many parameters each group of the optimizer has."""
+    """Read optax's state; ``sizes`` are the numbers of parameters of the optimizer's groups."""
     mu, count = _member(state, "mu"), _member(state, "count")
     whole = getattr(count, "item", lambda: count)()
     if not isinstance(whole, numbers.Integral):
@@ -35,7 +35,7 @@ def read(state: object, sizes: Sequence[int]) -> ImportedStateDict:
 
 
 def write(reading: ImportedStateDict) -> dict[str, Any]:
-    """See :func:`lionbits.interop.to_optax`."""
+    """Return ``count`` and ``mu`` of optax's state; see :func:`lionbits.interop.to_optax`."""
     names, ids = reading.names, reading.ids
     arrays = [reading.held[key].exp_avg().cpu().numpy() if key in reading.held else None for key in ids]
     missing = [key for key in ids if key not in reading.held]

@@ -1,4 +1,4 @@
-"""Everyone who can be read, by the name that :func:`lionbits.interop.recognise` gives."""
+"""Readers of all peers, by the name that :func:`lionbits.interop.recognise` returns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PEERS = ("bitsandbytes", *_PLAIN, "optax")
 
 
 def read(state_dict: Any, peer: str, *, written_on: str | None = None, sizes: Sequence[int] = ()) -> ImportedStateDict:
-    """What a peer's state dict says.
+    """Decode a peer's state dict.
 
     Args:
         state_dict: the peer's.

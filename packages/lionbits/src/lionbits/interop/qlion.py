@@ -15,7 +15,7 @@ from .imported import DecodedState, ImportedStateDict, groups_of, plain, setting
 
 
 def read(state_dict: Mapping[str, Any], *, lions_order: bool = False) -> ImportedStateDict:
-    """See :func:`lionbits.interop.from_qlion`; ``lions_order``: betas stay as they are."""
+    """Decode a state dict of QLion; ``lions_order=True`` keeps betas as they are."""
     groups = [_inward(group, lions_order) for group in groups_of(state_dict)]
     return ImportedStateDict({key: _held(key, state) for key, state in states_of(state_dict)}, groups)
 
@@ -55,5 +55,5 @@ def _outward(group: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-#: How it is written: as plain momentum, which QLion quantises at its next step.
+#: Writer of plain momentum, which QLion quantises at its next step.
 WRITTEN = Plain("qlion", outward=_outward, carries={"cautious": "gradient", "grad_clip": ...})

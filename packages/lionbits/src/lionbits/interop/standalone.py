@@ -24,7 +24,7 @@ def restored(reading: ImportedStateDict, optim_bits: int) -> Lion:
 
 
 def revived(state_dict: Mapping[str, Any]) -> Lion:
-    """The Lion that saved a state dict of ours.
+    """Return the Lion that saved one of lionbits' state dicts.
 
     Raises:
         TypeError, ValueError: it is damaged, or its codes do not tell the shapes of the parameters.
@@ -41,7 +41,7 @@ def revived(state_dict: Mapping[str, Any]) -> Lion:
 
 
 def _members(group: Mapping[str, Any], shapes: Mapping[Any, torch.Size]) -> dict[str, Any]:
-    """Parameters, and their names where there are any. One without state is a number: nobody will ask for its shape."""
+    """Return parameters, and their names if there are any. One without state is a number: its shape is not needed."""
     dtype = torch.bfloat16 if group.get("param_rounding", "nearest") != "nearest" else torch.float32
     params = [Parameter(torch.zeros((), dtype=dtype).expand(shapes.get(key, ()))) for key in group["params"]]
     names = group.get("param_names")
@@ -52,8 +52,8 @@ def _shape(key: Any, state: Mapping[str, Any], bits: int) -> torch.Size:
     if "exp_avg" in state or bits == 8:
         return tensor(key, state, "exp_avg" if "exp_avg" in state else "exp_avg_codes").shape
     if "param_residual" in state:
-        rest = tensor(key, state, "param_residual")
-        return rest.shape if rest.dtype != torch.uint8 else rest.shape[:-1]
+        residual = tensor(key, state, "param_residual")
+        return residual.shape if residual.dtype != torch.uint8 else residual.shape[:-1]
     raise ValueError(
         f"state of parameter {key!r} has codes of {bits} bits, packed, which do not tell its shape. Load it into an "
         f"optimizer over the model's parameters, and use lionbits.interop.to_... on that."

@@ -1,4 +1,4 @@
-"""State in host memory, and its way to where the update runs. Backends only ever see tensors that they can reach.
+"""State in host memory, and its copies to where the update runs. Backends only see tensors that they can reach.
 
 ``config`` says where state is kept; ``placement`` chooses what stays on the device; ``host_memory`` and ``huge_pages``
 allocate. ``pages`` cuts what travels; ``staging`` lays pages out in buffers; ``prefetch`` moves them on the ``streams``

@@ -1,4 +1,4 @@
-"""Memory for state that lives beside its parameter."""
+"""Allocation of state beside its parameter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import huge_pages
 
 
 def zeros(wanted: Sequence[Mapping[str, TensorSpec]], device: torch.device) -> list[dict[str, Tensor]]:
-    """Zeroed state tensors on the device for each of the specs."""
+    """Return zeroed state tensors on the device for each of the specs."""
     return [{key: _zeros(spec, device) for key, spec in specs.items()} for specs in wanted]
 
 

@@ -1,8 +1,8 @@
-"""Where state is kept, by two classes with one interface: beside its parameter, or in pages.
+"""Placement of state: two classes with one interface, beside the parameter or in pages.
 
 ``Resident`` keeps state beside its parameter. ``Paged`` keeps it on the host (in memory-mapped files under
-``page_dir``), and on the device what ``page_budget`` allows. Where the parameters are on the CPU themselves nothing has
-to move. Both are plain values: an optimizer that is copied or pickled takes its configuration along.
+``page_dir``), and on the device what ``page_budget`` allows. If the parameters are on the CPU nothing is moved. Both
+are plain values: a copied or pickled optimizer keeps its configuration.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ PAGE_SIZE = 16 << 20
 
 @dataclass(frozen=True)
 class Resident:
-    """State lives on its parameter's device."""
+    """State on its parameter's device."""
 
-    #: Whether the host does the work of a device.
+    #: True if the host updates the parameters of a device.
     offloads = False
 
     def moves(self, device: torch.device) -> bool:
-        """Whether anything of parameters on ``device`` has to travel for an update: never."""
+        """False: nothing of parameters on ``device`` is moved for an update."""
         del device
         return False
 
     def computes_on(self, device: torch.device) -> torch.device:
-        """Where parameters on ``device`` are updated: there."""
+        """Return ``device``: parameters are updated where they are."""
         return device
 
     def reaches(self, device: torch.device) -> list[torch.device]:
-        """Where state of parameters on ``device`` may be: there."""
+        """Return the devices that state of parameters on ``device`` may be on: ``device`` alone."""
         return [device]
 
 
 @dataclass(frozen=True)
 class Paged:
-    """State lives on the host; what there is room for, on the device, unless the update runs on the host too.
+    """State on the host. The device holds what there is room for, unless the update runs on the host too.
 
     Attributes:
         page_budget: bytes of state that may be on a device at a time, at least two pages; None: what it can spare.
         page_dir: a folder for memory-mapped files, or None for memory.
         page_size: bytes of a page.
-        paged_compute: ``"device"``: state is brought to its parameter; ``"host"``: parameter and gradient to the state.
+        paged_compute: ``"device"``: state is copied to its parameter; ``"host"``: parameter and gradient to the state.
         streams: makes the copy streams of a device, for tests. With it even state of parameters on the CPU is
             prefetched and written back.
     """
@@ -81,23 +81,23 @@ class Paged:
 
     @property
     def offloads(self) -> bool:
-        """Whether the host does the work of a device."""
+        """True if the host updates the parameters of a device."""
         return self.paged_compute == "host"
 
     def moves(self, device: torch.device) -> bool:
-        """Whether anything of parameters on ``device`` has to travel for an update."""
+        """True if an update of parameters on ``device`` needs copies between host and device."""
         return device.type != "cpu" or self.streams is not None
 
     def computes_on(self, device: torch.device) -> torch.device:
-        """Where parameters on ``device`` are updated."""
+        """Return the device that updates parameters on ``device``."""
         return torch.device("cpu") if self.offloads else device
 
     def reaches(self, device: torch.device) -> list[torch.device]:
-        """Where state of parameters on ``device`` may be; first, where they are updated."""
+        """Return the devices that state of parameters on ``device`` may be on; first the one that updates them."""
         return list(dict.fromkeys((self.computes_on(device), torch.device("cpu"))))
 
     def streams_of(self, device: torch.device) -> CopyStreams:
-        """What copies there."""
+        """Return the copy streams of ``device``."""
         return (self.streams or copy_streams)(device)
 
 
@@ -105,7 +105,7 @@ Pager = Resident | Paged
 
 
 def paging_config(is_paged: object, **settings: Any) -> Pager:
-    """The configuration that optimizer arguments ask for.
+    """Return the configuration that optimizer arguments ask for.
 
     Args:
         is_paged: whether state is.
@@ -124,10 +124,10 @@ def paging_config(is_paged: object, **settings: Any) -> Pager:
 
 
 def adopt(pager: Pager, held: Sequence[tuple[torch.device, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Copies of the states of parameters on these devices, each tensor where it is kept.
+    """Return copies of the states of parameters on these devices, each tensor where it is kept.
 
-    Norms, and what else is small and not like the parameter, stay where it is updated. Paged state comes to the host,
-    whatever room the device has: there it could be beside the state that it replaces.
+    Norms, and other small tensors unlike the parameter, are kept where it is updated. Paged state goes to the host
+    even if the device has room: there it could be beside the state that it replaces.
     """
     copies: list[dict[str, Any]] = [dict(state) for _, state in held]
     large = [_large(state) for state in copies]
@@ -154,7 +154,7 @@ def adopt(pager: Pager, held: Sequence[tuple[torch.device, Mapping[str, Any]]]) 
 
 
 def _carried(value: Any, device: torch.device) -> Any:
-    """A copy of what others keep in a state, its tensors on ``device`` and otherwise as they are."""
+    """Return a copy of another library's entry in a state, its tensors on ``device`` and otherwise unchanged."""
     if isinstance(value, Tensor):
         there = value.detach()
         return there.clone() if there.is_meta or there.device == device else there.to(device)

@@ -1,11 +1,11 @@
-"""Memory for pages: pinned where a device reads it, plain elsewhere, or files that have lost their names.
+"""Memory for pages: pinned if a device reads it, plain otherwise, or mapped files that are unlinked.
 
-State of many small parameters shares a page, so that one copy brings them all; a large parameter's has memory of its
-own. To torch each tensor has a storage of its own, a part of the page: who pickles, copies or saves a tensor takes all
-of its storage along.
+State of many small parameters shares a page, so that one copy moves them all; a large parameter has memory of its
+own. To torch each tensor has a storage of its own, a part of the page, so that pickling, copying or saving a tensor
+takes no more than its own bytes.
 
-Files are mapped shared, as memory is no place for state that is larger. So a forked process reaches those of its
-parent: :func:`check_process` keeps it from them.
+Files are mapped shared: state that is larger than memory cannot be mapped privately. So a forked process reaches the
+files of its parent; :func:`check_process` refuses to use them there.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _PROCESS = os.getpid()
 
 
 class Home(NamedTuple):
-    """Where a tensor lies: in which page, from which byte on, and which process made the file; 0: it is memory."""
+    """The place of a tensor: its page, its first byte there, and the process that made the file (0: it is memory)."""
 
     page: Tensor
     at: int
     maker: int
 
 
-#: Of each tensor in a page, as long as it lives.
+#: Place of each tensor in a page, for as long as the tensor lives.
 _homes = WeakTensorKeyDictionary()
 
 #: Bytes that are written at a time to a file, where room in it cannot be reserved.
@@ -51,7 +51,7 @@ _CHUNK = 1 << 20
 def allocate(
     wanted: Sequence[Specs], page_size: int, folder: str | Path | None, *, pinned: bool
 ) -> list[dict[str, Tensor]]:
-    """Zeroed state tensors on the host for each of the specs.
+    """Return zeroed state tensors on the host for each of the specs.
 
     Raises:
         OSError: the folder has no room for a file.
@@ -73,7 +73,10 @@ def allocate(
 
 
 def place(tensor: Tensor) -> tuple[torch.UntypedStorage, int]:
-    """The memory in which a tensor has neighbours, and the byte of it at which the tensor begins."""
+    """Return the storage of a tensor's page, and the byte of it at which the tensor begins.
+
+    A tensor that is in no page has its own storage.
+    """
     home: Home | None = _homes.get(tensor)
     if home is None:
         return tensor.untyped_storage(), int(tensor.storage_offset()) * tensor.itemsize
@@ -81,7 +84,7 @@ def place(tensor: Tensor) -> tuple[torch.UntypedStorage, int]:
 
 
 def check_process(states: Iterable[object]) -> None:
-    """Refuse to use state in files that another process made, and from which this one was forked.
+    """Refuse state in files of another process, from which this one was forked.
 
     Raises:
         RuntimeError: naming both processes.
@@ -101,22 +104,22 @@ def check_process(states: Iterable[object]) -> None:
 
 
 def size(specs: Specs) -> int:
-    """Bytes that the tensors of a parameter take in pages."""
+    """Return the bytes that the tensors of a parameter take in pages."""
     return sum(_padded(bytes_of(spec)) for spec in specs.values())
 
 
 def carve(page: Tensor, at: int, spec: TensorSpec) -> tuple[Tensor, int]:
-    """The tensor that begins at byte ``at`` of a page, and where the next one may begin."""
+    """Return the tensor that begins at byte ``at`` of a page, and the byte at which the next one may begin."""
     return page[at : at + bytes_of(spec)].view(spec.dtype).view(spec.shape), at + _padded(bytes_of(spec))
 
 
 def bytes_of(spec: TensorSpec) -> int:
-    """Of a tensor."""
+    """Return the bytes of a tensor."""
     return torch.Size(spec.shape).numel() * spec.dtype.itemsize
 
 
 def _runs(sizes: Sequence[int], page_size: int) -> list[range]:
-    """Which neighbours share memory: as many as a page holds, or one that is larger."""
+    """Group neighbours that share memory: as many as a page holds, or one that is larger."""
     runs, first, total = [], 0, 0
     for j, taken in enumerate(sizes):
         if j > first and total + taken > page_size:
@@ -129,7 +132,7 @@ def _runs(sizes: Sequence[int], page_size: int) -> list[range]:
 
 
 def _memory(count: int, folder: str | Path | None, *, pinned: bool) -> Tensor:
-    """So many zeroed bytes."""
+    """Return ``count`` zeroed bytes."""
     if folder is None or count == 0:
         return torch.zeros(count, dtype=torch.uint8, device="cpu", pin_memory=pinned)
     handle, name = tempfile.mkstemp(prefix="lionbits-", suffix=".page", dir=folder)
@@ -146,9 +149,10 @@ def _memory(count: int, folder: str | Path | None, *, pinned: bool) -> Tensor:
 
 
 def reserve(handle: int, count: int) -> None:
-    """Give an empty file so many zero bytes that are on the disk: those of a sparse file are sought when written to.
+    """Fill an empty file with ``count`` zero bytes that are allocated on the disk.
 
-    Where there is no room then, the process gets a signal that ends it, rather than an error.
+    A sparse file would get its disk blocks when it is written to. If there is no room then, a signal ends the process
+    instead of an error.
 
     Raises:
         OSError: there is no room.

@@ -1,4 +1,4 @@
-"""Huge pages for large state in memory, where Linux gives them to those who ask."""
+"""Transparent huge pages for large state in memory, which Linux gives on request."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PAGE, LEAST = 1 << 21, 1 << 22
 
 
 def ask(tensor: Tensor) -> Tensor:
-    """The tensor itself, dense and on the CPU, before anything is written to it.
+    """Return the tensor itself (dense, on the CPU), after requesting huge pages; nothing may be written to it before.
 
-    A step runs through all state, and looks up the address of each page on the way: 512 times fewer are huge. It is
-    advice, as numpy gives for its arrays, and what does not come of it is no error.
+    A step reads all state and looks up the address of each page on the way: there are 512 times fewer huge ones. The
+    request is advice, as numpy gives for its arrays, so its failure is no error.
     """
     if sys.platform == "linux" and tensor.nbytes >= LEAST:
         first = tensor.data_ptr()

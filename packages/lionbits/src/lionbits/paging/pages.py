@@ -1,4 +1,4 @@
-"""How what travels is cut into pages, and how a page's bytes lie in a staging buffer."""
+"""Pages: how tensors that are copied are cut into them, and the layout of a page in a staging buffer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import host_memory
 #: Staging buffers that pages pass through: one is updated, one arrives, one leaves.
 STAGING_BUFFERS = 3
 
-#: What columns are cut at where the format has no blocks; even, so that pairs that share a hash stay together.
+#: Columns are cut at its multiples if the format has no blocks; even, so that no pair with one hash is cut.
 _COLUMNS = 256
 
 
@@ -29,7 +29,7 @@ class Piece(NamedTuple):
     last: int = 0
 
     def slot(self, plan: Plan, slots: Sequence[Slot]) -> Slot:
-        """The slot itself, or a slot of views."""
+        """Return the slot itself, or a slot of views."""
         slot = slots[self.place]
         if self.axis == "whole":
             return slot
@@ -37,7 +37,7 @@ class Piece(NamedTuple):
         return cut(slot, plan.format, self.first, self.last)
 
     def grad(self, grads: Sequence[Tensor]) -> Tensor:
-        """The slot's gradient, or a view of the same part of it."""
+        """Return the slot's gradient, or a view of the same part of it."""
         grad = grads[self.place]
         if self.axis == "whole":
             return grad
@@ -46,7 +46,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Page:
-    """Pieces that travel together.
+    """Pieces that are copied together.
 
     Attributes:
         pieces: in the order of the slots; no slot has two pieces in a page.
@@ -58,21 +58,21 @@ class Page:
 
     @property
     def places(self) -> list[int]:
-        """The slots that the pieces are of."""
+        """Places of the slots that the pieces are of."""
         return [piece.place for piece in self.pieces]
 
 
 def cut(
     plan: Plan, slots: Sequence[Slot], places: Sequence[int], page_size: int, compute: str = "device"
 ) -> list[Page]:
-    """What travels of these slots in pages of ``page_size`` bytes, larger only where one row is.
+    """Cut the tensors of these slots that are copied into pages of ``page_size`` bytes, larger only for a longer row.
 
     Args:
         plan: of the slots.
         slots: of a launch group.
         places: of those that are cut.
         page_size: bytes.
-        compute: where the update runs: to the ``"device"`` travels state, to the ``"host"`` parameter and gradient.
+        compute: where the update runs: state is copied to the ``"device"``, parameter and gradient to the ``"host"``.
     """
     pages: list[Page] = []
     pieces: list[Piece] = []
@@ -90,12 +90,12 @@ def cut(
 
 
 def moving(plan: Plan) -> list[str]:
-    """State that moves. One scale for a whole tensor stays where its parameter is."""
+    """Return the names of state that is copied. One scale for a whole tensor stays where its parameter is."""
     return [key for key in plan.state_spec(()) if not (key == "exp_avg_scale" and plan.format.tensor_wise)]
 
 
 def travelling(plan: Plan, shape: Sequence[int], compute: str) -> dict[str, TensorSpec]:
-    """What travels of a parameter of this shape, so that it meets the rest where the update runs."""
+    """Return specs of the tensors that are copied for a parameter of this shape, by where the update runs."""
     if compute == "host":
         return {
             "param": TensorSpec(tuple(shape), plan.param_dtype),

@@ -1,8 +1,8 @@
-"""Who lives on the device: what fits there never moves.
+"""Placement of state: what fits on the device stays there and is never copied.
 
-Steps stage all state in turn, again and again. Under that, the page that was used longest ago is the next to be needed,
-so keeping the most recent ones (LRU) finds nothing but what has just been thrown out. Some pages staying and all others
-passing through is as good as knowing the future: docs/paging.md has the curves.
+Steps stage all state in the same order, again and again. So the page that was used longest ago is the next to be
+needed, and keeping the most recent ones (LRU) misses every time. To keep some pages and stage all others is as
+good as knowing the future: docs/paging.md has the curves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .config import Paged, Pager
 from .pages import STAGING_BUFFERS
 from .stats import PagingStats, shrunk
 
-#: Of the memory that a CUDA device has free at the first step, the part that state may take without a budget.
+#: Share of a CUDA device's free memory at the first step that state may take without a budget.
 SPARE = 0.8
 
 
@@ -30,11 +30,11 @@ Held = tuple[torch.device, dict[str, Any], Sequence[str]]
 
 
 class Placement:
-    """Places state, and knows what stays on its device.
+    """Allocates state, and knows what stays on its device.
 
     Args:
-        pager: where state lives.
-        stats: where it is told that a device had no room.
+        pager: where state is kept.
+        stats: counts the times that a device had no room.
     """
 
     def __init__(self, pager: Pager, stats: PagingStats) -> None:
@@ -42,7 +42,7 @@ class Placement:
         self._staying, self._passing = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
 
     def allocate(self, wanted: Sequence[tuple[torch.device, Mapping[str, TensorSpec]]]) -> list[dict[str, Tensor]]:
-        """Zeroed state for parameters on these devices: there as far as there is room, else on the host."""
+        """Return zeroed state for parameters on these devices: on the device while there is room, else on the host."""
         made: list[dict[str, Tensor]] = [{} for _ in wanted]
         for device in dict.fromkeys(device for device, _ in wanted):
             places = [j for j, (d, _) in enumerate(wanted) if d == device]
@@ -52,7 +52,7 @@ class Placement:
         return made
 
     def settle_in(self, held: Sequence[Held]) -> None:
-        """Let state that is new here (it was loaded, say) move to its device for good, as far as there is room."""
+        """Move state that is new here (loaded, say) to its device for good, while there is room."""
         for device in dict.fromkeys(device for device, _, _ in held if self._pager.moves(device)):
             on_host = [(state, keys) for d, state, keys in held if d == device and self._new(device, state, keys)]
             for state, keys in on_host:
@@ -68,7 +68,7 @@ class Placement:
                 self._now_stays(on_device)
 
     def stay(self, device: torch.device, state: Mapping[str, Any], keys: Sequence[str]) -> bool:
-        """Whether these state tensors of a parameter on ``device`` live there."""
+        """True if these state tensors of a parameter on ``device`` stay there."""
         return all(self._stays(state[key], device) for key in keys)
 
     def _new(self, device: torch.device, state: Mapping[str, Any], keys: Sequence[str]) -> bool:
@@ -101,7 +101,7 @@ class Placement:
         return [made[j] for j in range(len(wanted))]
 
     def _chosen(self, device: torch.device, sizes: Sequence[int]) -> list[int]:
-        """Which of these may come to stay on the device, beside what is there."""
+        """Choose which of these sizes may stay on the device, beside what is there."""
         assert isinstance(self._pager, Paged)
         if self._pager.offloads:
             return []
@@ -116,7 +116,7 @@ class Placement:
 
 
 def choose(sizes: Sequence[int], room: int) -> set[int]:
-    """Which of the sizes are to stay, in ``room`` bytes: the largest first, as these are what fills it best."""
+    """Choose the sizes that stay in ``room`` bytes: the largest first, as these fill it best."""
     chosen = set()
     for j in sorted(range(len(sizes)), key=lambda j: (-sizes[j], j)):
         if sizes[j] <= room:
@@ -126,7 +126,7 @@ def choose(sizes: Sequence[int], room: int) -> set[int]:
 
 
 def room(budget: int | None, device: torch.device, there: int) -> int:
-    """Bytes that are left for state on the device, beside those that are there.
+    """Return the bytes that are left for state on the device, beside the ``there`` bytes already on it.
 
     Without a budget it is what the device can spare at the moment: at the first step, that is what forward and backward
     have left.

@@ -1,12 +1,12 @@
-"""Pages are prefetched ahead of the update and written back behind it, so that the update waits for neither.
+"""Prefetching of pages ahead of the update and writing them back behind it: the update waits for neither.
 
-While page ``i`` is updated, ``i+1`` and ``i+2`` arrive and ``i-1`` leaves. Events order what has to be: a staging
-buffer is filled when what was in it has left, a page is updated when it has arrived, and written back when it is
-updated. The host waits for none of them, unless the update is its own work. That a page is not prefetched again before
-it has been written back needs no event: a step ends when all have been.
+While page ``i`` is updated, ``i+1`` and ``i+2`` arrive and ``i-1`` leaves. Events impose the order: a staging
+buffer is filled when its previous page has left, a page is updated when it has arrived, and written back when it is
+updated. The host waits for none of them, unless it does the update. No event keeps a page from being prefetched again
+before it has been written back: a step ends when all pages have been.
 
-Where the device updates, pages are state. Where the host does, pages are parameters and gradients, and come the other
-way.
+If the device updates, pages hold state. If the host does, pages hold parameters and gradients, and are copied in the
+other direction.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Call(NamedTuple):
 
 @dataclass
 class StagingBuffers:
-    """Memory that pages pass through, where the update runs; page ``i`` through buffer ``i`` modulo their number.
+    """Memory for pages where the update runs; page ``i`` uses buffer ``i`` modulo their number.
 
     Attributes:
         memory: uint8, of all buffers.
         size: bytes of one.
-        free: of each, when it may be filled.
+        free: for each buffer, the event after which it may be filled.
     """
 
     memory: Tensor
@@ -63,7 +63,7 @@ class StagingBuffers:
 
 
 class Prefetcher:
-    """Moves state, or has nothing to move. It is neither copied nor pickled: the configuration is, which is a value.
+    """Copies pages of state, if any is paged. It is not copied or pickled with the optimizer; its configuration is.
 
     Args:
         pager: says where state is kept.
@@ -81,7 +81,7 @@ class Prefetcher:
     def prepare(
         self, backend: Backend, plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]
     ) -> ResidentCalls | PagedCalls:
-        """Prepare the calls that update some slots, which have state. What is returned serves until any of them moves.
+        """Prepare the calls that update some slots, which have state. The result is valid until any of them moves.
 
         Args:
             backend: that updates them.
@@ -94,15 +94,15 @@ class Prefetcher:
         return PagedCalls(self, backend, plan, slots, grads)
 
     def settle(self) -> None:
-        """Wait until the host has all state that is kept there: whoever looks at it after a step sees that step.
+        """Wait until the host has all state that is kept there, so that readers after a step see that step.
 
-        It is the one thing that the host waits for, and only where something moved.
+        Nothing else makes the host wait, and this only if something was copied.
         """
         for streams in self._streams.values():
             streams.settle()
 
     def streams_of(self, device: torch.device) -> CopyStreams:
-        """What copies to and from a device."""
+        """Return the copy streams of a device, made at the first call."""
         found = self._streams.get(device)
         if found is None:
             assert isinstance(self.pager, Paged)
@@ -110,11 +110,11 @@ class Prefetcher:
         return found
 
     def expect(self, pages: Sequence[Page], device: torch.device) -> None:
-        """Let staging buffers be as large as these pages, for whichever of them are made."""
+        """Note the sizes of these pages, so that staging buffers are made large enough for any of them."""
         self._largest[device] = max(self._largest.get(device, 0), *(page.size for page in pages))
 
     def buffers_for(self, pages: Sequence[Page], device: torch.device) -> StagingBuffers | None:
-        """Staging buffers that hold any page; None, and smaller pages from now on, if there is no room for these."""
+        """Return staging buffers that hold any page; without room None, and pages are smaller from now on."""
         largest = self._largest[device]
         found = self._buffers.get(device)
         if found is None or found.size < largest:
@@ -153,24 +153,24 @@ class Prefetcher:
 
 
 class ResidentCalls:
-    """The one call that updates slots whose state is beside them."""
+    """The one call that updates slots with resident state."""
 
     def __init__(self, backend: Backend, plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> None:
         self._prepared, self._all = backend.prepare(plan, slots, grads), slice(0, len(slots))
 
     def calls(self, grads: Sequence[Tensor], *, writes: bool) -> Iterator[Call]:
-        """See :meth:`PagedCalls.calls`."""
+        """Yield the one call."""
         del writes
         yield Call(self._prepared, grads, self._all)
 
     def settle(self) -> None:
-        """Nothing is on its way."""
+        """Do nothing: no copy is pending."""
 
 
 class PagedCalls:
-    """The calls that update slots of which some are paged: one for those whose state stays, one for each page.
+    """The calls that update slots of which some are paged: one for resident state, one for each page.
 
-    Each is prepared at its first pass and kept for later ones. That keeps the staging buffers alive, and no memory of
+    Each is prepared at its first pass and kept for later ones. That keeps the staging buffers alive, but no memory of
     parameters, gradients or state.
 
     Args:
@@ -201,7 +201,7 @@ class PagedCalls:
         self._cut()
 
     def calls(self, grads: Sequence[Tensor], *, writes: bool) -> Iterator[Call]:
-        """Each call of a pass, when what it needs is where the update runs.
+        """Yield each call of a pass when its tensors are where the update runs.
 
         Args:
             grads: of all slots.
@@ -228,7 +228,7 @@ class PagedCalls:
         self._streams.settle()
 
     def _ready(self) -> StagingBuffers | None:
-        """Staging buffers for the pages, which are cut anew where the device has less room than was thought."""
+        """Return staging buffers for the pages, which are cut anew if the device has less room than expected."""
         while self._far:
             if self._page_size != self._prefetcher.page_size:
                 self._cut()
@@ -240,7 +240,7 @@ class PagedCalls:
         return None
 
     def _cut(self) -> None:
-        """Cut pages of the size that they have now."""
+        """Cut the slots into pages of the present page size."""
         self._streams.settle()  # pages of before are no more
         self._page_size = self._prefetcher.page_size
         self._buffers = None
@@ -250,7 +250,7 @@ class PagedCalls:
             self._prefetcher.expect(self._pages, self._device)
 
     def _stage(self, i: int, grads: Sequence[Tensor], buffer: Tensor) -> StagedPage:
-        """Page ``i`` in its buffer."""
+        """Return page ``i`` staged in its buffer."""
         staged = self._staged[i]
         if staged is None:
             compute = self._pager.paged_compute
@@ -295,13 +295,13 @@ class PagedCalls:
 
 
 def empty(size: int, device: torch.device, *, pinned: bool) -> Tensor:
-    """So many bytes on the device."""
+    """Return ``size`` uninitialised bytes on the device."""
     return torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
 
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Say what a failed copy means."""
+    """Explain a failed copy in its error."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
-"""Pages in staging buffers: what backends see of them, and the copies that fill and empty the buffer.
+"""Pages in staging buffers: the slots that backends see, and the copies that fill and empty the buffer.
 
-A staged page is made once, and kept with what the backend prepared for it. It keeps nothing alive but the buffer: what
-stays at home is found through the slots whenever it is needed.
+A staged page is made once, and kept with what the backend prepared for it. It keeps only the buffer alive: tensors
+that are not staged are found through the slots at each use.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 class Copies(NamedTuple):
-    """What is copied for one pass over a page."""
+    """The copies of one pass over a page."""
 
     arriving: Pairs
     leaving: Pairs
 
     def fill(self) -> None:
-        """Copy from home to the buffer."""
+        """Copy from the pages' memory to the buffer."""
         for staged, home in self.arriving:
             staged.copy_(home, non_blocking=True)
 
     def empty(self) -> None:
-        """Copy from the buffer to home."""
+        """Copy from the buffer to the pages' memory."""
         for staged, home in self.leaving:
             home.copy_(staged, non_blocking=True)
 
     @property
     def bytes_leaving(self) -> int:
-        """What :meth:`empty` copies."""
+        """Bytes that :meth:`empty` copies."""
         return sum(staged.nbytes for staged, _ in self.leaving)
 
 
 class StagedSlot(Slot):
-    """A piece of a slot of which some tensors are in a buffer. The others are views, made when they are asked for.
+    """A piece of a slot with some tensors in a buffer. The others are views, made on each access.
 
     Args:
         piece: makes the piece, of views.
-        staged: what of it is in the buffer, by name.
+        staged: its tensors in the buffer, by name.
     """
 
     def __init__(self, piece: Callable[[], Slot], staged: Mapping[str, Tensor]) -> None:
@@ -63,12 +63,12 @@ class StagedSlot(Slot):
 
     @property
     def param(self) -> Tensor:
-        """See :class:`Slot`."""
+        """Parameter of the slot: staged, or a view."""
         return self._staged["param"] if "param" in self._staged else self._piece().param
 
     @property
     def state(self) -> Mapping[str, Any]:
-        """See :class:`Slot`."""
+        """State of the slot: the staged tensors in place of the views."""
         return {**self._piece().state, **self._staged}
 
 
@@ -116,7 +116,7 @@ class StagedPage:
         ]
 
     def call(self, grads: Sequence[Tensor]) -> tuple[Prepared, list[Tensor]]:
-        """What the backend has prepared for this page, and the gradients of its pieces.
+        """Return what the backend prepared for this page, and the gradients of its pieces.
 
         Args:
             grads: of all slots.
@@ -140,9 +140,9 @@ class StagedPage:
     def _joined(
         self, grads: Sequence[Tensor], leaving_out: Sequence[str] = ()
     ) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
-        """What is copied: tensors that are neighbours at home as in the buffer as one run of bytes.
+        """Yield the copies of a page; tensors that are neighbours at both ends are joined to one run of bytes.
 
-        Each comes as what is in the buffer, and a function that finds the same at home.
+        Each copy is a tensor in the buffer, and a function that returns the same bytes at home.
         """
         runs: list[list[_Copy]] = []
         for key, j, begin in self._begins:
@@ -175,7 +175,7 @@ def _home(plan: Plan, slots: Sequence[Slot], piece: Piece, key: str, grads: Sequ
 
 
 def _memory(slots: Sequence[Slot], piece: Piece, key: str, grads: Sequence[Tensor]) -> torch.UntypedStorage:
-    """The memory in which that tensor lies."""
+    """Return the memory that holds this tensor of the piece at home."""
     slot = slots[piece.place]
     whole: Tensor = grads[piece.place] if key == "grad" else slot.param if key == "param" else slot.state[key]
     return host_memory.place(whole)[0] if piece.axis == "whole" else whole.untyped_storage()
@@ -190,11 +190,11 @@ class _Copy(NamedTuple):
     at: int  # from this byte on
 
     def follows(self, before: _Copy) -> bool:
-        """Whether the two lie at home as they do in the buffer."""
+        """True if the two have the same distance at home as in the buffer."""
         return self.memory == before.memory and self.at - before.at == self.begin - before.begin
 
 
 def _bytes(memory: Callable[[], torch.UntypedStorage], at: int, size: int) -> Tensor:
-    """So many bytes of a memory: uint8."""
+    """Return ``size`` bytes of a memory from ``at`` on: uint8."""
     found = memory()
     return torch.empty(0, dtype=torch.uint8, device=found.device).set_(found, at, (size,), (1,))

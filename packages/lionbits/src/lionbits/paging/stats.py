@@ -1,4 +1,4 @@
-"""What paging did: counts since the beginning."""
+"""Counts of paging since the optimizer was made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @dataclass
 class PagingStats:
-    """Since the optimizer was made, or copied, or unpickled.
+    """Counts since the optimizer was made, copied or unpickled.
 
     Attributes:
         steps: passes over the state in which it was updated.
@@ -34,12 +34,12 @@ class PagingStats:
 
     @property
     def hit_rate(self) -> float:
-        """The part of the bytes needed that did not have to be prefetched; 1 where nothing was needed."""
+        """Fraction of the needed bytes that were already there; 1 if nothing was needed."""
         needed = self.hits + self.bytes_in
         return self.hits / needed if needed else 1.0
 
 
 def shrunk(stats: PagingStats, what: str, device: torch.device) -> None:
-    """Count it, and warn."""
+    """Count that a device had no room, and warn."""
     stats.shrinks += 1
     warnings.warn(f"{device} has no room for {what}, which the page budget allows: less will do.", stacklevel=6)

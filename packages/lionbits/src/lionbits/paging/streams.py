@@ -1,4 +1,4 @@
-"""Copy streams of a device, which run beside its computing. Events say what has to come before what."""
+"""Copy streams of a device, which run in parallel with its computation. Events order the two."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ Event = Any
 
 
 class CopyStreams(Protocol):
-    """Two queues of copies, which run beside what the current stream computes and beside each other."""
+    """Two queues of copies, which run in parallel with the current stream and with each other."""
 
     def prefetch(self, copy: Callable[[], None], after: Sequence[Event]) -> Event:
-        """Queue a copy to the device, behind those before it and after these events."""
+        """Queue a copy to the device, behind earlier ones and after these events; return its event."""
 
     def write_back(self, copy: Callable[[], None], after: Sequence[Event]) -> Event:
-        """Queue a copy to the host, likewise."""
+        """Queue a copy to the host, behind earlier ones and after these events; return its event."""
 
     def computed(self) -> Event:
-        """An event: all that has been given to the current stream."""
+        """Return an event for all work queued on the current stream so far."""
 
     def compute_after(self, event: Event) -> None:
-        """Let what the current stream is given from now on wait for this; the host does not."""
+        """Make later work on the current stream wait for the event; the host does not wait."""
 
     def wait(self, event: Event) -> None:
-        """The host waits for this."""
+        """Make the host wait for the event."""
 
     def settle(self) -> None:
-        """The host waits until nothing is on its way."""
+        """Make the host wait until all copies are done."""
 
 
 class CudaStreams:
@@ -41,29 +41,29 @@ class CudaStreams:
         self._in, self._out = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
     def prefetch(self, copy: Callable[[], None], after: Sequence[Event]) -> Event:
-        """See :meth:`CopyStreams.prefetch`."""
+        """Queue the copy on the stream to the device."""
         return self._queue(self._in, copy, after)
 
     def write_back(self, copy: Callable[[], None], after: Sequence[Event]) -> Event:
-        """See :meth:`CopyStreams.write_back`."""
+        """Queue the copy on the stream to the host."""
         return self._queue(self._out, copy, after)
 
     def computed(self) -> Event:
-        """See :meth:`CopyStreams.computed`."""
+        """Record an event on the current stream."""
         return torch.cuda.current_stream(self._device).record_event()
 
     def compute_after(self, event: Event) -> None:
-        """See :meth:`CopyStreams.compute_after`."""
+        """Make the current stream wait for the event."""
         if event is not None:
             torch.cuda.current_stream(self._device).wait_event(event)
 
     def wait(self, event: Event) -> None:
-        """See :meth:`CopyStreams.wait`."""
+        """Synchronize the host with the event."""
         if event is not None:
             event.synchronize()
 
     def settle(self) -> None:
-        """See :meth:`CopyStreams.settle`."""
+        """Synchronize the host with both copy streams."""
         self._in.synchronize()
         self._out.synchronize()
 
@@ -77,29 +77,29 @@ class CudaStreams:
 
 
 class Synchronous:
-    """A device without streams that torch knows: everything happens in turn, at once."""
+    """Copy streams of a device for which torch has no streams: each copy is done at once."""
 
     def prefetch(self, copy: Callable[[], None], after: Sequence[Event]) -> Event:
-        """See :meth:`CopyStreams.prefetch`."""
+        """Copy at once."""
         copy()
 
     def write_back(self, copy: Callable[[], None], after: Sequence[Event]) -> Event:
-        """See :meth:`CopyStreams.write_back`."""
+        """Copy at once."""
         copy()
 
     def computed(self) -> Event:
-        """See :meth:`CopyStreams.computed`."""
+        """Return no event: the work is done."""
 
     def compute_after(self, event: Event) -> None:
-        """See :meth:`CopyStreams.compute_after`."""
+        """Do nothing: the copy is done."""
 
     def wait(self, event: Event) -> None:
-        """See :meth:`CopyStreams.wait`."""
+        """Do nothing: the copy is done."""
 
     def settle(self) -> None:
-        """See :meth:`CopyStreams.settle`."""
+        """Do nothing: no copy is pending."""
 
 
 def copy_streams(device: torch.device) -> CopyStreams:
-    """The copy streams of a device."""
+    """Return new copy streams of a device."""
     return CudaStreams(device) if device.type == "cuda" else Synchronous()

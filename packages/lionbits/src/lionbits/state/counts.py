@@ -18,17 +18,17 @@ from lionbits_reference.spec import checks
 
 State = dict[str, Any]
 
-#: Where a state holds its count.
+#: Key of the count in a state.
 KEY = "step"
 
 
 def tensor(count: int) -> Tensor:
-    """A count as a state holds it: int64, 0-d, on the CPU."""
+    """Return a count as a state holds it: int64, 0-d, on the CPU."""
     return torch.tensor(count, dtype=torch.int64, device="cpu")
 
 
 def read(state: Mapping[str, Any], whose: str) -> int:
-    """The number of updates that a state says.
+    """Return the number of updates in a state.
 
     Args:
         state: with an int, a whole float, or a tensor of one such number on any device.
@@ -50,14 +50,14 @@ def read(state: Mapping[str, Any], whose: str) -> int:
 
 
 def _number(step: Tensor) -> Any:
-    """The number in a tensor of one that can be read, else None."""
+    """Return the number in a readable tensor of one element, else None."""
     if step.layout != torch.strided or step.is_meta or step.is_nested or step.numel() != 1:
         return None
     return step.item()
 
 
 def in_tensors(states: Mapping[Any, Any]) -> None:
-    """Let a tensor hold the count of every state where an int does: it was set by hand, or comes from an old pickle."""
+    """Replace every count that is an int by a tensor: it was set by hand, or comes from an old pickle."""
     for param, state in states.items():
         if isinstance(param, Tensor) and isinstance(state.get(KEY), numbers.Integral):
             state[KEY] = tensor(int(state[KEY]))
@@ -90,16 +90,16 @@ class Counts:
             state[KEY] = view
 
     def unchanged(self) -> bool:
-        """Whether no count was changed in place. That no other tensor has its place in a state is not looked at."""
+        """True if no count was changed in place. A tensor that replaced one in a state is not detected here."""
         return self._vector.tolist() == self.values and list(map(Tensor.data_ptr, self._views)) == self._addresses
 
     def add_one(self) -> None:
-        """Count an update of each."""
+        """Count one update of each parameter."""
         self._vector.add_(1)
         self.values = [value + 1 for value in self.values]
 
     def set(self, values: Sequence[int]) -> None:
-        """Let the counts be these, but for a state whose count was changed by hand since."""
+        """Set the counts, except for a state whose count was changed by hand since."""
         now = self._vector.tolist()
         pairs = zip(self._states, self._views, now, self.values, strict=True)
         own = [state.get(KEY) is view and here == known for state, view, here, known in pairs]

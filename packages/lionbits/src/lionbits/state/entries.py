@@ -1,6 +1,6 @@
-"""The state of one parameter: names that are lionbits' own, and what has to be where for a step.
+"""Entries of one parameter's state: the names that lionbits owns, and the form that a step needs.
 
-Names of others, such as a wrapper's copy of the weights, are carried along and never looked at.
+Entries of others, such as a wrapper's copy of the weights, are kept unread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ State = Mapping[str, Any]
 #: Names under which a state holds momentum, in any form.
 MOMENTUM = frozenset({"exp_avg", "exp_avg_codes", "exp_avg_scale"})
 
-#: What a compensated bfloat16 parameter is short of.
+#: The residual of a compensated bfloat16 parameter.
 RESIDUAL = "param_residual"
 
 #: The history of percentile clipping.
@@ -31,12 +31,12 @@ OWN = MOMENTUM | {counts.KEY, RESIDUAL, NORMS}
 
 
 def fresh(state: State | None) -> bool:
-    """Whether lionbits has kept nothing in it yet, whoever else has."""
+    """True if the state has no entry of lionbits yet; entries of others do not count."""
     return not state or OWN.isdisjoint(state)
 
 
 def specs(plan: Plan, shape: Sequence[int], state: State) -> dict[str, TensorSpec]:
-    """Names, shapes and dtypes of what the plan needs, and of a rest that is there although the plan needs none."""
+    """Return names, shapes and dtypes of the plan's entries, and of a residual that is there although not needed."""
     wanted = plan.state_spec(shape)
     if RESIDUAL not in wanted and RESIDUAL in state:
         narrow = getattr(state[RESIDUAL], "dtype", None) == torch.int8
@@ -45,12 +45,12 @@ def specs(plan: Plan, shape: Sequence[int], state: State) -> dict[str, TensorSpe
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether it has values that can be read as they lie: neither sparse, mkldnn, nested nor on the meta device."""
+    """True if the tensor's values can be read directly: neither sparse, mkldnn, nested nor on the meta device."""
     return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
 
 
 def check_form(wanted: Mapping[str, TensorSpec], param: Tensor, state: State) -> None:
-    """Refuse state that is not what was asked for (settings were changed under a running optimizer).
+    """Refuse state whose shapes or dtypes are not those wanted (settings were changed under a running optimizer).
 
     Raises:
         ValueError: naming what was expected and what is there.
@@ -68,7 +68,7 @@ def check_form(wanted: Mapping[str, TensorSpec], param: Tensor, state: State) ->
 
 
 def check(plan: Plan, param: Tensor, state: State | None, devices: Collection[torch.device], *, norms: bool) -> None:
-    """Refuse state with which no step can be taken. A rest may be missing: the parameter is what it is then.
+    """Refuse state with which no step can be taken. A residual may be missing: then it is zero.
 
     Args:
         plan: of the parameter.
@@ -95,7 +95,7 @@ def check(plan: Plan, param: Tensor, state: State | None, devices: Collection[to
 
 
 def _check_readable(names: Collection[str], param: Tensor, state: State, devices: Collection[torch.device]) -> None:
-    """Refuse tensors that are no plain memory on one of these devices: kernels take their addresses."""
+    """Refuse tensors that are not plain memory on one of these devices: kernels take their addresses."""
     for key in names:
         tensor = state.get(key)
         if not isinstance(tensor, Tensor):

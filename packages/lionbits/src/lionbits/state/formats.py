@@ -1,4 +1,4 @@
-"""The format that codes are in: a group's settings may be edited, and codes of one width look alike in all formats."""
+"""The format of codes in a state: settings may be edited, and codes of one width look alike in all formats."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ States = Mapping[Any, Mapping[str, Any]]
 
 
 class CodeFormats:
-    """The name of the format of each tensor of codes that a state holds, for as long as the tensor lives."""
+    """Names of the formats of the code tensors in a state, each for as long as the tensor lives."""
 
     def __init__(self) -> None:
         self._names = WeakTensorKeyDictionary()
 
     def note(self, format: Format, state: Mapping[str, Any]) -> None:
-        """Take ``format`` for that of the codes in ``state``, if there are any."""
+        """Record ``format`` as that of the codes in ``state``, if there are any."""
         codes = state.get("exp_avg_codes")
         if isinstance(codes, Tensor) and format.quantised:
             self._names[codes] = format.name
@@ -48,12 +48,12 @@ class CodeFormats:
             )
 
     def note_all(self, groups: Sequence[Group], states: States) -> None:
-        """Take what the groups say for the formats of all codes."""
+        """Record the groups' formats as those of all codes."""
         for group, _, state in _held(groups, states):
             self.note(settings.state_format(group), state)
 
     def check_all(self, groups: Sequence[Group], states: States) -> None:
-        """Refuse groups that say another format than their codes are in.
+        """Refuse groups whose format is not that of their codes.
 
         Raises:
             ValueError: naming both formats.

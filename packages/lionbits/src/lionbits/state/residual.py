@@ -1,4 +1,4 @@
-"""What compensation keeps of a bfloat16 parameter, joined to it again: the float32 weight, exactly."""
+"""Residuals of compensated bfloat16 parameters, joined to them again: the exact float32 weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lionbits_reference.spec import Plan
 from .entries import RESIDUAL
 
 
-def joined(param: Tensor, rest: Tensor) -> Tensor:
-    """The float32 weights of which bfloat16 kept the upper half, and ``rest`` what was dropped.
+def joined(param: Tensor, residual: Tensor) -> Tensor:
+    """Return the float32 weights of a bfloat16 parameter and its residual.
 
     Args:
         param: the values that bfloat16 kept, as bfloat16 or as float32; or float32 weights that are complete already.
-        rest: int16 or int8 of the same shape, on any device.
+        residual: int16 or int8 of the same shape, on any device.
 
     Returns:
         float32 of the parameter's shape, on its device, over memory of its own.
@@ -27,10 +27,10 @@ def joined(param: Tensor, rest: Tensor) -> Tensor:
     Raises:
         ValueError: the float32 values are neither what bfloat16 kept nor complete: somebody else changed them.
     """
-    near = rest.to(param.device)
+    on_device = residual.to(param.device)
     if param.dtype == torch.float32:
         low = param.view(torch.int32) & 0xFFFF
-        kept, whole = low == 0, low == (rounding.residual_bits(near) & 0xFFFF)
+        kept, whole = low == 0, low == (rounding.residual_bits(on_device) & 0xFFFF)
         spoilt = int((~(kept | whole)).sum())
         if spoilt:
             raise ValueError(
@@ -38,12 +38,12 @@ def joined(param: Tensor, rest: Tensor) -> Tensor:
                 f"{spoilt:,} of {param.numel():,} values have more bits than bfloat16 keeps. Load the model's weights "
                 f"of the same checkpoint first, or delete {RESIDUAL} from the state."
             )
-        near = torch.where(kept, near, 0)
-    return rounding.load_param(param.detach().clone(), near)
+        on_device = torch.where(kept, on_device, 0)
+    return rounding.load_param(param.detach().clone(), on_device)
 
 
 def weights(plan: Plan, param: Tensor, state: MutableMapping[str, Any]) -> Tensor | None:
-    """The weights that a float32 parameter has with the rest in its state; None where there is none.
+    """Return the weights that a float32 parameter has with the residual in its state; None without one.
 
     Args:
         plan: of the parameter.
@@ -58,20 +58,20 @@ def weights(plan: Plan, param: Tensor, state: MutableMapping[str, Any]) -> Tenso
     return joined(param.detach(), state[RESIDUAL])
 
 
-def resized(rest: Tensor, master_bits: int) -> Tensor:
-    """What is kept with so many ``master_bits``: 24 bits become 32 exactly, 32 become the nearest 24 that fit.
+def resized(residual: Tensor, master_bits: int) -> Tensor:
+    """Return the residual for ``master_bits``: 24 bits become 32 exactly, 32 become the nearest 24 that fit.
 
-    The bfloat16 parameter stays as it is, so that the largest rests round down: one more and they were its next value.
+    The bfloat16 parameter stays as it is, so the largest residuals round down: rounded up they would be its next value.
 
     Args:
-        rest: int16, of 32 bits, or int8, of 24.
+        residual: int16, of 32 bits, or int8, of 24.
         master_bits: 32 or 24.
 
     Returns:
-        int16 or int8; ``rest`` itself where it is that already.
+        int16 or int8; ``residual`` itself where it is that already.
     """
-    if (rest.dtype == torch.int8) == (master_bits == 24):
-        return rest
+    if (residual.dtype == torch.int8) == (master_bits == 24):
+        return residual
     if master_bits == 32:
-        return rest.to(torch.int16) << 8
-    return ((rest.to(torch.int32) + 0x80) >> 8).clamp(max=127).to(torch.int8)
+        return residual.to(torch.int16) << 8
+    return ((residual.to(torch.int32) + 0x80) >> 8).clamp(max=127).to(torch.int8)

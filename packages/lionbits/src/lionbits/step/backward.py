@@ -1,7 +1,7 @@
-"""The update during backward: of each parameter as soon as its gradient is there, which is then let go.
+"""The update during backward: each parameter is updated when its gradient is complete, which is then freed.
 
-The gradients of a model are never in memory together. What else a step needs is the same: an update is of the same bits
-wherever it runs, as none depends on another parameter.
+The gradients of a model are never in memory together. The bits are those of a step after backward, as no update
+depends on another parameter.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def fuse_into_backward(model: nn.Module, optimizer: Lion, *, replace: bool = Fal
 
 
 class _Other(NamedTuple):
-    """An optimizer that updates a parameter in backward."""
+    """Another optimizer that updates a parameter in backward."""
 
     param: Tensor
     optimizer: str
@@ -91,7 +91,7 @@ class _Other(NamedTuple):
 
 
 def _others(param: Tensor, optimizer: Lion) -> list[_Other]:
-    """What updates ``param`` in backward beside ``optimizer``."""
+    """Return the other optimizers that update ``param`` in backward."""
     hooks = [hook for hook in torch_private.gradient_hooks(param) if isinstance(hook, _Update)]
     found = [_Other(param, hook.owner, hook.remove) for hook in hooks if not hook.is_of(optimizer)]
     torchs = torch_private.in_backward(param)
@@ -102,9 +102,9 @@ def _others(param: Tensor, optimizer: Lion) -> list[_Other]:
 
 
 def tell_of_others(optimizer: Lion) -> None:
-    """Warn of parameters that have no gradient for a step as another optimizer used it in backward.
+    """Warn of parameters that have no gradient for a step because another optimizer used it in backward.
 
-    An optimizer that is fused itself was asked about the others then.
+    An optimizer that is fused itself was checked for others when it was fused.
     """
     if optimizer._in_backward is not None:
         return
@@ -120,7 +120,7 @@ def tell_of_others(optimizer: Lion) -> None:
 
 
 def _check_others(model: nn.Module, others: Sequence[_Other], *, replace: bool) -> None:
-    """Refuse a second optimizer for a parameter, of which the first would take every gradient."""
+    """Refuse a second optimizer for a parameter: the first would take every gradient."""
     fixed = [other for other in others if other.remove is None] if replace else others
     if not fixed:
         return
@@ -171,7 +171,7 @@ class InBackward:
         optimizer._in_backward = self
 
     def remove(self) -> None:
-        """From now on ``step()`` updates all, as usual."""
+        """Remove the hooks: from now on ``step()`` updates all parameters."""
         for hook in list(self._hooks):
             hook.remove()
 
@@ -183,13 +183,13 @@ class InBackward:
             self._optimizer._in_backward = None
 
     def complete(self) -> None:
-        """See that there is all state. What of it is to stay on the device is decided for all at once."""
+        """Create missing state of all parameters at once, as what stays on the device is decided for all together."""
         if not self._complete:
             self._optimizer.init_state()
             self._complete = True
 
     def forget(self) -> None:
-        """Let go of the state that there was: the optimizer has another."""
+        """Drop what is kept of the present state: the optimizer has another."""
         self._complete = False
         for hook in self._hooks:
             hook.forget()
@@ -209,7 +209,7 @@ class InBackward:
         self._updated.add(id(param))
 
     def step(self, grad_scale: object) -> None:
-        """What ``optimizer.step()`` has to see to.
+        """Check the end of a step, for ``optimizer.step()``, and begin the next.
 
         Raises:
             RuntimeError: with a GradScaler.
@@ -226,7 +226,7 @@ class InBackward:
 
 
 class _Update:
-    """The hook of one parameter, and what it keeps for the next time."""
+    """The hook of one parameter, with what it keeps from step to step."""
 
     def __init__(self, fused: InBackward, optimizer: Lion, param: Tensor) -> None:
         self._fused, self._optimizer = fused, optimizer
@@ -235,27 +235,27 @@ class _Update:
 
     @property
     def owner(self) -> str:
-        """The class of the optimizer that updates."""
+        """Class name of the optimizer that updates."""
         return type(self._optimizer).__name__
 
     def is_of(self, optimizer: Lion) -> bool:
-        """Whether it is this optimizer that updates."""
+        """True if ``optimizer`` is the one that updates."""
         return self._optimizer is optimizer
 
     def remove(self) -> None:
-        """Update the parameter no more."""
+        """Remove the hook."""
         self._handle.remove()
         self._fused.without(self)
 
     def forget(self) -> None:
-        """Keep nothing of the last time."""
+        """Drop what is kept of earlier steps."""
         self._step.forget()
 
     @torch.no_grad()
     @uncompiled
     @uninterrupted
     def __call__(self, param: Tensor) -> None:
-        """Update it and let its gradient go."""
+        """Update the parameter and free its gradient."""
         found = self._step.found()
         if found is None:  # it has left the optimizer
             return

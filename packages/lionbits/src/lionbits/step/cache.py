@@ -1,8 +1,8 @@
-"""What a step keeps for the next, as between most of them nothing changes but gradients.
+"""The cache of a step: between most steps only gradients change, so launch groups are kept.
 
 Launch groups are made and prepared by :mod:`lionbits.step.prepare`, and used again until :mod:`lionbits.step.snapshot`
-finds that anything but gradients has changed. Then they are made anew, and whatever is wrong with the change is refused
-there. This is the one cache of a step: backends keep nothing of their own.
+finds that anything but gradients has changed. Then they are made anew, and ``prepare`` refuses a wrong change. This
+is the only cache of a step: backends keep nothing of their own.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class StepCache:
     def grads(
         self, groups: Sequence[Group], states: MutableMapping[Tensor, State], requested: Backend | None
     ) -> list[Any] | None:
-        """The gradients of a step to come, or None where anything else has changed, so that this is of no more use.
+        """Return the gradients of the next step, or None if anything else has changed and the cache is of no more use.
 
         Raises:
             TypeError, ValueError: a learning rate, decay or ``maximize`` that is not accepted.
@@ -128,7 +128,7 @@ class StepCache:
         return params, grads
 
     def run(self, grads: Sequence[Tensor], loss_scale: Tensor | None, skipped: Skipped) -> None:
-        """Count and update. Pages may still be on their way when it returns.
+        """Count the step and update. Pages may still be copied when it returns.
 
         Args:
             grads: of this step.
@@ -169,23 +169,23 @@ class StepCache:
             )
 
     def recorded(self) -> StepCache | None:
-        """The last one that a graph has captured and may read: this, or one before it. It keeps those before itself."""
+        """Return the last cache that a captured graph may read: this or an earlier one. It keeps earlier ones."""
         return self if self.captured else self._before
 
     @uninterrupted
     def recount(self) -> None:
-        """After a step was captured: read from the device how often it ran, unless a count was set by hand."""
+        """Read from the device how often a captured step ran, unless a count was set by hand."""
         if self.captured:
             self._updates.set([count for found in self._launch_groups for count in found.scalars.step.tolist()])
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether a graph is being recorded there, rather than anything done."""
+    """True if a CUDA graph is being captured on the device: nothing is computed then."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def update(optimizer: Lion) -> None:
-    """One update of every parameter that has a gradient, by what was kept of the last, where that still holds.
+    """Update every parameter that has a gradient, with the kept launch groups if they are still valid.
 
     Raises:
         TypeError, ValueError, RuntimeError, FloatingPointError: as :class:`StepCache`.

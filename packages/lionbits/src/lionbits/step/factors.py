@@ -1,4 +1,4 @@
-"""Factors of whole tensors that clipping multiplies gradients by: norms go up, factors come down, on the device.
+"""Clipping factors of whole tensors, computed on the device: norms are reduced, factors are applied.
 
 The number of launches does not grow with the number of tensors.
 """
@@ -21,17 +21,17 @@ State = dict[str, Any]
 
 
 def clips(group: Mapping[str, Any]) -> bool:
-    """Whether gradients of this group's parameters may be scaled down."""
+    """True if gradients of this group's parameters may be scaled down."""
     return keeps_norms(group) or bool(group["grad_clip"] > 0)
 
 
 def keeps_norms(group: Mapping[str, Any]) -> bool:
-    """Whether its parameters remember the norms of their gradients."""
+    """True if its parameters keep a history of their gradients' norms."""
     return bool(group["percentile_clipping"] < 100)
 
 
 class Clipping:
-    """What clipping multiplies the gradients of some parameters by.
+    """Clipping of the gradients of some parameters.
 
     Args:
         groups, states: of each parameter; some groups clip.
@@ -60,10 +60,10 @@ class Clipping:
         self._nonfinite, self._shard_group = nonfinite, shard_group
 
     def factors(self, grads: Sequence[Tensor], steps: Tensor, unscale: Tensor | None) -> Tensor:
-        """float32[k]: what clipping multiplies each gradient by, 1 where its group does not clip.
+        """Return the clipping factor of each gradient, float32[k]; 1 if its group does not clip.
 
-        Of shards a norm is the square root of the parts' sums of squares, each in the order that is its meaning: where
-        binary64 rounds on the way, it may differ from the whole's in the last bit.
+        The norm of a sharded tensor is the root of the sum of the shards' sums of squares, each in its defined order.
+        If binary64 rounds in between, it may differ from the norm of the whole in the last bit.
 
         Args:
             grads: of each parameter.
@@ -77,7 +77,7 @@ class Clipping:
         return torch.ones_like(steps, dtype=torch.float32).scatter(0, self._places, clipping.clip_factor(norms, limits))
 
     def _usual_limits(self, norms: Tensor, steps: Tensor) -> Tensor:
-        """float32: the smaller of the group's limit and the percentile of the norms so far, which are remembered."""
+        """Return the smaller of the group's limit and the percentile of past norms, float32; the norms are recorded."""
         held: list[Tensor] = [state["grad_norms"] for state in self._remembering]
         histories = clipping.remembered(torch.stack(held), norms[self._keeping], steps[self._keeping])
         torch_private.copy_each(held, histories.unbind())

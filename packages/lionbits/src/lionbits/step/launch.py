@@ -19,14 +19,14 @@ from .scalars import SlotScalars
 Group = dict[str, Any]
 State = dict[str, Any]
 
-#: Skipped elements, int64[1]: of each device, and of tensors that are sharded over these ranks, those that are here.
+#: Skipped elements on this rank, int64[1], by device and by the ranks that the tensors are sharded over.
 Counts = dict[tuple[torch.device, "sharding.ShardGroup | None"], Tensor]
 
 
 class LaunchKey(NamedTuple):
-    """What tensors must share to be updated by one call of a backend.
+    """Settings that tensors must share to be updated by one call of a backend.
 
-    The last three are nothing to the backend: they say what is done around the call.
+    The backend does not read the last three: they concern the code around the call.
     """
 
     plan: Plan
@@ -84,7 +84,7 @@ class LaunchGroup:
     numel: Tensor | None = None
 
     def state_tensors(self) -> Iterator[tuple[str, list[State]]]:
-        """Names of the state tensors that a step reads and writes, and whose state has them."""
+        """Yield names of state tensors that a step reads and writes, with the states that have them."""
         for key in self.key.plan.state_spec(()):
             yield key, self.states
         pairs = zip(self.entries, self.states, strict=True)

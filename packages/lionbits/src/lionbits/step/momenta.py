@@ -1,4 +1,4 @@
-"""The momentum of one parameter as float32 numbers: read from its state, and written there."""
+"""Reading and writing the momentum of one parameter as float32 numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def read(optimizer: Lion, param: Tensor) -> Tensor:
-    """See :meth:`lionbits.Lion.momentum`."""
+    """Return the momentum for :meth:`lionbits.Lion.momentum`."""
     group = _group(optimizer, param)
     optimizer._get_prefetcher().settle()
     shape, state = sharding.local_tensor(param).shape, optimizer.state.get(param)
@@ -31,12 +31,12 @@ def read(optimizer: Lion, param: Tensor) -> Tensor:
     plan, device = settings.plan(group, param, param.dtype), optimizer._pager.computes_on(param.device)
     prepare.check_momentum(plan, param, state, optimizer._get_prefetcher())
     backend = select.serving(optimizer._backend, plan, device)
-    near = {key: state[key].to(device) for key in plan.format.momentum_spec(shape)}
-    return sharding.placed_like(param, backend.decode(plan.format, near, shape).to(param.device), param.shape)
+    on_device = {key: state[key].to(device) for key in plan.format.momentum_spec(shape)}
+    return sharding.placed_like(param, backend.decode(plan.format, on_device, shape).to(param.device), param.shape)
 
 
 def write(optimizer: Lion, param: Tensor, momentum: Tensor) -> None:
-    """See :meth:`lionbits.Lion.set_momentum`."""
+    """Write the momentum for :meth:`lionbits.Lion.set_momentum`."""
     group = _group(optimizer, param)
     plan = settings.plan(group, param, param.dtype)
     sharding.check_settings(group, plan, param)
@@ -59,7 +59,7 @@ def write(optimizer: Lion, param: Tensor, momentum: Tensor) -> None:
 
 
 def encoded(format: Format, held: Mapping[str, Tensor], momentum: Tensor) -> dict[str, Tensor]:
-    """State tensors that hold ``momentum``, rounded to nearest; blocks that hold it already stay as they are.
+    """Return state tensors for ``momentum``, rounded to nearest; blocks that hold it already stay as they are.
 
     Args:
         format: of the state.
@@ -89,7 +89,7 @@ def _group(optimizer: Lion, param: Tensor) -> groups.Group:
 
 
 def _checked(param: Tensor, momentum: Tensor) -> Tensor:
-    """What of ``momentum`` is on this rank.
+    """Return the local part of ``momentum``, having checked it.
 
     Raises:
         TypeError, ValueError: it is not what :meth:`lionbits.Lion.set_momentum` takes.

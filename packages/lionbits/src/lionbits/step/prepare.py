@@ -1,4 +1,4 @@
-"""From parameter groups to launch groups, ready for their steps."""
+"""Preparation of launch groups from parameter groups."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def collect(
 
 
 def learning(param_groups: Sequence[Group]) -> list[tuple[Plan, ParamEntry]]:
-    """Every parameter that has a gradient, or may come to have one."""
+    """Return every parameter that has a gradient or may get one, with its plan."""
     params = [(group, param) for group in param_groups for param in group["params"]]
     return [
         (settings.plan(group, param, param.dtype), ParamEntry(param, group, position))
@@ -73,7 +73,7 @@ def learning(param_groups: Sequence[Group]) -> list[tuple[Plan, ParamEntry]]:
 def allocate(
     params: Sequence[tuple[Plan, ParamEntry]], held: MutableMapping[Tensor, State], prefetcher: Prefetcher
 ) -> None:
-    """Create state that is not there yet. Where memory fails nothing has changed.
+    """Create missing state. If memory is short nothing has changed.
 
     Args:
         params: parameters and their plans.
@@ -101,9 +101,9 @@ def allocate(
 
 
 def prepare(launch_groups: Sequence[LaunchGroup], held: MutableMapping[Tensor, State], prefetcher: Prefetcher) -> None:
-    """Create state that is not there yet, and let backends prepare. Where memory fails nothing has changed.
+    """Create missing state, and let backends prepare. If memory is short nothing has changed.
 
-    A residual that the plan has no use for goes: float32 parameters get it, others are what they are.
+    A residual that the plan does not use is removed: float32 parameters are completed by it, others stay as they are.
 
     Args:
         launch_groups: with their backends.
@@ -155,7 +155,7 @@ def _missing_specs(plan: Plan, param: Tensor, state: State) -> dict[str, TensorS
 
 
 def _colocated_state(plan: Plan, entry: ParamEntry, state: State | None, pager: Pager) -> State:
-    """State that is missing, or not there, and that stays where the update runs however the rest is paged."""
+    """Return state that stays where the update runs even if the rest is paged, as far as it is missing there."""
     there, device = state or {}, pager.computes_on(entry.param.device)
     made: State = {}
     if plan.format.tensor_wise:

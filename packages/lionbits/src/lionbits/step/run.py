@@ -1,4 +1,4 @@
-"""The update of one launch group: nothing waits on the host."""
+"""The update of one launch group, without a host sync."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .launch import LaunchGroup
 
 
 def run(group: LaunchGroup, grads: Sequence[Tensor], loss_scale: Tensor | None, skipped: Tensor) -> None:
-    """Update the parameters of a launch group, whose step is counted.
+    """Update the parameters of a launch group, whose step was counted.
 
     Args:
         group: prepared.
@@ -52,7 +52,7 @@ def run(group: LaunchGroup, grads: Sequence[Tensor], loss_scale: Tensor | None, 
 
 
 def _absmax(group: LaunchGroup, grads: Sequence[Tensor], scalars: Scalars) -> Tensor:
-    """float32[k]: the largest new momentum of each tensor, for formats with one scale."""
+    """Return the largest new momentum of each tensor, float32[k], for formats with one scale."""
     absmax = torch.zeros(len(grads), dtype=torch.float32, device=group.key.device)
     for prepared, own, at in group.calls.calls(grads, writes=False):
         found = group.backend.absmax(prepared, own, group.key.hyper, scalars.part(at))
@@ -61,7 +61,7 @@ def _absmax(group: LaunchGroup, grads: Sequence[Tensor], scalars: Scalars) -> Te
 
 
 def _cautious_rates(group: LaunchGroup, grads: Sequence[Tensor], scalars: Scalars) -> Tensor:
-    """float32[k]: learning rates by which the elements that move make up for those that a mask holds back."""
+    """Return learning rates that make up for the elements which a mask does not move, float32[k]."""
     assert group.key.cautious is not None
     assert group.numel is not None
     aligned = torch.zeros(len(grads), dtype=torch.int64, device=group.key.device)

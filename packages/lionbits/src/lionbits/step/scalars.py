@@ -1,6 +1,6 @@
-"""The numbers of a launch group, on its device: written when a rate changes, counted on at every step.
+"""The numbers of a launch group, on its device: rates are written when one changes, counts advance at every step.
 
-Rates are settings of groups, so what goes up is three numbers per group; the device spreads them over the slots.
+Rates are settings of groups, so three numbers per group are uploaded; the device expands them to the slots.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SlotScalars:
         self.write()
 
     def write(self) -> None:
-        """Take the rates that the groups have now; a tensor learning rate stays on its device."""
+        """Write the rates that the groups have now; a tensor learning rate stays on its device."""
         lr = [group["lr"] for group in self._groups]
         keep = [decay_factor(group["lr"], group["weight_decay"]) for group in self._groups]
         sign = [-1.0 if group["maximize"] else 1.0 for group in self._groups]
@@ -51,7 +51,7 @@ class SlotScalars:
         self._scalars = None
 
     def now(self, skipped: Tensor, unscale: Tensor | None) -> Scalars:
-        """What a backend reads. It never writes to the kept rates, nor may its caller.
+        """Return the numbers for a backend. Neither it nor the caller may write to the kept rates.
 
         Args:
             skipped: where skipped elements are counted.
@@ -69,7 +69,7 @@ class SlotScalars:
 
 
 def upload(values: Any, dtype: torch.dtype, device: torch.device, held: list[Tensor] | None = None) -> Tensor:
-    """Numbers as a tensor on the device, rounded once; nothing waits for them to arrive.
+    """Return numbers as a tensor on the device, rounded once, without a host sync.
 
     Args:
         values: numbers, or lists of numbers.
@@ -87,7 +87,7 @@ def upload(values: Any, dtype: torch.dtype, device: torch.device, held: list[Ten
 
 
 def vector(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
-    """float32[k] on the device, of which some are there already; each is rounded once, and nothing waits."""
+    """Return float32[k] on the device, each number rounded once, without a host sync; some may be there already."""
 
     def scalar(value: float | Tensor) -> Tensor:
         if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""The update of one parameter by itself, with the bits of a whole step: no update depends on another parameter."""
+"""The update of one parameter alone, with the bits of a whole step: no update depends on another parameter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Group = Any  # a parameter group, or a view of one
 
 
 class ParameterStep:
-    """The step of one parameter, and what it keeps for the next.
+    """The step of one parameter, with what it keeps for the next.
 
     Args:
         optimizer: that holds the parameter.
@@ -34,12 +34,12 @@ class ParameterStep:
         self.forget()
 
     def forget(self) -> None:
-        """Keep nothing of the last time."""
+        """Drop what is kept of earlier steps."""
         self._states: dict[Tensor, dict[str, Any]] = {}
         self._step_cache: StepCache | None = None
 
     def found(self) -> tuple[Group, int] | None:
-        """A view of its group that has no other parameter, and its position over all groups; None: it has left."""
+        """Return a group with this parameter alone, and its position over all groups; None if it has left its group."""
         param, groups = self._param, self._optimizer.param_groups
         i, j = self._place
         known = 0 <= i < len(groups) and j < len(groups[i]["params"]) and groups[i]["params"][j] is param
@@ -124,7 +124,7 @@ def step_parameter(
 
 
 def _place(optimizer: Lion, param: Tensor, found: tuple[Group, int]) -> None:
-    """Make all state at once where some of it may stay on the device: it is decided for all at once which."""
+    """Create all state at once if some of it may stay on the device, as that is decided for all together."""
     if optimizer._pager.moves(param.device):
         prepare.collect([found[0]], optimizer.state, optimizer._get_prefetcher(), found[1])  # which refuses before that
         optimizer.init_state()

@@ -1,11 +1,11 @@
-"""Change detection: whether anything has changed since the last step, found out at the speed of C.
+"""Change detection between two steps, by a few calls that compare whole lists in C.
 
-A step over hundreds of tensors can afford a few passes over them, not a statement for each. So each class here takes
-a snapshot, and compares it with what is there now by calls that walk whole lists. They look at everything that
-``collect`` and ``prepare`` of :mod:`lionbits.step.prepare` read, by identity where a value could be equal and yet
-another thing. Whether a difference is accepted is decided there: here nothing is refused.
+A step over hundreds of tensors can afford a few passes over them, but not a Python statement for each. Each class here
+takes a snapshot, and compares it with the present. It covers everything that ``collect`` and ``prepare`` of
+:mod:`lionbits.step.prepare` read, by identity if an equal value may be another object. They decide whether a change is
+accepted; here nothing is refused.
 
-A snapshot keeps no storage alive. State that is moved to the host between two steps must leave the device then.
+A snapshot keeps no storage alive: state that is moved to the host between two steps must leave the device then.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _structure, _rates = itemgetter(*settings.STRUCTURE), itemgetter(*settings.RATES
 
 
 class GroupSnapshot:
-    """The parameter groups: which there are, their lists of parameters, and every setting."""
+    """The parameter groups, their lists of parameters, and every setting."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self._groups = list(groups)
@@ -41,11 +41,11 @@ class GroupSnapshot:
         self.seen(groups)
 
     def seen(self, groups: Sequence[Group]) -> None:
-        """Take the rates that the groups have now for the known ones."""
+        """Replace the known rates by those that the groups have now."""
         self._rates = [_rates(group) for group in groups]
 
     def unchanged(self, groups: Sequence[Group]) -> bool:
-        """Whether all is as it was, but perhaps for rates."""
+        """True if nothing but rates has changed."""
         return (
             _same(groups, self._groups)
             and list(map(len, map(_params, groups))) == self._sizes
@@ -55,7 +55,7 @@ class GroupSnapshot:
         )
 
     def changed_rates(self, groups: Sequence[Group]) -> list[Group]:
-        """Groups whose rates changed, or may have: the value of a tensor is not looked at."""
+        """Return groups whose rates changed, or may have: the value of a tensor is not read."""
         return [
             group
             for group, rates in zip(groups, self._rates, strict=True)
@@ -64,7 +64,7 @@ class GroupSnapshot:
 
 
 class StateSnapshot:
-    """The optimizer's state: which parameters have some, in which dicts, the tensors and step counts in those."""
+    """The optimizer's state: its parameters, their dicts, and the tensors and step counts in those."""
 
     def __init__(
         self, states: Mapping[Any, State], counted: Sequence[State], tensors: Iterable[tuple[str, list[State]]]
@@ -78,7 +78,7 @@ class StateSnapshot:
         self.steps = list(map(_step, counted))
 
     def unchanged(self, states: Mapping[Any, State]) -> bool:
-        """Whether all is as it was, but for the values in state tensors."""
+        """True if nothing but the values of state tensors has changed."""
         return (
             _same(list(states), self._keys)
             and _same(states.values(), self._dicts)
@@ -89,14 +89,14 @@ class StateSnapshot:
 
 
 class TensorSnapshot:
-    """Parameters and their gradients: all but the values, and for gradients where these are."""
+    """Parameters and gradients: all but their values, and but the addresses of gradients."""
 
     def __init__(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
         self._addresses = list(map(torch.Tensor.data_ptr, params))
         self._params_alike, self._grads_alike = _alike(params), _alike(grads)
 
     def unchanged(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool:
-        """Whether the parameters are where and as they were, and the gradients are like those."""
+        """True if the parameters have the same traits and addresses, and the gradients the same traits."""
         return (
             self._grads_alike(*grads)
             and self._params_alike(*params)
@@ -105,9 +105,9 @@ class TensorSnapshot:
 
 
 def _alike(tensors: Sequence[Tensor]) -> Callable[..., bool]:
-    """Says of other tensors whether type, dtype, layout, device, shape, strides and requires_grad are the same.
+    """Return a function: True if other tensors have the same type, dtype, device, shape, strides and requires_grad.
 
-    Asked of torch's function in C++ first, whose no may be about something else.
+    It asks torch's C++ function first, and compares in Python if that says no, which may have other reasons.
     """
     known, alike = list(map(_traits, tensors)), torch_private.alike(tensors)
     return lambda *now: alike(*now) or list(map(_traits, now)) == known

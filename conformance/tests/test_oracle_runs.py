@@ -36,7 +36,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Step:
-    """A turn of ``replay``, with draws in place of gradients."""
+    """An input of ``replay``, with draws in place of gradients."""
 
     grads: tuple[Draw | None, ...]
     settings: dict[str, Any]
@@ -97,8 +97,8 @@ def cancelling(x: Tensor, roll: Tensor, draw: Draw, betas: tuple[float, float]) 
     return gradient
 
 
-def arrangements() -> st.SearchStrategy[dict[str, Any]]:
-    """How momentum is held: width, format, blocks."""
+def momentum_settings() -> st.SearchStrategy[dict[str, Any]]:
+    """Settings of the momentum: width, format, blocks."""
 
     def named(bits: int, name: str | None, block: int | None) -> dict[str, Any]:
         chosen = {"optim_bits": bits, "state_format": name, "block_size": block, "block_wise": block != 0}
@@ -130,9 +130,9 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
 
 
 @st.composite
-def lives(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]], list[tuple[Any, ...]], list[Step]]:
+def runs(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]], list[tuple[Any, ...]], list[Step]]:
     """(keyword arguments, groups, parameters, steps)."""
-    kwargs = draw(st.fixed_dictionaries({}, optional=OPTIONS)) | draw(arrangements())
+    kwargs = draw(st.fixed_dictionaries({}, optional=OPTIONS)) | draw(momentum_settings())
     kwargs["seed"] = draw(st.sampled_from([0, 1, 2**32 + 7, 2**64 - 1]))
     kwargs["min_8bit_size"] = draw(st.sampled_from([1, 1, 1, 1, 100, 4096]))
     params, groups = [], []
@@ -143,14 +143,14 @@ def lives(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]], list[t
         params.append((draw(st.sampled_from(SHAPES)), value))
         group = {key: draw(OPTIONS[key]) for key in draw(st.sets(st.sampled_from(sorted(OPTIONS)), max_size=4))}
         if draw(st.integers(0, 3)) == 0:
-            group |= draw(arrangements())
+            group |= draw(momentum_settings())
         unbiased = ["compensated", "dithered", "stochastic", "nearest"] if dtype != torch.float16 else ["nearest"]
         group["param_rounding"] = draw(st.sampled_from(unbiased))
         groups.append(group)
-    return kwargs, groups, params, [draw(turns(len(params))) for _ in range(draw(st.sampled_from([3, 1, 2, 4, 5, 6])))]
+    return kwargs, groups, params, [draw(steps(len(params))) for _ in range(draw(st.sampled_from([3, 1, 2, 4, 5, 6])))]
 
 
-def turns(count: int) -> st.SearchStrategy[Step]:
+def steps(count: int) -> st.SearchStrategy[Step]:
     """Steps for ``count`` parameters: some without gradient, some with new settings (those that state allows)."""
     kinds, dtypes = st.sampled_from(KINDS), st.sampled_from(DTYPES)
     grads = st.builds(Draw, kinds, st.integers(-20, 8), st.integers(0, 999), dtypes, st.booleans())
@@ -166,21 +166,21 @@ def turns(count: int) -> st.SearchStrategy[Step]:
 
 
 @settings(max_examples=200, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-@given(lives())
-def test_the_optimizer_is_what_the_oracle_says(life: Any) -> None:
-    kwargs, groups, drawn, steps = life
+@given(runs())
+def test_the_optimizer_is_what_the_oracle_says(run: Any) -> None:
+    kwargs, groups, drawn, steps = run
     params = []
     for shape, draw in drawn:
         value = numbers(draw, shape)
         assert isinstance(value, Tensor)
         params.append(value)
     betas = kwargs.get("betas", (0.9, 0.99))
-    turns = []
+    inputs = []
     for step in steps:
         grads: list[Gradient] = []
         for at, g in enumerate(step.grads):
             own = step.settings.get("betas", groups[at].get("betas", betas))
             grads.append(None if g is None else numbers(g, drawn[at][0], own))
-        turns.append(StepInput(grads, step.settings, step.loss_scale, step.found_inf))
-    found = replay(lionbits.Lion, {**kwargs, "backend": "reference"}, params, turns, groups)
+        inputs.append(StepInput(grads, step.settings, step.loss_scale, step.found_inf))
+    found = replay(lionbits.Lion, {**kwargs, "backend": "reference"}, params, inputs, groups)
     assert found is None, str(found)
