@@ -207,6 +207,36 @@ def sanitized(session: nox.Session) -> None:
 
 
 @nox.session
+def sanitized_cpp(session: nox.Session) -> None:
+    """Put the C++ kernels of the CPU before the conformance suite under AddressSanitizer and UBSan (g++; minutes)."""
+    install(session, "test", packages=(*SUITE, *BACKENDS["cpp"]))
+    folder = Path(session.virtualenv.location, "sanitized").resolve()
+    options = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1", "-g")
+    session.run("python", "-m", "lionbits_cpp.build", "--folder", str(folder), "--", *options, env={"CXX": "g++"})
+    library = session.run("g++", "-print-file-name=libasan.so", silent=True, external=True)
+    for build in ("x86-64", "x86-64-v3"):
+        run_suite(
+            session,
+            "cpp",
+            "dev",
+            *session.posargs,
+            LD_PRELOAD=str(library).strip(),
+            ASAN_OPTIONS="detect_leaks=0",
+            LIONBITS_CPP_BUILD=str(folder / f"{build}.so"),
+        )
+
+
+@nox.session
+def builds_cpp(session: nox.Session) -> None:
+    """Put each build of the C++ kernels that this CPU runs before the conformance suite (minutes)."""
+    install(session, "test", packages=(*SUITE, *BACKENDS["cpp"]))
+    names = "from lionbits_cpp import library; print(*library.names())"
+    found = session.run("python", "-c", names, silent=True)
+    for build in str(found).split():
+        run_suite(session, "cpp", "dev", *session.posargs, LIONBITS_CPP_BUILD=build)
+
+
+@nox.session
 def kernels(session: nox.Session) -> None:
     """Print registers and instructions of every kernel, compiled for GPUs that need not be there (minutes)."""
     install(session, "cuda", packages=(*SUITE, *BACKENDS["triton"], *BACKENDS["cupy"], "packages/lionbits-bench"))

@@ -192,3 +192,17 @@ def test_builds_are_named_by_instruction_set() -> None:
     made = build.builds(os.uname().machine)
     assert set(library.names()) <= set(made)
     assert isinstance(library.load(), ctypes.CDLL)
+
+
+def test_threads_do_not_race(tmp_path: Path) -> None:
+    """Under ThreadSanitizer, with threads of the library's own."""
+    if not build.compiler():
+        pytest.skip("it takes a compiler")
+    source, program = Path(__file__).with_name("race.cpp"), tmp_path / "race"
+    line = [*build.compiler(), "-std=c++17", "-O1", "-g", "-fsanitize=thread", *build.EXACT, f"-I{FOLDER}", str(source)]
+    made = subprocess.run([*line, "-o", str(program), "-pthread", "-ldl"], capture_output=True, text=True, check=False)
+    if made.returncode and "tsan" in made.stderr:
+        pytest.skip("this compiler has no ThreadSanitizer")
+    assert made.returncode == 0, made.stderr
+    ran = subprocess.run([str(program)], capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 0, ran.stderr[-2000:]

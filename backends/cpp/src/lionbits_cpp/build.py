@@ -5,6 +5,7 @@ It imports nothing but the standard library, as it also runs while the package i
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parent / "cpp" / "kernels.cpp"
 FOLDER = Path(__file__).parent / "builds"
 
-#: The compiler and options that go before all others, if it shall not be the first of ``COMPILERS`` on the path.
+#: Compilers that are looked for on the path. The variable ``CXX`` names another, with options if need be.
 COMPILERS = ("g++", "clang++", "c++")
 
 #: Instruction sets, for each machine.
@@ -75,9 +76,20 @@ def build(folder: Path = FOLDER, machine: str | None = None, options: tuple[str,
         return [*pool.map(one, targets.keys(), targets.values())]
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Build what the command line asks for, and print the files; the result is the exit code."""
+    parser = argparse.ArgumentParser("lionbits_cpp.build", description="Build the C++ library of lionbits-cpp.")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the libraries go (default: the package's)")
+    parser.add_argument("--machine", help="such as aarch64, with CXX naming a compiler for it (default: this one)")
+    parser.add_argument("options", nargs="*", help="further options of the compiler, after --")
+    given = parser.parse_args()
     try:
-        made = build()
+        made = build(given.folder, given.machine, tuple(given.options))
     except (FileNotFoundError, RuntimeError) as error:
-        sys.exit(str(error))
-    print("\n".join(map(str, made)) or f"there is no build for {platform.machine()}")
+        parser.error(str(error))
+    print("\n".join(map(str, made)) or f"there is no build for {given.machine or platform.machine()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-#: Chooses a build, for tests: ``x86-64``, ``x86-64-v3``, ``x86-64-v4`` or ``aarch64``.
+#: Chooses a build: its name, as ``x86-64-v3``, or the path of a library.
 ENVIRONMENT = "LIONBITS_CPP_BUILD"
 
 FOLDER = Path(__file__).parent / "builds"
@@ -34,6 +34,8 @@ def path() -> Path | None:
     """The build that serves here; None where there is none."""
     chosen = os.environ.get(ENVIRONMENT)
     paths = [FOLDER / f"{name}.so" for name in ((chosen,) if chosen else names())]
+    if chosen and os.sep in chosen:
+        paths = [Path(chosen)]
     return next((path for path in paths if path.is_file()), None)
 
 

@@ -289,7 +289,7 @@ def tell_of_slow_backend(groups: Iterable[Group], backend: Backend | None, pager
             faster = select.PREFERENCE[device.type][0]
             reason = select.diagnose(faster, device)
             advice.warn(
-                f"the backend 'reference' updates {elements:,} elements on {device}. It is exact, and many times slower "
+                f"the backend 'reference' updates {elements:,} elements on {device}. It is exact and many times slower "
                 f"than {faster!r}, which does not serve here: {reason} To keep the reference, set backend='reference'."
             )
 
