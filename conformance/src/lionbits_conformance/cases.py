@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import lionbits_reference as reference
-from lionbits_reference import formats
+from lionbits_reference import formats, rounding
 from lionbits_reference.spec import (
     Backend,
     Hyper,
@@ -199,16 +199,16 @@ def _slot(
     momentum = torch.where(momentum.isfinite(), momentum, 1.0)  # what an optimizer that skips never holds
     state: dict[str, Any] = reference.encode(plan.format, momentum)
     held = reference.decode(plan.format, state, shape)
-    if plan.param_rounding == "compensated":
-        residual = values.values("normal", 0, shape, tensor.seed + 3)
-        spec = plan.state_spec(shape)["param_residual"]
-        state["param_residual"] = (residual * (100 if spec.dtype == torch.int16 else 30)).to(spec.dtype)
     grad = values.gradient(
         tensor.kind, tensor.magnitude, held, case.betas, tensor.seed, plan.format, grad_scale(case, j)
     )
     if tensor.grad_layout == "expanded":
         grad = collapsed(grad, tensor.seed)
     param = values.parameter(tensor.param_kind, shape, tensor.seed + 2, plan.param_dtype)
+    if plan.param_rounding == "compensated":
+        dtype = plan.state_spec(shape)["param_residual"].dtype
+        master = values.with_low_bits(param, tensor.seed + 3)
+        param, state["param_residual"] = rounding.split_master(master, dtype, rounding.NEAREST)
     placed = {key: place(buffers, f"{key}[{j}]", value, "contiguous", device) for key, value in state.items()}
     placed_param = place(buffers, f"param[{j}]", param, tensor.layout, device, tensor.seed)
     base = place(buffers, f"grad[{j}]", grad.to(plan.grad_dtype), tensor.grad_layout, device, tensor.seed)

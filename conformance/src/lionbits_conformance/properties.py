@@ -6,7 +6,7 @@ Properties of calls take a :class:`~lionbits_conformance.cases.Case`; those of r
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -19,10 +19,9 @@ from lionbits_reference.spec import Backend, Format, Plan, Slot, matrix_shape
 
 from . import bits, cases
 from .cases import Case, TensorCase
-from .placing import MARGIN, like
-
-CPU = torch.device("cpu")
-Property = Callable[[Backend, Case, torch.device], None]
+from .placing import like
+from .repro import CPU, Property, repro_message
+from .world import codec_shares_no_memory, keeps_no_gradient, leaves_the_world_alone, threads_do_not_meet
 
 
 def step_equals_reference(backend: Backend, case: Case, device: torch.device = CPU) -> None:
@@ -202,21 +201,12 @@ CALLS: dict[str, Property] = {
         zero_stays_zero,
         skipped_harm_nobody,
         codec_equals_reference,
+        leaves_the_world_alone,
+        keeps_no_gradient,
+        codec_shares_no_memory,
+        threads_do_not_meet,
     )
 }
-
-
-def repro_message(backend: Backend, name: str, case: Case) -> str:
-    """What failed, and the code that runs it again."""
-    return (
-        f"property {name} is broken for {case.plan}\n"
-        f"  to run it again:\n"
-        f"    import torch; from lionbits import select; from lionbits_conformance import properties\n"
-        f"    from lionbits_conformance.cases import Case, TensorCase\n"
-        f"    from lionbits_reference.spec import Format, Plan\n"
-        f"    properties.{name}(select.load({backend.name!r}), {case!r})\n"
-        f"  tensors lie in larger buffers, their first element at {MARGIN}, or one later where layout='offset'"
-    )
 
 
 def _writable(case: Case) -> list[TensorCase]:

@@ -100,6 +100,14 @@ def parameter(kind: str, shape: Sequence[int], seed: int, dtype: torch.dtype) ->
     return normal.to(dtype)
 
 
+def with_low_bits(param: Tensor, seed: int) -> Tensor:
+    """float32 numbers whose upper halves are a bfloat16 ``param``'s, with any lower halves; infinities stay."""
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.randint(0, 1 << 16, param.shape, generator=generator, dtype=torch.int32)
+    master = param.to(torch.float32)
+    return torch.where(master.isinf(), master, (master.view(torch.int32) | low).view(torch.float32))
+
+
 def gradient(
     kind: str,
     magnitude: int,
