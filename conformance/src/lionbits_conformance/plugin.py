@@ -19,8 +19,8 @@ from .domain import Domain
 
 _MINUTES = {hypothesis.Phase.shrink, hypothesis.Phase.explain}
 
-#: Examples per property. ``dev`` and ``smoke`` show a failure as drawn. ``smoke`` draws the same examples every time, the
-#: others draw new ones; ``--hypothesis-seed`` repeats them. ``nightly`` keeps what it finds in ``.hypothesis``.
+#: Examples per property. ``dev`` and ``smoke`` show a failure as drawn. ``smoke`` draws the same examples each time,
+#: others new ones, which ``--hypothesis-seed`` repeats. ``nightly`` keeps what it finds in ``.hypothesis``.
 PROFILES: dict[str, dict[str, Any]] = {
     "dev": {"max_examples": 25, "phases": set(hypothesis.Phase) - _MINUTES},
     "smoke": {"max_examples": 24, "derandomize": True, "database": None, "phases": set(hypothesis.Phase) - _MINUTES},

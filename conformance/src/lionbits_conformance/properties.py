@@ -23,6 +23,8 @@ from .placing import like
 from .repro import CPU, Property, repro_message
 from .world import codec_shares_no_memory, keeps_no_gradient, leaves_the_world_alone, threads_do_not_meet
 
+__all__ = ["CALLS", "CPU", "Property", "every_code_decodes", "supports_answers"]
+
 
 def step_equals_reference(backend: Backend, case: Case, device: torch.device = CPU) -> None:
     """A step writes the reference's bits into parameters, codes, scales and residuals, and nothing beside them."""

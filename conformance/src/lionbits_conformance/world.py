@@ -39,6 +39,8 @@ def leaves_the_world_alone(backend: Backend, case: Case, device: torch.device = 
             got = _everything(backend, call)
             after = _world(device)
         changed = [name for name in before if not _same(before[name], after[name])]
+        for name in changed:
+            _RESTORE.get(name, lambda value: None)(before[name])
         if changed:
             raise bits.Disagreement(f"{message}\n  a call has changed: {', '.join(changed)}")
         bits.require_equal(got, want, f"{message}\n  with {elsewhere} as default dtype")
@@ -146,6 +148,18 @@ def _world(device: torch.device) -> dict[str, Any]:
         world["the current device"] = torch.cuda.current_device()
         world["the current stream"] = torch.cuda.current_stream(device).cuda_stream
     return world
+
+
+#: How what a call has changed is put right, so that the next failure is of the next call.
+_RESTORE: dict[str, Callable[[Any], object]] = {
+    "torch's default generator": torch.set_rng_state,
+    "Python's random": random.setstate,
+    "grad mode": torch.set_grad_enabled,
+    "subnormal numbers": lambda kept: torch.set_flush_denormal(not kept),
+    "the number of threads": torch.set_num_threads,
+    "deterministic algorithms": torch.use_deterministic_algorithms,
+    "the precision of products": torch.set_float32_matmul_precision,
+}
 
 
 def _same(a: Any, b: Any) -> bool:

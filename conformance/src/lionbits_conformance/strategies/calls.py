@@ -18,7 +18,7 @@ from .plans import plans
 from .tensors import tensors
 
 #: Positions of parameters: first, ordinary, and where an index would no longer fit in 8, 16 or 31 bits.
-INDICES = (1, 0, 254, 2**16 - 1, 2**31 - 1)
+INDICES = (1, 0, 255, 256, 2**16, 2**31)
 
 
 @st.composite
