@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import lionbits_reference as reference
-from lionbits_reference.spec import Plan, Slot, matrix_shape
+from lionbits_reference.spec import Format, Plan, Slot, matrix_shape
 
 FUNCTIONS = ("supports", "prepare", "aligned", "absmax", "step", "encode", "decode")
-BF16_8 = Plan(torch.bfloat16, torch.bfloat16, reference.backend.Format.of(8))
+BF16_8 = Plan(torch.bfloat16, torch.bfloat16, Format.of(8))
 
 
 def backend(**others: Callable[..., Any]) -> Any:
@@ -204,7 +204,7 @@ def _live(name: str) -> Any:
     def decode(format: Any, state: Any, shape: Any) -> Tensor:
         return reference.decode(format, state, shape) if format.quantised else state["exp_avg"].view(tuple(shape))
 
-    return backend(**{name: {"encode": encode, "decode": decode}[name]})
+    return backend(encode=encode) if name == "encode" else backend(decode=decode)
 
 
 def _decode_into_one_buffer() -> Any:
