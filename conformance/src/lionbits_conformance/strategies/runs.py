@@ -14,7 +14,10 @@ from lionbits_conformance.values import KINDS
 from lionbits_reference.spec import PARAM_DTYPES, ROUNDINGS
 
 from .plans import plans
-from .tensors import few, tensors
+from .tensors import few, shapes, tensors
+
+#: Elements of a matrix in a run, where pages may have one row each, at most; of two rows whatever they have.
+LARGEST = 1024
 
 #: What ``cautious`` of an optimizer may be where its plan's caution is this.
 CAUTIOUS: dict[str, tuple[str | None, ...]] = {
@@ -72,7 +75,8 @@ def runs(
         optional={"betas": st.just((0.8, 0.95))},
     )
     chosen = draw(options(dtype, bits))
-    members = draw(st.lists(tensors(kinds, sizes), min_size=1, max_size=most))
+    usual = shapes(chosen["block_size"] or 256, LARGEST) if sizes is None else sizes
+    members = draw(st.lists(tensors(kinds, usual), min_size=1, max_size=most))
     if draw(st.integers(0, 7)) == 7 and "sparse_sign" in kinds:
         # One element in thousands moves: where cautious factors differ most.
         members[0] = replace(members[0], shape=(2003,), kind="sparse_sign", layout="contiguous")

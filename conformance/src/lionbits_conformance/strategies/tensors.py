@@ -24,14 +24,14 @@ BEYOND = (2, 30, 254, 2**16, 2**31, 2**33)
 
 
 @st.composite
-def shapes(draw: st.DrawFn, block: int = 256) -> tuple[int, ...]:
+def shapes(draw: st.DrawFn, block: int = 256, most: int = MOST) -> tuple[int, ...]:
     """From empty and 0-d to 70 rows, rows that end one before, at and one behind a block, and five dimensions."""
     kind = draw(st.integers(0, 9))
     if kind < 5:
         around = (block - 1, block, block + 1, 2 * block - 1, 2 * block + 1, 3 * block)
         columns = draw(st.sampled_from(ODD) | st.sampled_from(LONG) | st.sampled_from(around))
         rows = draw(st.sampled_from(FEW_ROWS) | st.sampled_from(MANY_ROWS))
-        return min(rows, max(MOST // columns, 2)), columns
+        return min(rows, max(most // columns, 2)), columns
     small = st.sampled_from((1, 2, 3, 5))
     if kind == 5:
         return (draw(st.sampled_from((*ODD, block - 1, block + 1, 4099))),)
