@@ -12,7 +12,8 @@ import torch
 import lionbits
 import lionbits_triton as backend
 from lionbits import select
-from lionbits_conformance import serving
+from lionbits_conformance import properties, serving
+from lionbits_conformance.cases import Case, TensorCase
 
 from .cases import PLAN
 
@@ -94,3 +95,10 @@ def test_a_plan_that_is_served_trains() -> None:
     """Through the optimizer, by the backend's name."""
     optimizer = lionbits.Lion8bit([torch.nn.Parameter(torch.ones(64, 64))], backend="triton")
     assert optimizer.momentum(optimizer.param_groups[0]["params"][0]).shape == (64, 64)
+
+
+def test_two_threads_may_step_at_once() -> None:
+    """In the interpreter too, which by itself serves one thread."""
+    case = Case(PLAN, (TensorCase((6, 300)),))
+    for _ in range(3):
+        properties.threads_do_not_meet(backend, case)

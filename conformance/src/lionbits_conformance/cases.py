@@ -1,7 +1,7 @@
 """One call of a backend, described by a few numbers that print as the code that makes it again.
 
 A case says (kind, magnitude, seed, shape) of its tensors instead of holding elements, so a failure shrinks to a kind
-and a shape. Every tensor lies inside a larger buffer whose other elements must never change.
+and a shape.
 """
 
 from __future__ import annotations
@@ -14,19 +14,42 @@ import torch
 from torch import Tensor
 
 import lionbits_reference as reference
-from lionbits_reference import formats
-from lionbits_reference.spec import Backend, Hyper, Plan, Prepared, Scalars, Slot, decay_factor, float32
+from lionbits_reference import formats, rounding
+from lionbits_reference.spec import (
+    Backend,
+    Hyper,
+    Plan,
+    Prepared,
+    Scalars,
+    Slot,
+    decay_factor,
+    float32,
+    matrix_shape,
+)
 
 from . import values
+from .placing import collapsed, like, place
 
 _CPU = torch.device("cpu")
-MARGIN = 64  # elements of a buffer before and behind its tensor
-_CANARY = {torch.int8: 0x5A, torch.uint8: 0xA5, torch.int16: 0x5A5A}
+
+#: What becomes of the gradients between two updates: nothing; other numbers in the same tensors, as accumulation and
+#: ``zero_grad(set_to_none=False)`` write them; other tensors with other numbers.
+RENEWALS = ("same", "rewritten", "new")
 
 
 @dataclass(frozen=True)
 class TensorCase:
-    """A parameter with its gradient and momentum."""
+    """A parameter with its gradient and momentum.
+
+    Attributes:
+        shape: of all three; or of the rectangle that there is of a wider parameter.
+        kind, momentum_kind, param_kind: of the numbers in the gradient, momentum and parameter.
+        magnitude: gradient and momentum are multiplied by two to this power, where that has a meaning.
+        seed: of all that is drawn.
+        layout, grad_layout: of the parameter and the gradient in memory.
+        start: counting position of the first element: as if a part of a parameter.
+        beyond: counting positions by which the parameter's rows are longer than this rectangle's; even.
+    """
 
     shape: tuple[int, ...]
     kind: str = "normal"
@@ -35,12 +58,24 @@ class TensorCase:
     seed: int = 0
     layout: str = "contiguous"
     grad_layout: str = "contiguous"
-    start: int = 0  # counting position of the first element: as if a part of a parameter
+    start: int = 0
+    param_kind: str = "normal"
+    beyond: int = 0
+
+    @property
+    def pitch(self) -> int | None:
+        """What the slot is given: None where the rectangle is as wide as its parameter."""
+        columns = matrix_shape(self.shape)[1]
+        return columns + columns % 2 + self.beyond if self.beyond else None
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call: a plan, its tensors, and the numbers. Slot j's learning rate, scale and step differ from slot 0's."""
+    """A call: a plan, its tensors, and the numbers. Slot j's learning rate, scale and step differ from slot 0's.
+
+    ``index`` is the position of the first parameter among all, ``skipped`` how many elements were skipped before,
+    ``renewal`` one of :data:`RENEWALS`.
+    """
 
     plan: Plan
     tensors: tuple[TensorCase, ...]
@@ -52,6 +87,9 @@ class Case:
     grad_scale: float = 1.0
     step: int = 1
     updates: int = 1
+    index: int = 1
+    skipped: int = 0
+    renewal: str = "same"
 
     @property
     def hyper(self) -> Hyper:
@@ -68,6 +106,7 @@ class Call:
     grads: list[Tensor]
     scalars: Scalars
     buffers: dict[str, Tensor] = field(default_factory=dict)
+    bases: list[Tensor] = field(default_factory=list)  # the gradients before they were expanded
 
     def results(self) -> dict[str, Tensor]:
         """All that a call may write, and all that it may not: whole buffers, and the skip count."""
@@ -78,9 +117,10 @@ def build(case: Case, device: torch.device = _CPU) -> Call:
     """Make the case's tensors; the same bits each time."""
     call = Call(case, [], [], scalars(case, device))
     for j, tensor in enumerate(case.tensors):
-        slot, grad = _slot(call.buffers, case, j, tensor, device)
+        slot, base = _slot(call.buffers, case, j, tensor, device)
         call.slots.append(slot)
-        call.grads.append(grad)
+        call.bases.append(base)
+        call.grads.append(base.expand(tensor.shape))
     return call
 
 
@@ -95,7 +135,7 @@ def scalars(case: Case, device: torch.device = _CPU) -> Scalars:
     }
     vectors = {key: torch.tensor(value, dtype=torch.float32, device=device) for key, value in numbers.items()}
     steps = torch.tensor([case.step + j for j in k], dtype=torch.int64, device=device)
-    return Scalars(**vectors, step=steps, skipped=torch.zeros(1, dtype=torch.int64, device=device))
+    return Scalars(**vectors, step=steps, skipped=torch.tensor([case.skipped], device=device))
 
 
 def grad_scale(case: Case, j: int) -> float:
@@ -119,7 +159,8 @@ def update(backend: Backend, call: Call, order: Sequence[slice]) -> None:
 def step(backend: Backend, call: Call, prepared: Sequence[tuple[slice, Prepared]]) -> None:
     """Step as often as the case says, with what was prepared for these runs of slots."""
     case = call.case
-    for _ in range(case.updates):
+    for i in range(case.updates):
+        renew(call, i)
         numbers = call.scalars
         if case.plan.format.tensor_wise:
             absmax = [backend.absmax(made, call.grads[at], case.hyper, numbers.part(at)) for at, made in prepared]
@@ -128,6 +169,18 @@ def step(backend: Backend, call: Call, prepared: Sequence[tuple[slice, Prepared]
             backend.step(made, call.grads[at], case.hyper, numbers.part(at))
         store_scales(case.plan, call.slots, numbers)
         call.scalars.step.add_(1)
+
+
+def renew(call: Call, i: int) -> None:
+    """Make the gradients of update ``i``: those of the first, in another order and with other signs."""
+    if i == 0 or call.case.renewal == "same":
+        return
+    for j, base in enumerate(call.bases):
+        numbers = base.reshape(-1).roll(2 * i + 1).neg().view(base.shape)
+        if call.case.renewal == "new":
+            call.bases[j] = like(base, 0)
+            call.grads[j] = call.bases[j].expand(call.grads[j].shape)
+        call.bases[j].copy_(numbers)
 
 
 def store_scales(plan: Plan, slots: Sequence[Slot], numbers: Scalars) -> None:
@@ -146,39 +199,17 @@ def _slot(
     momentum = torch.where(momentum.isfinite(), momentum, 1.0)  # what an optimizer that skips never holds
     state: dict[str, Any] = reference.encode(plan.format, momentum)
     held = reference.decode(plan.format, state, shape)
-    if plan.param_rounding == "compensated":
-        residual = values.values("normal", 0, shape, tensor.seed + 3)
-        spec = plan.state_spec(shape)["param_residual"]
-        state["param_residual"] = (residual * (100 if spec.dtype == torch.int16 else 30)).to(spec.dtype)
     grad = values.gradient(
         tensor.kind, tensor.magnitude, held, case.betas, tensor.seed, plan.format, grad_scale(case, j)
     )
-    param = values.values("normal", 0, shape, tensor.seed + 2)
-    placed = {key: _place(buffers, f"{key}[{j}]", value, "contiguous", device) for key, value in state.items()}
-    placed_param = _place(buffers, f"param[{j}]", param.to(plan.param_dtype), tensor.layout, device)
-    placed_grad = _place(buffers, f"grad[{j}]", grad.to(plan.grad_dtype), tensor.grad_layout, device)
-    return Slot(placed_param, placed, index=3 * j + 1, start=tensor.start), placed_grad
-
-
-def _place(buffers: dict[str, Tensor], name: str, value: Tensor, layout: str, device: torch.device) -> Tensor:
-    """A view of a canary-filled buffer that has the value's shape, the layout's strides, and the value."""
-    shape = list(value.shape)
-    order = list(range(len(shape)))
-    if layout == "transposed":
-        order.reverse()
-    elif layout == "channels_last" and len(shape) == 4:
-        order = [0, 2, 3, 1]
-    stride = 2 if layout == "strided" else 1
-    base_shape = [shape[i] for i in order]
-    if base_shape:
-        base_shape[-1] *= stride
-    size = torch.Size(base_shape).numel()
-    margin = MARGIN + (1 if layout == "offset" else 0)
-    canary = _CANARY.get(value.dtype, 7.0)
-    buffer = torch.full((size + 2 * MARGIN + 2,), canary, dtype=value.dtype, device=device)
-    buffers[name] = buffer
-    base = buffer[margin : margin + size].view(base_shape)
-    if base_shape:
-        base = base[..., ::stride]
-    view = base.permute([order.index(i) for i in range(len(order))]) if order else base
-    return view.copy_(value)
+    if tensor.grad_layout == "expanded":
+        grad = collapsed(grad, tensor.seed)
+    param = values.parameter(tensor.param_kind, shape, tensor.seed + 2, plan.param_dtype)
+    if plan.param_rounding == "compensated":
+        dtype = plan.state_spec(shape)["param_residual"].dtype
+        master = values.with_low_bits(param, tensor.seed + 3)
+        param, state["param_residual"] = rounding.split_master(master, dtype, rounding.NEAREST)
+    placed = {key: place(buffers, f"{key}[{j}]", value, "contiguous", device) for key, value in state.items()}
+    placed_param = place(buffers, f"param[{j}]", param, tensor.layout, device, tensor.seed)
+    base = place(buffers, f"grad[{j}]", grad.to(plan.grad_dtype), tensor.grad_layout, device, tensor.seed)
+    return Slot(placed_param, placed, case.index + 3 * j, tensor.start, tensor.pitch), base

@@ -15,19 +15,25 @@ import torch
 from lionbits import select
 from lionbits_reference.spec import Backend
 
+from .domain import Domain
+
 _MINUTES = {hypothesis.Phase.shrink, hypothesis.Phase.explain}
 
-#: Examples per property. ``dev`` shows a failure as drawn; ``smoke`` and ``ci`` draw the same examples every time;
-#: ``nightly`` keeps what it finds in ``.hypothesis``.
+#: Examples per property. ``dev`` and ``smoke`` show a failure as drawn. ``smoke`` draws the same examples each time,
+#: others new ones, which ``--hypothesis-seed`` repeats. ``nightly`` keeps what it finds in ``.hypothesis``.
 PROFILES: dict[str, dict[str, Any]] = {
     "dev": {"max_examples": 25, "phases": set(hypothesis.Phase) - _MINUTES},
     "smoke": {"max_examples": 24, "derandomize": True, "database": None, "phases": set(hypothesis.Phase) - _MINUTES},
-    "ci": {"max_examples": 200, "derandomize": True, "database": None},
+    "ci": {"max_examples": 200, "database": None, "print_blob": True},
     "nightly": {"max_examples": 5000, "print_blob": True},
 }
 
 _AT_FIRST = Path(__file__).parent / "suite" / "test_at_first.py"
 
+#: Profiles that end with a table of what was drawn.
+_TABLED = ("ci", "nightly")
+
+_DOMAIN = pytest.StashKey[Domain]()
 _GAPS = pytest.StashKey[dict[str, str]]()
 
 
@@ -50,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
             **settings,
         )
     hypothesis.settings.load_profile(f"lionbits-{config.getoption('--profile')}")
+    config.stash[_DOMAIN] = Domain()
     config.stash[_GAPS] = _read_gaps(config.getoption("--gaps"))
 
 
@@ -80,6 +87,36 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     last = nextitem is None or nextitem.path != item.path
     if item.path == _AT_FIRST and last and item.session.testsfailed:
         item.session.shouldfail = "the simplest calls fail, so nothing harder was tried"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a process of pytest-xdist: send what was drawn to the one that prints it."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["lionbits_domain"] = session.config.stash[_DOMAIN].packed()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add what a process of pytest-xdist has drawn."""
+    packed = getattr(node, "workeroutput", {}).get("lionbits_domain")
+    if packed is not None:
+        node.config.stash[_DOMAIN].merge(packed)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print which part of the domain was drawn."""
+    drawn = config.stash[_DOMAIN]
+    if config.getoption("--profile") in _TABLED and drawn.calls:
+        terminalreporter.section("what was drawn for calls of the backend")
+        for line in drawn.table():
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def domain(request: pytest.FixtureRequest) -> Domain:
+    """What the run has drawn so far."""
+    return request.config.stash[_DOMAIN]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ everything has a test of its own for that, over :func:`every_plan`: here a plan 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,33 +18,13 @@ from hypothesis import reject
 
 import lionbits
 from lionbits import select
-from lionbits_reference.spec import (
-    CAUTIONS,
-    FLOAT32,
-    FORMATS,
-    MASTER_BITS,
-    NONFINITE,
-    PARAM_DTYPES,
-    PARAM_ROUNDINGS,
-    Backend,
-    Format,
-    Plan,
-)
+from lionbits_reference.spec import Backend, Format, Plan
 
-from . import strategies
 from .cases import Case
 from .runs import OptimizerRun, Run
+from .strategies import CAUTIOUS, every_plan
 
-
-def every_plan(bits: int | None = None, dtype: torch.dtype | None = None) -> Iterator[Plan]:
-    """Yield all plans, or those of some bits and parameter dtype; the plainest first."""
-    for format in _every_format(bits):
-        for param in PARAM_DTYPES if dtype is None else (dtype,):
-            for rounding, master in _every_rounding(param):
-                for nonfinite in NONFINITE:
-                    for caution in CAUTIONS:
-                        for grad in (param, *(other for other in PARAM_DTYPES if other != param)):
-                            yield Plan(param, grad, format, caution, rounding, master, nonfinite)
+__all__ = ["every_plan", "fit_case", "fit_format", "fit_run", "plainest", "refusal"]
 
 
 def plainest(
@@ -125,25 +105,7 @@ def _list_served(backend: Any, device: torch.device, bits: int | None, dtype: to
     return tuple(plan for plan in every_plan(bits, dtype) if not backend.supports(plan, device))
 
 
-def _every_format(bits: int | None) -> list[Format]:
-    narrow = [
-        Format.of(width, name, block or None, block_wise=block != 0)
-        for width, names in FORMATS.items()
-        if bits in (None, width)
-        for name in names
-        for block in (*strategies.BLOCK_SIZES, 0)
-    ]
-    return [FLOAT32, *narrow] if bits in (None, 32) else narrow
-
-
-def _every_rounding(dtype: torch.dtype) -> list[tuple[str, int]]:
-    if dtype != torch.bfloat16:
-        return [("nearest", 32)]
-    return [(name, m) for name in PARAM_ROUNDINGS for m in (MASTER_BITS if name == "compensated" else (32,))]
-
-
 def _cautious(caution: str, drawn: Any) -> Any:
     """Return the optimizer's argument for a plan's caution; if several mean the same, the one that was drawn."""
-    if caution == "mask":
-        return drawn if drawn in ("mask", "c-optim", "timm") else "mask"
-    return None if caution == "none" else caution
+    choices = CAUTIOUS[caution]
+    return drawn if drawn in choices else choices[0]

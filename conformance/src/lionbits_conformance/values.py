@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lionbits_reference.spec import FLOAT32, Format, Hyper
+from lionbits_reference.spec import FLOAT32, Format, Hyper, matrix_shape
 
 #: Kinds of gradients.
 KINDS = (
@@ -27,17 +27,33 @@ KINDS = (
     "nonfinite",
     "sparse_sign",
     "cancelling",
+    "threshold",
 )
+
+#: Kinds of parameters.
+PARAM_KINDS = ("normal", "zeros", "subnormal", "largest", "infinite", "powers")
 
 #: Kinds that need no momentum to lean on, for momentum itself. (Momentum is always finite.)
 MOMENTUM_KINDS = ("normal", "sparse", "heavy", "sloping", "denormal", "overflow", "ties", "zeros")
+
+#: Largest magnitudes of a block at which its scale is kept or not, is held or not, and their neighbours.
+_THRESHOLDS = torch.tensor(
+    [
+        *(2.0**-100, 2.0**-100 * (1 + 2.0**-23), 2.0**-100 * (1 - 2.0**-24)),
+        *(2.0**127, 2.0**127 * (1 + 2.0**-23), 2.0**127 * (1 - 2.0**-24)),
+        *(torch.finfo(torch.float32).max, 2.0**-126, 2.0**-149, 0.0),
+    ]
+)
 
 _INFINITY = torch.tensor(torch.inf)
 _LARGEST = torch.finfo(torch.float32).max
 
 
 def values(kind: str, magnitude: int, shape: Sequence[int], seed: int, format: Format = FLOAT32) -> Tensor:
-    """float32 numbers of one kind, scaled by 2^magnitude where that has a meaning. ``"ties"`` are ``format``'s."""
+    """float32 numbers of one kind, scaled by 2^magnitude where that has a meaning.
+
+    ``"ties"`` and ``"threshold"`` are ``format``'s.
+    """
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(tuple(shape), generator=generator)
     uniform = torch.rand(tuple(shape), generator=generator)
@@ -58,10 +74,38 @@ def values(kind: str, magnitude: int, shape: Sequence[int], seed: int, format: F
         normal = torch.where(uniform < 0.5, 0.0, -0.0)
     elif kind == "sparse_sign":
         normal = torch.where(torch.arange(normal.numel()).reshape(normal.shape) == 0, 1.0, 0.0)
+    elif kind == "threshold":
+        return _at_thresholds(normal, uniform, format, seed)
     elif kind == "nonfinite":
         bad = torch.tensor([torch.nan, torch.inf, -torch.inf])[(uniform * 30).long().clamp(max=2)]
         normal = torch.where(uniform < 0.1, bad, normal)
     return normal * 2.0**magnitude
+
+
+def parameter(kind: str, shape: Sequence[int], seed: int, dtype: torch.dtype) -> Tensor:
+    """Numbers of one of :data:`PARAM_KINDS` in the parameter's own dtype, whose largest and smallest they are."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(tuple(shape), generator=generator)
+    limits = torch.finfo(dtype)
+    if kind == "zeros":
+        return torch.copysign(torch.zeros(()), normal).to(dtype)
+    if kind == "subnormal":
+        return (normal * 0.3 * limits.tiny).to(dtype)
+    if kind == "largest":
+        return (torch.where(normal.abs() < 1, torch.sign(normal), normal.clamp(-1, 1) * 0.99) * limits.max).to(dtype)
+    if kind == "infinite":
+        return torch.where(normal > 1, torch.inf, torch.where(normal < -1, -torch.inf, normal)).to(dtype)
+    if kind == "powers":  # next to which numbers lie half as far apart below as above
+        return torch.copysign(torch.exp2(torch.round(4 * normal)), normal).to(dtype)
+    return normal.to(dtype)
+
+
+def with_low_bits(param: Tensor, seed: int) -> Tensor:
+    """float32 numbers whose upper halves are a bfloat16 ``param``'s, with any lower halves; infinities stay."""
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.randint(0, 1 << 16, param.shape, generator=generator, dtype=torch.int32)
+    master = param.to(torch.float32)
+    return torch.where(master.isinf(), master, (master.view(torch.int32) | low).view(torch.float32))
 
 
 def gradient(
@@ -86,6 +130,21 @@ def gradient(
     nearest = (wanted.double() / hyper.one_minus_b1 / scale).to(torch.float32)
     nudge = torch.randint(-1, 2, momentum.shape, generator=generator)
     return torch.where(nudge == 0, nearest, torch.nextafter(nearest, torch.copysign(_INFINITY, nudge.float())))
+
+
+def _at_thresholds(normal: Tensor, uniform: Tensor, format: Format, seed: int) -> Tensor:
+    """Blocks whose largest magnitude, which their first element has, is one of the thresholds, in turn."""
+    if not normal.numel():
+        return normal
+    rows, columns = matrix_shape(normal.shape)
+    block = format.block_size or (columns if not format.tensor_wise else rows * columns)
+    column = torch.arange(columns)
+    number = torch.arange(rows)[:, None] * -(-columns // block) + column // block
+    if format.tensor_wise:
+        number = torch.zeros_like(number)
+    largest = _THRESHOLDS[(number + seed) % len(_THRESHOLDS)].reshape(normal.shape)
+    part = torch.where(column % block == 0, 1.0, uniform.reshape(rows, columns)).reshape(normal.shape)
+    return torch.copysign(largest * part, normal)
 
 
 def _codes_and_midpoints(format: Format, uniform: Tensor) -> Tensor:

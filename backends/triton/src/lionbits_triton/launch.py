@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,9 @@ TILES_PER_ITEM, ENOUGH_PROGRAMS = 32, 8192
 
 #: Elements of the largest tile in the interpreter, which takes as long for one tile as for another.
 INTERPRETED_TILE = 1 << 16
+
+#: The interpreter serves one thread at a time: while it runs a kernel, functions of triton.language are others.
+_INTERPRETER = threading.Lock()
 
 
 class Cut(NamedTuple):
@@ -72,7 +75,7 @@ def launch(kernel: Any, prepared: Prepared, *arguments: Any, **constants: Any) -
     if not len(table.items):
         return
     device = table.items.device
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    with _INTERPRETER if device.type == "cpu" else torch.cuda.device(device):
         kernel[(len(table.items),)](
             *(table.slots, table.calls, table.items, *arguments),
             **constants,
