@@ -79,13 +79,13 @@ def shapes() -> st.SearchStrategy[tuple[int, ...]]:
         st.tuples(sizes),
         st.tuples(small, small, sizes),
         st.tuples(small, small, small, small),
-        st.sampled_from([(), (0,), (0, 5), (5, 0), (2, 1031), (4099,), (3, 4, 4, 4)]),
+        st.sampled_from([(), (0,), (0, 5), (5, 0), (2, 1031), (4099,), (3, 4, 4, 4), (129, 8), (43, 1, 5, 5)]),
     )
 
 
 def few() -> st.SearchStrategy[tuple[int, ...]]:
     """Shapes of at most 120 elements, for exact arithmetic."""
-    return st.sampled_from([(3, 37), (40,), (2, 33), (1, 64), (5,), (), (0, 4), (1, 1, 97), (2, 3, 4, 5)])
+    return st.sampled_from([(3, 37), (40,), (2, 33), (1, 64), (5,), (), (0, 4), (1, 1, 97), (2, 3, 4, 5), (21, 3), (7, 1, 2, 5)])
 
 
 def tensors(

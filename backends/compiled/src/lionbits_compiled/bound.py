@@ -22,7 +22,7 @@ class BoundSlot:
 
     def __init__(self, slot: Slot, grad: Tensor) -> None:
         self.slot = slot
-        self.index, self.start, self.row_pitch = slot.index, slot.start, slot.row_pitch
+        self.index, self.start, self.row_pitch, self.matrix = slot.index, slot.start, slot.row_pitch, slot.matrix
         self._grad: Tensor | None = grad
 
     @property

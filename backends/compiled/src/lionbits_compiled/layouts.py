@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lionbits_reference.spec import Plan, matrix_shape
+from lionbits_reference.spec import Plan
 
 from .bound import BoundSlot
 
@@ -49,7 +49,7 @@ class Layout(NamedTuple):
 def layout(plan: Plan, slot: BoundSlot) -> Layout:
     """How the slot becomes a matrix."""
     format = plan.format
-    rows, columns = matrix_shape(slot.param.shape)
+    rows, columns = slot.matrix
     block = _block(plan, columns)
     torn = format.quantised and (columns * format.bits % 8 or (block and columns % block))
     placed = format.quantised or plan.draws_for_param
@@ -94,7 +94,7 @@ def parts(plan: Plan, slot: BoundSlot) -> Iterator[BoundSlot]:
         yield from slot.cut(plan.format, max(LARGEST_GATHERED * columns // max(fill, 1) // 4096, 1) * 4096)
         return
     if width != (plan.format.block_size or width):  # rows that are short blocks
-        held = matrix_shape(slot.param.shape)[0]
+        held = slot.matrix[0]
         size = LARGEST_IN_CODES if is_zero_copy(plan, slot) else LARGEST_GATHERED
         step = size // width // 8 * 8  # 8: alignment
         for first in range(0, held, step):
@@ -112,7 +112,7 @@ def parts(plan: Plan, slot: BoundSlot) -> Iterator[BoundSlot]:
 
 def crosses_2_33(slot: BoundSlot) -> bool:
     """Whether its pairs' numbers do not all have the same upper half. A row of a matrix has to have one."""
-    rows, columns = matrix_shape(slot.param.shape)
+    rows, columns = slot.matrix
     first = slot.start // 2
     last = first + (rows - 1) * (slot.row_pitch // 2) + (columns - 1) // 2
     return first >> 32 != last >> 32

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from lionbits_reference.spec import Plan, Slot, matrix_shape
+from lionbits_reference.spec import Plan, Slot
 from lionbits_table import Table
 
 from .lion import INTERPRETED
@@ -83,6 +83,5 @@ def launch(kernel: Any, prepared: Prepared, *arguments: Any, **constants: Any) -
 
 def _interpreted_rows(slots: Sequence[Slot], block: int) -> int:
     """The power of two of blocks that the largest slot fits in, as far as a tile may have so many."""
-    shapes = [matrix_shape(slot.param.shape) for slot in slots]
-    blocks = max(rows * -(-columns // block) for rows, columns in shapes)
+    blocks = max(rows * -(-columns // block) for rows, columns in (slot.matrix for slot in slots))
     return max(min(int(triton.next_power_of_2(max(blocks, 1))), INTERPRETED_TILE // block), 1)

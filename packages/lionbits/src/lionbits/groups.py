@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lionbits_reference.spec import Backend, checks
+from lionbits_reference.spec import MIN_COLUMNS, Backend, checks
 
 from . import advice, select, settings, sharding, spelling
 from .paging import Pager
@@ -271,8 +271,9 @@ def tell_of_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None
         return
     shown = ", ".join(_name(group, param) for group, param in wide[:5]) + (", ..." if len(wide) > 5 else "")
     advice.warn(
-        f"{len(wide)} sharded parameter(s) keep float32 momentum ({shown}): they are vectors, or cut along another "
-        f"dimension than the first, so that cuts go through blocks which share a scale. Give them optim_bits=32 to say "
+        f"{len(wide)} sharded parameter(s) keep float32 momentum ({shown}): they are vectors, or have rows "
+        f"shorter than {MIN_COLUMNS} which are joined to one, or are cut along another dimension than the first, so that "
+        f"cuts go through blocks which share a scale. Give them optim_bits=32 to say "
         f"that this is meant."
     )
 
