@@ -85,12 +85,13 @@ def test_parts_cover_ragged_rows_in_order() -> None:
 
 
 def test_rows_join_where_nothing_tells_them_apart() -> None:
-    """float32 momentum has no blocks, and no noise: rows of five are one row."""
+    """float32 momentum has no blocks, and no noise: rows of 33 are one row. Those below 32 are one by rule."""
     plain = Plan(torch.float32, torch.float32, FLOAT32)
-    assert layout(plain, slot((5000, 5), plain)).rows == 1
+    assert layout(plain, slot((5000, 33), plain)).rows == 1
     drawn = Plan(torch.bfloat16, torch.bfloat16, FLOAT32, param_rounding="dithered")
-    assert layout(drawn, slot((5000, 5), drawn)).rows == 5000
-    assert layout(drawn, slot((5000, 6), drawn)).rows == 1
+    assert layout(drawn, slot((5000, 33), drawn)).rows == 5000
+    assert layout(drawn, slot((5000, 34), drawn)).rows == 1
+    assert layout(drawn, slot((5000, 5), drawn)).rows == 1
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])

@@ -85,7 +85,9 @@ def shapes() -> st.SearchStrategy[tuple[int, ...]]:
 
 def few() -> st.SearchStrategy[tuple[int, ...]]:
     """Shapes of at most 120 elements, for exact arithmetic."""
-    return st.sampled_from([(3, 37), (40,), (2, 33), (1, 64), (5,), (), (0, 4), (1, 1, 97), (2, 3, 4, 5), (21, 3), (7, 1, 2, 5)])
+    return st.sampled_from(
+        [(3, 37), (40,), (2, 33), (1, 64), (5,), (), (0, 4), (1, 1, 97), (2, 3, 4, 5), (21, 3), (7, 1, 2, 5)]
+    )
 
 
 def tensors(

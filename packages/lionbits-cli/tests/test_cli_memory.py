@@ -161,9 +161,7 @@ def test_a_model_of_a_function(module: str, capsys: pytest.CaptureFixture[str]) 
     ],
     ids=str,
 )
-def test_what_is_no_model(
-    arguments: list[str], message: str, module: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_model(arguments: list[str], message: str, module: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", *(argument.format(module) for argument in arguments)]) == 2
     said = capsys.readouterr().err
     assert message in said

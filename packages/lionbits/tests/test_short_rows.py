@@ -43,9 +43,7 @@ def bytes_per_parameter(optimizer_class: type[Lion], shapes: Shapes) -> float:
 
 
 def state_bytes(optimizer: Lion) -> int:
-    return sum(
-        value.nbytes for state in optimizer.state.values() for key, value in state.items() if key != "step"
-    )
+    return sum(value.nbytes for state in optimizer.state.values() for key, value in state.items() if key != "step")
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -70,7 +68,9 @@ ORDERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("shape", [(129, 7), (70, 16), (64, 3, 3, 3), (40, 1, 5, 5)])
-@pytest.mark.parametrize("settings", [{"optim_bits": 8}, {"optim_bits": 4, "cautious": "mask", "block_size": 32}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"optim_bits": 8}, {"optim_bits": 4, "cautious": "mask", "block_size": 32}], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_it_trains_as_a_vector_of_its_elements(
     shape: tuple[int, ...], settings: dict[str, Any], dtype: torch.dtype
@@ -140,7 +140,7 @@ def test_a_tenth_at_32_bits_is_told_once() -> None:
     assert not told(lambda: Lion8bit(named, overrides={"layer[12]": {"optim_bits": 32}}))
     assert len(told(lambda: Lion8bit([{"params": named[:1]}, {"params": named[1:]}]))) == 1
     for _, param in named[1:]:
-        param.requires_grad_(False)  # noqa: FBT003
+        param.requires_grad_(False)
     assert not told(lambda: Lion8bit(named))
 
 

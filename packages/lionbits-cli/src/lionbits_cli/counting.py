@@ -46,7 +46,9 @@ def counts(members: Sequence[Member], min_8bit_size: int) -> list[Count]:
         ours("Lion 2-bit (research)", 2),
     ]
     if any(member.dtype == torch.bfloat16 for member in trained):
-        found += [ours(f"Lion{bits}bit, {master}-bit master", bits, master) for bits in (32, 8, 4) for master in (32, 24)]
+        found += [
+            ours(f"Lion{bits}bit, {master}-bit master", bits, master) for bits in (32, 8, 4) for master in (32, 24)
+        ]
     return [*found, *(ours(f"PagedLion{bits}bit", bits, on_host=True) for bits in (32, 8, 4))]
 
 
@@ -92,10 +94,12 @@ def table(title: str, members: Sequence[Member], grad_itemsize: int | None, min_
         near = total - count.state * count.on_host
         sizes = (human_bytes(count.state), human_bytes(total), human_bytes(near))
         each = count.state / elements if elements else 0.0
-        drawn.add(count.name, f"{count.state:,}", f"{each:.3f}", *sizes, f"{100 * near / adamw if adamw else 100:.0f} %")
+        drawn.add(
+            count.name, f"{count.state:,}", f"{each:.3f}", *sizes, f"{100 * near / adamw if adamw else 100:.0f} %"
+        )
     drawn.caption = (
-        f"Parameters are {human_bytes(params)}, gradients {human_bytes(grads)}; activations come on top. Paged state is in host memory. 'master': param_rounding='compensated'. Nothing is "
-        "sharded here."
+        f"Parameters are {human_bytes(params)}, gradients {human_bytes(grads)}; activations come on top. Paged state is "
+        "in host memory. 'master': param_rounding='compensated'. Nothing is sharded here."
     )
     return drawn
 

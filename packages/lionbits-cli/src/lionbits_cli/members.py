@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -56,8 +56,9 @@ def from_function(target: str) -> list[Member]:
     module, _, function = target.partition(":")
     if not module or not function:
         raise CommandError(f"{target!r} is not module:function, such as mymodel:build")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
     try:
         made = getattr(importlib.import_module(module), function)()
         named = made.named_parameters() if isinstance(made, nn.Module) else made

@@ -1,8 +1,8 @@
 """``lionbits memory``: what training a model keeps in memory, variant by variant.
 
 Weights, gradients and optimizer state only: activations depend on the batch, not on the optimizer. Of a number of
-parameters alone, state sizes are those of tensors in whole blocks: nearly all of a large model. Of shapes, or of a model
-that a function makes, every tensor is counted as it is, and those that keep 32 bits are named.
+parameters alone, state sizes are those of tensors in whole blocks: nearly all of a large model. Of shapes, or of a
+model that a function makes, every tensor is counted as it is, and those that keep 32 bits are named.
 """
 
 from __future__ import annotations

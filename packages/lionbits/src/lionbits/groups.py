@@ -275,8 +275,8 @@ def tell_of_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None
     shown = ", ".join(_name(group, param) for group, param in wide[:5]) + (", ..." if len(wide) > 5 else "")
     advice.warn(
         f"{len(wide)} sharded parameter(s) keep float32 momentum ({shown}): they are vectors, or have rows "
-        f"shorter than {MIN_COLUMNS} which are joined to one, or are cut along another dimension than the first, so that "
-        f"cuts go through blocks which share a scale. Give them optim_bits=32 to say "
+        f"shorter than {MIN_COLUMNS} which are joined to one, or are cut along another dimension than the first, so "
+        f"that cuts go through blocks which share a scale. Give them optim_bits=32 to say "
         f"that this is meant."
     )
 
@@ -296,9 +296,9 @@ def tell_of_small_parameters(groups: Iterable[Group]) -> None:
         return
     shown = ", ".join(_name(group, param) for group, param in small[:5]) + (", ..." if len(small) > 5 else "")
     advice.warn(
-        f"{wide:,} of {total:,} elements ({wide / total:.0%}) keep float32 momentum although fewer bits were asked for: "
-        f"{len(small)} parameter(s) ({shown}) have fewer than min_8bit_size elements. Lower min_8bit_size, or give them "
-        f"optim_bits=32 to say that this is meant."
+        f"{wide:,} of {total:,} elements ({wide / total:.0%}) keep float32 momentum although fewer bits were asked "
+        f"for: {len(small)} parameter(s) ({shown}) have fewer than min_8bit_size elements. Lower min_8bit_size, or give "
+        f"them optim_bits=32 to say that this is meant."
     )
 
 

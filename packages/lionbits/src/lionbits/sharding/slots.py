@@ -88,7 +88,7 @@ class LocalTensors:
 
 
 def _position(param: Tensor) -> tuple[int, int | None]:
-    """Where the first element that is here counts in the whole parameter, and from which row to row: start and pitch."""
+    """Counting positions in the whole parameter: of the first element that is here, and from row to row."""
     first = [cut.start for cut in box(param, param.shape)]
     rows, columns = matrix_shape(param.shape)
     if rows > 1:
