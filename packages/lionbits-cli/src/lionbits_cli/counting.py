@@ -98,8 +98,8 @@ def table(title: str, members: Sequence[Member], grad_itemsize: int | None, min_
             count.name, f"{count.state:,}", f"{each:.3f}", *sizes, f"{100 * near / adamw if adamw else 100:.0f} %"
         )
     drawn.caption = (
-        f"Parameters are {human_bytes(params)}, gradients {human_bytes(grads)}; activations come on top. Paged state is "
-        "in host memory. 'master': param_rounding='compensated'. Nothing is sharded here."
+        f"Parameters are {human_bytes(params)}, gradients {human_bytes(grads)}; activations come on top. Paged state "
+        "is in host memory. 'master': param_rounding='compensated'. Nothing is sharded here."
     )
     return drawn
 

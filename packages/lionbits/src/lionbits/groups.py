@@ -297,8 +297,8 @@ def tell_of_small_parameters(groups: Iterable[Group]) -> None:
     shown = ", ".join(_name(group, param) for group, param in small[:5]) + (", ..." if len(small) > 5 else "")
     advice.warn(
         f"{wide:,} of {total:,} elements ({wide / total:.0%}) keep float32 momentum although fewer bits were asked "
-        f"for: {len(small)} parameter(s) ({shown}) have fewer than min_8bit_size elements. Lower min_8bit_size, or give "
-        f"them optim_bits=32 to say that this is meant."
+        f"for: {len(small)} parameter(s) ({shown}) have fewer than min_8bit_size elements. Lower min_8bit_size, or "
+        f"give them optim_bits=32 to say that this is meant."
     )
 
 
