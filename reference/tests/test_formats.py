@@ -87,7 +87,7 @@ def test_element_0_lies_in_the_lowest_bits(x: int, y: int, values: list[float], 
 
 @each_format
 @pytest.mark.parametrize(
-    ("rows", "columns", "size"), [(1, 1, 32), (3, 31, 32), (4, 33, 32), (2, 200, 64), (5, 128, 128)]
+    ("rows", "columns", "size"), [(1, 1, 32), (1, 93, 32), (3, 32, 64), (4, 33, 32), (2, 200, 64), (5, 128, 128)]
 )
 def test_blocks_run_along_a_row_and_never_cross_it(x: int, y: int, rows: int, columns: int, size: int) -> None:
     """One scale per run of ``size`` elements of a row, from that run's absmax alone; the last may be short."""
@@ -108,6 +108,25 @@ def test_blocks_run_along_a_row_and_never_cross_it(x: int, y: int, rows: int, co
             k = encode_magnitudes(x, y, exact_t(scaled), 0x8000)
             codes += (k + ((run < 0) & (k > 0)) * 2 ** (format.bits - 1)).tolist()
         assert state["exp_avg_codes"][row].tolist() == pack(codes, format.bits)
+
+
+@each_format
+@pytest.mark.parametrize(
+    ("shape", "size"), [((65, 2), 32), ((3, 31), 32), ((20, 8), 32), ((9, 1, 5, 5), 64), ((33, 3, 4), 128)]
+)
+@pytest.mark.parametrize("strides", ["row-major", "reversed"])
+def test_short_rows_are_one_row(x: int, y: int, shape: tuple[int, ...], size: int, strides: str) -> None:
+    """A parameter of fewer than 32 columns has the codes and scales of a vector of its elements in row-major order."""
+    format = block(x, y, size)
+    generator = torch.Generator().manual_seed(math.prod(shape))
+    m = torch.randn(shape, generator=generator) * 2.0 ** torch.randint(-30, 30, shape, generator=generator)
+    if strides == "reversed":
+        m = m.permute(*reversed(range(m.dim()))).contiguous().permute(*reversed(range(m.dim())))
+    state, flat = backend.encode(format, m), backend.encode(format, m.flatten())
+    assert torch.equal(state["exp_avg_codes"].flatten(), flat["exp_avg_codes"].flatten())
+    assert torch.equal(state["exp_avg_scale"], flat["exp_avg_scale"])
+    assert state["exp_avg_scale"].shape == (1, -(-m.numel() // size))
+    assert torch.equal(backend.decode(format, state, shape), backend.decode(format, flat, (m.numel(),)).view(shape))
 
 
 @each_format
@@ -209,13 +228,16 @@ def test_an_infinite_block_is_nan_as_a_whole(x: int, y: int) -> None:
     assert decoded[~bad].unique().numel() == 1
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (70,), (3, 5, 7), (2, 3, 4, 5), (0,), (0, 40), (40, 0)])
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (70,), (3, 5, 7), (2, 3, 4, 5), (0,), (0, 40), (40, 0), (65, 3), (9, 31), (7, 1, 5, 5)]
+)
 @pytest.mark.parametrize("name", ["e3m4", "e3m0", "e0m1"])
 def test_any_shape_is_rows_of_all_other_dimensions(shape: tuple[int, ...], name: str) -> None:
-    """A tensor of any rank is encoded as (first dimension, all the rest) and decodes to its own shape."""
+    """A tensor of any rank is encoded as (first dimension, all the rest), or one row where that is below 32 columns."""
     x, y = EVERY_FORMAT[NAMES.index(name)]
     m = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    rows, columns = (1, m.numel()) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
+    narrow = len(shape) < 2 or math.prod(shape[1:]) < 32
+    rows, columns = (1, m.numel()) if narrow else (shape[0], math.prod(shape[1:]))
     state = backend.encode(block(x, y), m)
     decoded = backend.decode(block(x, y), state, shape)
     assert decoded.shape == shape

@@ -123,9 +123,11 @@ def test_codes_survive_a_round_trip(x: int, y: int) -> None:
     """decode(encode(decode(code))) is decode(code) bit for bit, for every code beside a maximum, and any scale."""
     format = Format(1 + x + y, x, y, 512)
     count = 2**format.bits
+    half = count // 2
     rng = np.random.default_rng(7)
     absmax = tensor((rng.uniform(1, 2, 200) * 2.0 ** rng.integers(-95, 120, 200)).astype(np.float32)[:, None])
-    codes = torch.arange(count, dtype=torch.uint8).repeat(200, 1)
+    count = max(count, 32)  # a row has to be a row
+    codes = (torch.arange(count) % 2**format.bits).to(torch.uint8).repeat(200, 1)
     packed = codes[:, 0 :: 8 // format.bits].clone()
     for j in range(1, 8 // format.bits):
         packed |= codes[:, j :: 8 // format.bits] << (j * format.bits)
@@ -133,7 +135,7 @@ def test_codes_survive_a_round_trip(x: int, y: int) -> None:
     again = backend.encode(format, first)
     assert torch.equal(backend.decode(format, again, first.shape), first)
     minus_zero = first.view(torch.int32) == -(2**31)
-    assert torch.equal(minus_zero.nonzero()[:, 1].unique(), torch.tensor([count // 2]))  # the one code never written
+    assert torch.equal((minus_zero.nonzero()[:, 1] % 2**format.bits).unique(), torch.tensor([half]))  # never written
     assert torch.equal(again["exp_avg_scale"], formats.block_scale(absmax, format))
     once_more = backend.encode(format, backend.decode(format, again, first.shape))
     assert torch.equal(once_more["exp_avg_codes"], again["exp_avg_codes"])

@@ -22,7 +22,7 @@ from .calls import GradSlot, new_state, scalars
 from .oracle import same_bits
 
 SHAPES = [(), (0,), (1,), (31,), (64,), (1000,), (0, 5), (5, 0), (1, 300), (3, 37), (40, 33), (2, 257), (7, 64)]
-SHAPES += [(3, 5, 7), (1, 9, 40), (4, 2, 3, 5), (2, 8, 4, 8), (0, 2, 3), (129, 2)]
+SHAPES += [(3, 5, 7), (1, 9, 40), (4, 2, 3, 5), (2, 8, 4, 8), (0, 2, 3), (129, 2), (50, 7), (20, 1, 5, 5)]
 FORMATS = [FLOAT32, Format.of(8, "e3m4", 32), Format.of(8, "e0m7", 32), Format.of(4, "e3m0", 64)]
 FORMATS += [Format.of(4, "e0m3", 32), Format.of(2, "e0m1", 32)]
 BLOCK_WISE = tuple(FORMATS)
@@ -131,7 +131,8 @@ def cases(draw: st.DrawFn) -> tuple[Case, int]:
     layouts = st.sampled_from(["plain", "reversed", "channels_last", "spaced"])
     rounding = draw(st.sampled_from(["dithered", "stochastic", "nearest"]))
     shape, seed = draw(st.sampled_from(SHAPES)), draw(st.integers(0, 10**6))
-    pitch = draw(st.sampled_from([None, 2002]))  # as wide as the parameter, or a rectangle of it
+    narrow = 0 < math.prod(shape[1:]) < 32  # too narrow for codes where it is a rectangle
+    pitch = draw(st.sampled_from([None] if narrow and format.quantised else [None, 2002]))
     case = Case(shape, plan, rounding, (draw(layouts), draw(layouts)), seed, pitch)
     return case, draw(st.integers(1, 8)) * max(format.block_size, 8)
 
@@ -161,7 +162,7 @@ def test_tensors_longer_than_a_slice(shape: tuple[int, ...]) -> None:
 
 
 @given(
-    st.sampled_from([(64,), (3, 37), (40, 33), (7, 64), (3, 5, 7), (0, 5), (2, 1000)]),
+    st.sampled_from([(64,), (3, 37), (40, 33), (7, 64), (3, 5, 7), (0, 5), (2, 1000), (300, 7), (64, 2, 3)]),
     st.sampled_from(FORMATS),
     st.data(),
 )
@@ -176,7 +177,7 @@ def test_pieces_cover_the_slot_in_order(shape: tuple[int, ...], format: Format, 
     pieces = [piece for piece, _ in pairs]
     seen = [piece.param.flatten() for piece in pieces]
     assert torch.equal(torch.cat(seen) if seen else torch.empty(0), param.flatten())
-    columns = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
+    columns = math.prod(shape[1:]) if math.prod(shape[1:]) >= 32 and len(shape) > 1 else math.prod(shape)
     for piece in pieces:
         first = int(piece.param.flatten()[0])
         row, column = divmod(first, columns)

@@ -91,16 +91,30 @@ def test_bits_alone_choose_format_and_block() -> None:
         ((), (1, 1)),
         ((7,), (1, 7)),
         ((0,), (1, 0)),
-        ((3, 5), (3, 5)),
+        ((3, 32), (3, 32)),
         ((3, 5, 7, 2), (3, 70)),
-        ((0, 5), (0, 5)),
-        ((5, 0), (5, 0)),
-        ((0, 0, 3), (0, 0)),
+        ((0, 50), (0, 50)),
+        ((3, 31), (1, 93)),  # fewer than 32 columns: one row
+        ((4096, 8), (1, 32768)),  # LoRA's B
+        ((1536, 1, 5, 5), (1, 38400)),  # a depthwise convolution
+        ((1, 31), (1, 31)),
+        ((0, 5), (1, 0)),
+        ((5, 0), (1, 0)),
+        ((0, 0, 3), (1, 0)),
     ],
 )
 def test_rows_are_the_first_dimension(shape: tuple[int, ...], expected: tuple[int, int]) -> None:
-    """rows = first dimension, columns = all the rest; below two dimensions one row."""
+    """rows = first dimension, columns = all the rest; below two dimensions, or 32 columns, one row of all elements."""
     assert matrix_shape(shape) == expected
+
+
+def test_a_rectangle_with_a_pitch_has_the_rows_that_it_has() -> None:
+    """Columns of a shard, however few, are columns; without a pitch they are joined as the whole parameter's."""
+    part = torch.zeros(6, 2, 5)
+    assert Slot(part, {}, 0, pitch=100).matrix == (6, 10)
+    assert Slot(part, {}, 0).matrix == (1, 60)
+    assert Slot(torch.zeros(6, 40), {}, 0).matrix == Slot(torch.zeros(6, 40), {}, 0, pitch=100).matrix == (6, 40)
+    assert Slot(torch.zeros(5), {}, 0, pitch=100).matrix == Slot(torch.zeros(5), {}, 0).matrix == (1, 5)
 
 
 @pytest.mark.parametrize(
@@ -110,17 +124,21 @@ def test_rows_are_the_first_dimension(shape: tuple[int, ...], expected: tuple[in
         ((64, 63), 4096, False),  # 4,032 elements
         ((4096,), 4096, True),
         ((4095,), 4096, False),
-        ((200, 31), 1, False),  # rows shorter than 32
+        ((200, 31), 1, True),  # one row of 6,200
+        ((4, 31), 124, True),
+        ((1, 31), 1, False),  # one row of 31
+        ((31, 1), 1, False),
+        ((2, 16), 1, True),
         ((200, 32), 1, True),
         ((1, 32), 32, True),
         ((1, 32), 33, False),
         ((), 1, False),
-        ((100000, 4, 7), 1, False),
+        ((100000, 4, 7), 1, True),
         ((1000, 4, 8), 1, True),
     ],
 )
 def test_what_is_worth_quantising(shape: tuple[int, ...], minimum: int, quantised: bool) -> None:
-    """A parameter is quantised where it has min_8bit_size elements and rows of 32."""
+    """A parameter is quantised where it has min_8bit_size elements and 32 at least."""
     assert MIN_COLUMNS == 32
     for bits in (8, 4, 2):
         assert Format.of(bits).for_parameter(shape, minimum).quantised == quantised
@@ -138,7 +156,10 @@ def test_what_is_worth_quantising(shape: tuple[int, ...], minimum: int, quantise
         (2, (3, 37), (3, 10), (3, 1)),
         (2, (2, 65), (2, 17), (2, 2)),
         (8, (0, 40), (0, 40), (0, 1)),
-        (4, (40, 0), (40, 0), (40, 0)),
+        (4, (40, 0), (1, 0), (1, 0)),
+        (8, (4096, 8), (4096, 8), (1, 128)),
+        (4, (1536, 1, 5, 5), (1, 19200), (1, 300)),
+        (2, (5, 13), (1, 17), (1, 2)),
     ],
 )
 def test_names_shapes_and_types_of_state(bits: int, shape: tuple[int, ...], codes: object, scales: object) -> None:
@@ -211,7 +232,7 @@ def test_decay_is_formed_in_binary32() -> None:
 
 def test_a_slots_pitch_is_even() -> None:
     """By default rows lie even(columns) counting positions apart, so that no pair is in two rows."""
-    for shape, pitch in (((3, 7), 8), ((3, 8), 8), ((5,), 6), ((), 2), ((2, 3, 5), 16), ((4, 0), 0)):
+    for shape, pitch in (((3, 7), 22), ((3, 37), 38), ((3, 38), 38), ((5,), 6), ((), 2), ((2, 3, 15), 46), ((4, 0), 0)):
         tensor = torch.zeros(shape)
         assert Slot(tensor, {}, 0).row_pitch == pitch
         assert Slot(tensor, {}, 0, pitch=100).row_pitch == 100

@@ -21,5 +21,5 @@ name = "address_caching"
 
 def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:
     """Prepare slots of the present tensors, which later changes of the caller's slots do not reach."""
-    fixed = [Slot(s.param.detach(), dict(s.state), s.index, s.start, s.row_pitch) for s in slots]
+    fixed = [Slot(s.param.detach(), dict(s.state), s.index, s.start, s.pitch) for s in slots]
     return lionbits_reference.prepare(plan, fixed, grads)

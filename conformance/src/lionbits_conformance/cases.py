@@ -64,9 +64,9 @@ class TensorCase:
 
     @property
     def pitch(self) -> int | None:
-        """What the slot is given: None where the rectangle is as wide as its parameter."""
-        columns = matrix_shape(self.shape)[1]
-        return columns + columns % 2 + self.beyond if self.beyond else None
+        """What the slot is given: None where the rectangle is as wide as its parameter, or all of one row."""
+        rows, columns = matrix_shape(self.shape)
+        return columns + columns % 2 + self.beyond if self.beyond and rows == self.shape[0] else None
 
 
 @dataclass(frozen=True)

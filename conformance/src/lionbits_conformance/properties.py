@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import lionbits_reference as reference
-from lionbits_reference.spec import Backend, Format, Plan, Slot, matrix_shape
+from lionbits_reference.spec import Backend, Format, Plan, Slot
 
 from . import bits, cases
 from .cases import Case, TensorCase
@@ -222,8 +222,8 @@ def _near(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _shards(slot: Slot, case: Case, j: int) -> list[tuple[Slot, Any]]:
     """The rows of a slot in up to four pieces, cut where the tensor's seed says; which gradient rows each has."""
-    rows, columns = matrix_shape(slot.param.shape)
-    if slot.param.dim() < 2 or columns == 0:
+    rows, columns = slot.matrix
+    if rows == 1 or columns == 0:
         return [(slot, ...)]
     generator = torch.Generator().manual_seed(case.tensors[j].seed)
     inner = torch.randint(0, rows + 1, (3,), generator=generator).sort().values.tolist()

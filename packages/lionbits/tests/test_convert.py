@@ -47,9 +47,8 @@ shapes = st.lists(
 
 
 def _format_of(form: dict[str, Any], param: torch.Tensor) -> Format:
-    """The rule of small tensors, written again: too few elements, or rows too short, keep 32 bits."""
-    columns = param.numel() // param.shape[0] if param.ndim > 1 and param.numel() else param.numel()
-    small = param.numel() < form["min_8bit_size"] or columns < 32
+    """The rule of small tensors, written again: too few elements keep 32 bits."""
+    small = param.numel() < max(form["min_8bit_size"], 32)
     return Format.of(32) if small else Format.of(**{key: form[key] for key in form if key != "min_8bit_size"})
 
 

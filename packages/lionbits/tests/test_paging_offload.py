@@ -65,6 +65,27 @@ def test_strides_and_aliases_of_parameters_are_kept() -> None:
     assert_same(*results)
 
 
+@pytest.mark.parametrize("compute", ["host", "device"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_strides_of_short_rows(bits: int, compute: str) -> None:
+    """Elements count in row-major order, wherever parameter and gradient have them: no copy is taken for the tensor."""
+    order = {"row-major": lambda t: t, "column-major": lambda t: t.t().contiguous().t()}
+    for of_param in order.values():
+        results = []
+        for paged in (False, True):
+            (param,) = weights(shapes=[(700, 7)])
+            param = nn.Parameter(of_param(param.detach()))
+            settings = {"optim_bits": bits, "min_8bit_size": 1, "backend": "reference"}
+            offloads = {"paged_compute": "host"} if compute == "host" else {}
+            optimizer = moving([param], 1000, None if offloads else 0, **settings, **offloads)
+            optimizer = optimizer if paged else Lion([param], **settings)
+            for step, of_grad in enumerate([*order.values(), *order.values()], 1):
+                param.grad = of_grad(gradient(param, 0, step))
+                optimizer.step()
+            results.append([param.detach().clone(), optimizer.momentum(param), optimizer.state_dict()["state"][0]])
+        assert_same(*results)
+
+
 def test_what_travels_is_parameters_and_gradients() -> None:
     """12 bytes an element whatever the width of the state, of which no byte leaves the host."""
     params = weights(shapes=[(100, 64), (200, 64)])

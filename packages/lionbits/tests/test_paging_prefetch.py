@@ -25,7 +25,7 @@ from lionbits_reference.spec import Format, Plan, Slot
 from .family import assert_same, snapshot, train, weights
 from .movers import moving
 
-SHAPES = [(64, 640), (33,), (5000,), (7, 1000), (16, 16), (), (0,), (300, 50)]
+SHAPES = [(64, 640), (33,), (5000,), (7, 1000), (16, 16), (), (0,), (300, 50), (411, 7), (90, 1, 5, 5)]
 PLAN = Plan(torch.float32, torch.float32, Format.of(8))
 
 
@@ -64,6 +64,19 @@ def test_a_large_tensor_has_many_pages_and_many_small_ones_have_one() -> None:
     assert all(piece.first % 256 == 0 for piece in columns)
     assert columns[-1].last == 1 << 16
     assert any(len(page.pieces) > 10 for page in pages)
+
+
+@pytest.mark.parametrize("shape", [(4096, 8), (3000, 7), (1500, 1, 5, 5)])
+def test_short_rows_are_cut_between_blocks(shape: tuple[int, ...]) -> None:
+    """A parameter that is one row travels in whole blocks of it, wherever its first dimension has its edges."""
+    pages = cut(PLAN, [_slot(shape)], [0], 4000)
+    pieces = [piece for page in pages for piece in page.pieces]
+    assert len(pieces) > 5
+    assert all(page.size <= 4000 for page in pages)
+    assert {piece.axis for piece in pieces} == {"columns"}
+    assert all(piece.first % 256 == 0 for piece in pieces)
+    assert [piece.first for piece in pieces[1:]] == [piece.last for piece in pieces[:-1]]
+    assert pieces[-1].last == torch.Size(shape).numel()
 
 
 def test_neighbours_travel_together_unless_one_stays_behind() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import formats, rounding, update
 from .slices import cut
-from .spec import Format, Hyper, Plan, Scalars, Slot, matrix_shape
+from .spec import Format, Hyper, Plan, Scalars, Slot
 
 name = "reference"
 
@@ -38,7 +38,7 @@ def aligned(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: 
     plan = prepared.plan
     counts = torch.zeros(len(grads), dtype=torch.int64, device=scalars.lr.device)
     for j, piece, grad in _pieces(prepared, grads):
-        m, g = _load_momentum(piece, plan.format), _load_grad(grad, scalars.grad_scale[j])
+        m, g = _load_momentum(piece, plan.format), _load_grad(piece, grad, scalars.grad_scale[j])
         counts[j] += update.aligned(m, g, hyper, plan.nonfinite).sum()
     return counts
 
@@ -48,7 +48,7 @@ def absmax(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: S
     plan = prepared.plan
     largest = torch.zeros(len(grads), dtype=torch.float32, device=scalars.lr.device)
     for j, piece, grad in _pieces(prepared, grads):
-        m, g = _load_momentum(piece, plan.format), _load_grad(grad, scalars.grad_scale[j])
+        m, g = _load_momentum(piece, plan.format), _load_grad(piece, grad, scalars.grad_scale[j])
         momentum, _ = update.next_momentum(m, g, hyper, plan.nonfinite)
         largest[j] = torch.maximum(largest[j], momentum.abs().amax())
     return largest
@@ -59,7 +59,7 @@ def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Sca
     plan = prepared.plan
     for j, piece, grad in _pieces(prepared, grads):
         p = _load_param(piece, plan)
-        m, g = _load_momentum(piece, plan.format), _load_grad(grad, scalars.grad_scale[j])
+        m, g = _load_momentum(piece, plan.format), _load_grad(piece, grad, scalars.grad_scale[j])
         new = update.update(p, m, g, scalars.lr[j], scalars.keep[j], hyper, plan.caution, plan.nonfinite)
         _store_param(new.param, piece, plan, hyper, scalars.step[j])
         if plan.format.quantised:
@@ -82,7 +82,7 @@ def encode(format: Format, momentum: Tensor) -> dict[str, Tensor]:
         largest = momentum.abs().amax() if momentum.numel() else momentum.new_zeros(())
         state["exp_avg_scale"].copy_(formats.block_scale(largest, format))
     for piece, _ in cut(Slot(momentum, state, 0), momentum, format):
-        m = piece.param.reshape(matrix_shape(piece.param.shape))
+        m = piece.param.reshape(piece.matrix)
         _store_codes(m, piece, format, rounding.NEAREST, largest)
     return state
 
@@ -102,13 +102,13 @@ def _pieces(prepared: Prepared, grads: Sequence[Tensor]) -> Iterator[tuple[int, 
             yield j, piece, part
 
 
-def _load_grad(grad: Tensor, grad_scale: Tensor) -> Tensor:
+def _load_grad(piece: Slot, grad: Tensor, grad_scale: Tensor) -> Tensor:
     """g = float32(grad) * grad_scale as (rows, columns)."""
-    return grad.reshape(matrix_shape(grad.shape)).to(torch.float32) * grad_scale
+    return grad.reshape(piece.matrix).to(torch.float32) * grad_scale
 
 
 def _load_momentum(piece: Slot, format: Format) -> Tensor:
-    rows, columns = matrix_shape(piece.param.shape)
+    rows, columns = piece.matrix
     if not format.quantised:
         exp_avg: Tensor = piece.state["exp_avg"]
         return exp_avg.reshape(rows, columns)
@@ -116,7 +116,7 @@ def _load_momentum(piece: Slot, format: Format) -> Tensor:
 
 
 def _load_param(piece: Slot, plan: Plan) -> Tensor:
-    shape = matrix_shape(piece.param.shape)
+    shape = piece.matrix
     residual = piece.state["param_residual"].reshape(shape) if plan.param_rounding == "compensated" else None
     return rounding.load_param(piece.param.reshape(shape), residual)
 
@@ -146,4 +146,4 @@ def _store_codes(m: Tensor, piece: Slot, format: Format, noise: Tensor | int, ab
 
 def _noise(mode: str, piece: Slot, hyper: Hyper, purpose: int, step: Tensor) -> Tensor | int:
     salt = rounding.salt(hyper.seed, piece.index, purpose)
-    return rounding.noise(mode, salt, step, piece.start, piece.row_pitch, matrix_shape(piece.param.shape))
+    return rounding.noise(mode, salt, step, piece.start, piece.row_pitch, piece.matrix)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from .spec import Format, Slot, matrix_shape
+from .spec import Format, Slot
 
 #: Elements of a slice; a multiple of every block size. 2^18 float32 numbers are 1 MB.
 LIMIT = 1 << 18
@@ -23,12 +23,13 @@ def cut(slot: Slot, grad: Tensor, format: Format, limit: int = LIMIT) -> Iterato
     Every piece is a slot like any other; its tensors are views of the slot's. A long row of a tensor that cannot
     be viewed as a matrix (channels_last, say) is not cut.
     """
-    count, width = matrix_shape(slot.param.shape)
+    count, width = slot.matrix
     if count * width == 0:
         return
-    if count * width <= limit:
+    viewable = width <= limit or all(_is_matrix(t, count, width) for t in (*_tensors(slot), grad))
+    if count * width <= limit or (count == 1 and not viewable):
         yield slot, grad
-    elif width <= limit or not all(_is_matrix(t, count, width) for t in (*_tensors(slot), grad)):
+    elif width <= limit or not viewable:
         yield from _cut_rows(slot, grad, format, count, max(1, limit // width))
     else:
         for row, own in _cut_rows(slot, grad, format, count, 1) if count > 1 else ((slot, grad),):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lionbits_reference.spec import Plan, Slot, matrix_shape
+from lionbits_reference.spec import Plan, Slot
 
 from .record import EVEN
 
@@ -31,8 +31,8 @@ class Walk(NamedTuple):
 
 def walk(plan: Plan, slot: Slot, grad: Tensor) -> Walk | None:
     """Return the common walk of the slot's parameter and gradient; None if one of them needs a copy."""
-    rows, columns = matrix_shape(slot.param.shape)
-    row, dimensions = _dimensions(slot.param, grad)
+    rows, columns = slot.matrix
+    row, dimensions = _dimensions(slot.param, grad, rows)
     if not dimensions or dimensions == [(columns, 1, 1)]:
         if (rows == 1 or row == (columns, columns)) and _one_row_will_do(plan, slot, columns):
             return Walk(1, rows * columns, (0, 0, 0, 1), (0, 0, 0, 1))
@@ -65,11 +65,14 @@ def along(plan: Plan, slot: Slot) -> list[Tensor]:
     return [slot.state[key] for key in plan.state_spec(slot.param.shape) if key != "exp_avg_scale"]
 
 
-def _dimensions(param: Tensor, grad: Tensor) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
-    """Return strides of a row in both tensors, and (size, strides) of the inner dimensions, joined if possible."""
+def _dimensions(param: Tensor, grad: Tensor, rows: int) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
+    """Return strides of a row in both tensors, and (size, strides) of the inner dimensions, joined if possible.
+
+    All dimensions are inside the only row of a parameter that is one.
+    """
     shape, strides = list(param.shape), list(zip(param.stride(), grad.stride(), strict=True))
     row = (0, 0)
-    if len(shape) > 1:
+    if len(shape) > 1 and rows != 1:
         row, shape, strides = strides[0], shape[1:], strides[1:]
     joined: list[tuple[int, int, int]] = []
     for size, (p, g) in zip(shape, strides, strict=True):

@@ -107,7 +107,7 @@ def _detour(plan: Plan, slot: Slot, grad: Tensor) -> Detour:
     """Return contiguous copies of a slot and its gradient; they share no memory with the originals."""
     state = {key: torch.empty_like(t, memory_format=torch.contiguous_format) for key, t in _state(plan, slot).items()}
     param, copied = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (slot.param, grad))
-    return Detour(slot, Slot(param, state, slot.index, slot.start, slot.row_pitch), copied)
+    return Detour(slot, Slot(param, state, slot.index, slot.start, slot.pitch), copied)
 
 
 def _copy(source: Slot, to: Slot, plan: Plan) -> None:

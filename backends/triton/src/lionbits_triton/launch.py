@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from lionbits_reference.spec import Plan, Slot, matrix_shape
+from lionbits_reference.spec import Plan, Slot
 from lionbits_table import Table
 
 from .lion import INTERPRETED
@@ -86,6 +86,5 @@ def launch(kernel: Any, prepared: Prepared, *arguments: Any, **constants: Any) -
 
 def _interpreted_rows(slots: Sequence[Slot], block: int) -> int:
     """Return the power of two of blocks that holds the largest slot, up to the most that a tile may have."""
-    shapes = [matrix_shape(slot.param.shape) for slot in slots]
-    blocks = max(rows * -(-columns // block) for rows, columns in shapes)
+    blocks = max(rows * -(-columns // block) for rows, columns in (slot.matrix for slot in slots))
     return max(min(int(triton.next_power_of_2(max(blocks, 1))), INTERPRETED_TILE // block), 1)

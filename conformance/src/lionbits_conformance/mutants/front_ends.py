@@ -138,7 +138,7 @@ FRONT_ENDS = (
         "math.prod(shape) >= 1 and matrix_shape(shape)[1] >= MIN_COLUMNS",
     ),
     front_end(
-        "short rows quantised too",
+        "vectors too short for a block quantised too",
         "lionbits_reference/spec/format.py",
         "math.prod(shape) >= min_8bit_size and matrix_shape(shape)[1] >= MIN_COLUMNS",
         "math.prod(shape) >= min_8bit_size",
@@ -154,6 +154,12 @@ FRONT_ENDS = (
         "lionbits_reference/spec/format.py",
         "return shape[0], math.prod(shape[1:])",
         "return math.prod(shape[:-1]), shape[-1]",
+    ),
+    front_end(
+        "short rows cut at row ends",
+        "lionbits_reference/spec/format.py",
+        "return (rows, columns) if columns >= MIN_COLUMNS else (1, rows * columns)",
+        "return rows, columns",
     ),
     front_end(
         "rounding asked for is not used",

@@ -207,8 +207,8 @@ KERNELS = (
     kernel(
         "pairs that straddle rows",
         "backend.py",
-        "piece.start, piece.row_pitch, matrix_shape(piece.param.shape))",
-        "piece.start, matrix_shape(piece.param.shape)[1], matrix_shape(piece.param.shape))",
+        "piece.start, piece.row_pitch, piece.matrix)",
+        "piece.start, piece.matrix[1], piece.matrix)",
     ),
     kernel("index above 2^33 wraps", "rounding.py", "return fmix32(words ^ high)", "return fmix32(words ^ (high & 0))"),
     kernel(
@@ -271,14 +271,14 @@ KERNELS = (
     kernel(
         "gradient scale of slot 0 for all",
         "backend.py",
-        "    for j, piece, grad in _pieces(prepared, grads):\n        p = _load_param(piece, plan)\n        m, g = _load_momentum(piece, plan.format), _load_grad(grad, scalars.grad_scale[j])",
-        "    for j, piece, grad in _pieces(prepared, grads):\n        p = _load_param(piece, plan)\n        m, g = _load_momentum(piece, plan.format), _load_grad(grad, scalars.grad_scale[0])",
+        "    for j, piece, grad in _pieces(prepared, grads):\n        p = _load_param(piece, plan)\n        m, g = _load_momentum(piece, plan.format), _load_grad(piece, grad, scalars.grad_scale[j])",
+        "    for j, piece, grad in _pieces(prepared, grads):\n        p = _load_param(piece, plan)\n        m, g = _load_momentum(piece, plan.format), _load_grad(piece, grad, scalars.grad_scale[0])",
     ),
     kernel(
         "strides of the gradient ignored",
         "backend.py",
-        "return grad.reshape(matrix_shape(grad.shape))",
-        "return grad.as_strided(grad.shape, torch.empty(grad.shape).stride()).reshape(matrix_shape(grad.shape))",
+        "return grad.reshape(piece.matrix)",
+        "return grad.as_strided(grad.shape, torch.empty(grad.shape).stride()).reshape(piece.matrix)",
     ),
     kernel(
         "last column left out",

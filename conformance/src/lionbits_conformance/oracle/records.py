@@ -32,8 +32,11 @@ class Array:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """(rows, columns): the first dimension and all the rest; with fewer than two dimensions, one row."""
-        return (self.shape[0], prod(self.shape[1:])) if len(self.shape) > 1 else (1, prod(self.shape))
+        """(rows, columns): the first dimension and all the rest; one row of all elements where these are below 32."""
+        rest = prod(self.shape[1:])
+        if len(self.shape) < 2 or rest < 32:
+            return 1, prod(self.shape)
+        return self.shape[0], rest
 
 
 Param: TypeAlias = Array

@@ -42,12 +42,30 @@ def shapes(draw: st.DrawFn, block: int = 256, most: int = MOST) -> tuple[int, ..
     if kind == 8:  # what convolutions have
         inner = draw(st.lists(st.sampled_from((1, 2, 3, 4, 7)), min_size=2, max_size=3))
         return draw(st.sampled_from((2, 6, 9, 16))), draw(st.sampled_from((1, 3, 8))), *inner
-    return draw(st.sampled_from([(), (0,), (0, 5), (5, 0), (2, 1031), (4099,), (3, 4, 4, 4), (2, 3, 4, 4, 4)]))
+    return draw(
+        st.sampled_from(
+            [(), (0,), (0, 5), (5, 0), (2, 1031), (4099,), (3, 4, 4, 4), (2, 3, 4, 4, 4), (129, 8), (43, 1, 5, 5)]
+        )
+    )
 
 
 def few() -> st.SearchStrategy[tuple[int, ...]]:
     """Shapes of at most 140 elements, for exact arithmetic."""
-    shapes = [(3, 37), (40,), (2, 33), (1, 64), (5,), (), (0, 4), (1, 1, 97), (2, 3, 4, 5), (9, 15), (2, 2, 3, 2, 5)]
+    shapes = [
+        (3, 37),
+        (40,),
+        (2, 33),
+        (1, 64),
+        (5,),
+        (),
+        (0, 4),
+        (1, 1, 97),
+        (2, 3, 4, 5),
+        (9, 15),
+        (2, 2, 3, 2, 5),
+        (21, 3),
+        (7, 1, 2, 5),
+    ]
     return st.sampled_from(shapes)
 
 

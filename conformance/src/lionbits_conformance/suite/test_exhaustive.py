@@ -11,12 +11,11 @@ from lionbits_reference.spec import FORMATS, Backend, Format, Hyper, Plan, Scala
 NARROW = [(4, name) for name in FORMATS[4]] + [(2, name) for name in FORMATS[2]]
 
 
-def _numbers(device: torch.device, grad_scale: float = 1.0) -> Scalars:
-    vector = {key: torch.tensor([value], device=device) for key, value in (("lr", 1e-3), ("keep", 0.999))}
+def _numbers(device: torch.device, count: int = 1) -> Scalars:
+    numbers = {"lr": 1e-3, "keep": 0.999, "grad_scale": 1.0}
     return Scalars(
-        **vector,
-        grad_scale=torch.tensor([grad_scale], device=device),
-        step=torch.tensor([7], device=device),
+        **{key: torch.tensor([value] * count, device=device) for key, value in numbers.items()},
+        step=torch.tensor([7] * count, device=device),
         skipped=torch.zeros(1, dtype=torch.int64, device=device),
     )
 
@@ -76,6 +75,49 @@ def test_every_interval_and_noise(bits_of_state: int, name: str, backend: Backen
             got = _stepped(backend, plan, hyper, zeros, grad, zeros, device)
             want = _stepped(reference, plan, hyper, zeros, grad, zeros, torch.device("cpu"))
             bits.require_equal(got, want, f"{name}: {value} between codes {k} and {k + 1}")
+
+
+@pytest.mark.parametrize("block", [32, 256])
+@pytest.mark.parametrize("bits_of_state", [8, 4, 2])
+def test_every_short_row(bits_of_state: int, block: int, backend: Backend, device: torch.device) -> None:
+    """Every number of columns below 32, in rows that end inside blocks and bytes, gives what a vector gives.
+
+    Gradients lie row-major and column-major: elements count in row-major order all the same.
+    """
+    plan = Plan(torch.float32, torch.float32, Format.of(bits_of_state, block_size=block))
+    if reason := backend.supports(plan, device):
+        pytest.skip(reason)
+    generator = torch.Generator().manual_seed(11)
+    shapes = [(2 * block // columns + 2, columns) for columns in range(1, 32)]
+    values = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)]
+    for name, lie in (("row-major", torch.clone), ("column-major", lambda grad: grad.t().contiguous().t())):
+        got = _many(backend, plan, values, [lie(grad) for grad in values[1]], device)
+        flat = [[tensor.flatten() for tensor in tensors] for tensors in values]
+        want = _many(reference, plan, flat, flat[1], torch.device("cpu"))
+        for shape, ours, theirs in zip(shapes, got, want, strict=True):
+            flattened = {key: value.reshape(theirs[key].shape) for key, value in ours.items()}
+            bits.require_equal(
+                flattened, theirs, f"{shape} at {bits_of_state} bits in blocks of {block}, gradient {name}"
+            )
+
+
+def _many(
+    backend: Backend,
+    plan: Plan,
+    values: list[list[torch.Tensor]],
+    grads: list[torch.Tensor],
+    device: torch.device,
+) -> list[dict[str, torch.Tensor]]:
+    """Return what one call makes of copies of these parameters, gradients and momenta."""
+    on_device = [grad.to(device) for grad in grads]
+    states = [reference.encode(plan.format, momentum) for momentum in values[2]]
+    slots = [
+        Slot(param.clone().to(device), {key: value.to(device) for key, value in state.items()}, index=5)
+        for param, state in zip(values[0], states, strict=True)
+    ]
+    numbers = _numbers(device, count=len(slots))
+    backend.step(backend.prepare(plan, slots, on_device), on_device, Hyper.of((0.9, 0.99)), numbers)
+    return [{"param": slot.param, **slot.state} for slot in slots]
 
 
 def test_all_noise_is_met() -> None:

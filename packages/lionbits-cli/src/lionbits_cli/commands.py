@@ -25,7 +25,10 @@ COMMANDS = {
     "report": (report, "QLion's detailed test: loss, quantisation coverage, gradient and update norms"),
     "convert": (convert, "the optimizer state of another Lion's checkpoint for this one, or the reverse"),
     "doctor": (doctor, "what each backend can do on this machine, and why not"),
-    "memory": (memory, "bytes per variant for a number of parameters, beside AdamW"),
+    "memory": (
+        memory,
+        "bytes per variant for a number of parameters, shapes or a model, beside AdamW and bitsandbytes",
+    ),
 }
 USAGE = 2  # the exit code argparse uses for arguments it cannot accept, and ours for all that cannot be done
 UNHEARD = 141  # what a shell reports for a process that wrote to a pipe which nobody reads any more

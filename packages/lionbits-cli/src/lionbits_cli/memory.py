@@ -1,7 +1,8 @@
-"""``lionbits memory``: memory for training a model of a given size, variant by variant.
+"""``lionbits memory``: memory for training a model, variant by variant.
 
-Weights, gradients and optimizer state only: activations depend on the batch, not on the optimizer. State
-sizes come from ``Format``, and hold for tensors large enough to be quantised: nearly all of a large model.
+Weights, gradients and optimizer state only: activations depend on the batch, not on the optimizer. Of a number of
+parameters alone, state sizes are those of tensors in whole blocks: nearly all of a large model. Of shapes, or of a
+model that a function makes, every tensor is counted as it is, and those that keep 32 bits are named.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
+import torch
+
 from lionbits_reference.spec import Format
 
+from . import counting, members
 from .console import CommandError, Table, count, show
 
 DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2}
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GIGA = 1e9
 ADAM_BLOCK = 256  # bitsandbytes: two codes of one byte, each with a float32 absmax per block
 
@@ -35,17 +40,47 @@ class Row:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add options of the model: its size and the types of its parameters and gradients."""
-    parser.add_argument("--params", type=count, default=count("7e9"), help="such as 7e9, 7B or 350M (default 7e9)")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the parameters (default bf16)")
+    """Add options of the model: its size, shapes or maker, and the types of its parameters and gradients."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "model",
+        nargs="?",
+        help="module:function that returns a torch.nn.Module, in the types that it has; under torch.device('meta') it "
+        "takes no memory",
+    )
+    which.add_argument("--shapes", help="of all parameters, such as 4096x8,11008x4096")
+    which.add_argument("--params", type=count, help="such as 7e9, 7B or 350M (default 7e9)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the parameters (default bf16; of a model: its own)")
     parser.add_argument("--grad-dtype", choices=DTYPES, help="of the gradients (default: as the parameters)")
+    parser.add_argument("--min-8bit-size", type=count, default=4096, help="smaller tensors keep 32 bits (default 4096)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
-    if args.params < 1:
-        raise CommandError(f"--params must be at least 1, not {args.params}")
-    show(table(args.params, args.dtype, args.grad_dtype or args.dtype))
+    if args.model is not None or args.shapes is not None:
+        return _counted(args)
+    params, dtype = count("7e9") if args.params is None else args.params, args.dtype or "bf16"
+    if params < 1:
+        raise CommandError(f"--params must be at least 1, not {params}")
+    show(table(params, dtype, args.grad_dtype or dtype))
+    return 0
+
+
+def _counted(args: argparse.Namespace) -> int:
+    """Print what each of these tensors really takes."""
+    if args.min_8bit_size < 1:
+        raise CommandError(f"--min-8bit-size must be at least 1, not {args.min_8bit_size}")
+    if args.model is not None and args.dtype is not None:
+        raise CommandError("--dtype is for --shapes and --params: a model has types of its own")
+    if args.model is not None:
+        found = members.from_function(args.model)
+    else:
+        found = members.from_shapes(args.shapes, TORCH_DTYPES[args.dtype or "bf16"])
+    grad_itemsize = DTYPES[args.grad_dtype] if args.grad_dtype else None
+    show(counting.table(args.model or args.shapes, found, grad_itemsize, args.min_8bit_size))
+    kept = counting.kept(found, args.min_8bit_size)
+    if kept is not None:
+        show(kept)
     return 0
 
 

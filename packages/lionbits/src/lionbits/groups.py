@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lionbits_reference.spec import Backend, checks
+from lionbits_reference.spec import MIN_COLUMNS, Backend, checks
 
 from . import advice, select, settings, sharding, spelling
 from .paging import Pager
@@ -21,6 +21,9 @@ WHOLE = ("args", "is_paged", "page_budget", "page_size", "page_dir", "paged_comp
 
 #: Elements from which a slow backend is worth a warning.
 MANY = 1_000_000
+
+#: The share of an optimizer's elements that may keep float32 momentum unasked without a warning.
+WIDE = 0.1
 
 Group = dict[str, Any]
 Overrides = dict[str, dict[str, Any]]
@@ -305,10 +308,36 @@ def tell_of_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None
         return
     shown = ", ".join(_name(group, param) for group, param in wide[:5]) + (", ..." if len(wide) > 5 else "")
     advice.warn(
-        f"{len(wide)} sharded parameter(s) keep float32 momentum ({shown}): they are vectors, or cut along another "
-        f"dimension than the first, so that cuts go through blocks which share a scale. Give them optim_bits=32 to say "
+        f"{len(wide)} sharded parameter(s) keep float32 momentum ({shown}): they are vectors, or have rows "
+        f"shorter than {MIN_COLUMNS} which are joined to one, or are cut along another dimension than the first, so "
+        f"that cuts go through blocks which share a scale. Give them optim_bits=32 to say "
         f"that this is meant."
     )
+
+
+def tell_of_small_parameters(groups: Iterable[Group]) -> None:
+    """Warn where more than :data:`WIDE` of all elements keep float32 momentum although fewer bits were asked for.
+
+    Parameters that are cut are not counted: :func:`tell_of_wide_momentum` names them.
+
+    Args:
+        groups: all of an optimizer's.
+    """
+    members = [(group, param) for group in groups for param in group["params"] if param.requires_grad]
+    small = [(group, param) for group, param in members if _asks_codes(group) and not _wants_codes(group, param)]
+    total, wide = (sum(param.numel() for _, param in some) for some in (members, small))
+    if wide <= WIDE * total:
+        return
+    shown = ", ".join(_name(group, param) for group, param in small[:5]) + (", ..." if len(small) > 5 else "")
+    advice.warn(
+        f"{wide:,} of {total:,} elements ({wide / total:.0%}) keep float32 momentum although fewer bits were asked "
+        f"for: {len(small)} parameter(s) ({shown}) have fewer than min_8bit_size elements. Lower min_8bit_size, or "
+        f"give them optim_bits=32 to say that this is meant."
+    )
+
+
+def _asks_codes(group: Group) -> bool:
+    return settings.state_format(group).quantised
 
 
 def _wants_codes(group: Group, param: torch.Tensor) -> bool:

@@ -49,7 +49,7 @@ class Lion(Optimizer):
         weight_decay: decoupled: the parameter is multiplied by 1 - lr*wd before it moves.
         optim_bits: bits of momentum per element: 32, 8, 4; 2 is for research and warns.
         args: mapping or object, overrides ``optim_bits``, ``min_8bit_size``, ``percentile_clipping``, ``block_wise``.
-        min_8bit_size: parameters with fewer elements, or rows shorter than 32, keep float32 momentum.
+        min_8bit_size: parameters with fewer elements (fewer than 32 at least) keep float32 momentum.
         percentile_clipping: q in 1..100: scale a gradient down to the q-th smallest of the last 100 norms of
             its tensor. 100: off.
         block_wise: one scale per block; False: one per tensor.
@@ -152,6 +152,7 @@ class Lion(Optimizer):
         super().__init__(cast(Any, groups.checked_params(params)), defaults)
         groups.check_used(self._overrides, self.param_groups)
         groups.tell_of_slow_backend(self.param_groups, self._backend, self._pager)
+        groups.tell_of_small_parameters(self.param_groups)
         advice.on_surroundings()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -21,12 +21,14 @@ from lionbits import Lion
 from ..family import assert_same
 
 #: Rows that 1, 2 and 4 ranks share evenly; unevenly, with short last blocks and odd rows; fewer rows than ranks; a
-#: kernel; vectors that are too small for codes: odd, and fewer elements than ranks. "plain" is sharded nowhere.
+#: kernel; what is too small for codes: odd rows of few columns, vectors that are odd, and of fewer elements than ranks.
+#: "plain" is sharded nowhere.
 SHAPES = {
     "even": (64, 64),
     "uneven": (13, 71),
     "few": (3, 300),
     "kernel": (10, 3, 4, 4),
+    "narrow": (13, 7),
     "vector": (33,),
     "pair": (2,),
     "plain": (40, 33),

@@ -23,7 +23,7 @@ def fused_equals_step(ranks: int, bits: int) -> None:
     held = []
     for fused in (False, True):
         torch.manual_seed(0)
-        layers = [nn.Linear(a, b) for a, b in pairwise((24, 65, 130, 24))]
+        layers = [nn.Linear(a, b) for a, b in pairwise((40, 65, 130, 40))]
         model = nn.Sequential(*layers)
         for layer in layers:
             fully_shard(layer, mesh=meshes()[ranks])
@@ -33,7 +33,7 @@ def fused_equals_step(ranks: int, bits: int) -> None:
             fuse_into_backward(model, optimizer)
         for step in range(3):
             generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
-            (model(torch.randn(8, 24, generator=generator)) ** 2).mean().backward()
+            (model(torch.randn(8, 40, generator=generator)) ** 2).mean().backward()
             if fused:
                 assert all(param.grad is None for param in model.parameters())
                 assert len(optimizer.state) == 6

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lionbits import Lion
@@ -83,27 +83,72 @@ def test_fsdp_over_tensor_parallelism(world: World, settings: dict[str, Any]) ->
     world(over_tensor_parallelism, settings)
 
 
-def long_vector(ranks: int) -> None:
+def one_row(ranks: int) -> None:
     if takes_part(ranks):
-        shapes = {"vector": (601,), "matrix": (20, 40)}
+        shapes = {"vector": (601,), "matrix": (20, 40), "lora": (101, 7)}
         module = Bag(shapes=shapes)
         parts = sharded(module, meshes()[ranks])
         settings = {**SETTINGS, "optim_bits": 8}
-        optimizer = Lion(module.named_parameters(), **settings, overrides={"vector": {"optim_bits": 32}})
-        other = Lion(parts.named_parameters(), **settings)
+        optimizer = Lion(module.named_parameters(), **settings, overrides={"[vl]*": {"optim_bits": 32}})
+        own_groups = {"[vl]*": {"lr": SETTINGS["lr"]}}  # as above: noise depends on the position over all groups
+        other = Lion(parts.named_parameters(), **settings, overrides=own_groups)
         train(module, optimizer, [1, 2])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             train(parts, other, [1, 2])
         messages = [str(warning.message) for warning in caught if "float32 momentum" in str(warning.message)]
-        assert ["(vector)" in message for message in messages] == [True] * (dist.get_rank() == 0)
+        assert ["(vector, lora)" in message for message in messages] == [True] * (dist.get_rank() == 0)
         assert_equal(parts, other, module, optimizer)
 
 
-def test_a_long_vector_keeps_float32_momentum(world: World) -> None:
-    """On any number of ranks, one too: what a checkpoint holds does not depend on how many there were."""
+def test_one_row_keeps_float32_momentum(world: World) -> None:
+    """On any number of ranks, one too: what a checkpoint holds does not depend on how many there were.
+
+    Of vectors, and of matrices whose rows are shorter than 32: one row, through which ranks cut.
+    """
     for ranks in (1, 3):
-        world(long_vector, ranks)
+        world(one_row, ranks)
+
+
+def cuts_short_rows(shape: tuple[int, ...], dims: tuple[int, ...], settings: dict[str, Any]) -> None:
+    """A parameter that is one row, cut along these dimensions of it, equals the whole one."""
+    mesh = meshes()["2x2"] if len(dims) == 2 else meshes()[4]
+    module = Bag(torch.bfloat16, {"lora": shape})
+    parts = Bag(torch.bfloat16, {"lora": shape})
+    parts.lora = nn.Parameter(distribute_tensor(parts.lora.detach(), mesh, [Shard(dim) for dim in dims]))
+    settings = {**SETTINGS, "optim_bits": 32, **settings}
+    optimizer, other = Lion(module.parameters(), **settings), Lion(parts.parameters(), **settings)
+    for step in (1, 2, 3):
+        train(module, optimizer, [step])
+        train(parts, other, [step])
+        assert_equal(parts, other, module, optimizer, f"{shape} cut along {dims}")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"param_rounding": "dithered"}, {"param_rounding": "compensated", "master_bits": 24}], ids=str
+)
+def test_noise_of_short_rows_that_are_cut(world: World, settings: dict[str, Any]) -> None:
+    """Elements draw the noise of their place in the one row, wherever cuts fall: odd places, columns, both."""
+    for shape, dims in (((13, 7), (0,)), ((14, 10), (1,)), ((9, 5, 4), (1,)), ((10, 6), (0, 1)), ((40, 64), (1,))):
+        world(cuts_short_rows, shape, dims, settings)
+
+
+def replicates() -> None:
+    """A copy on each rank has codes: nothing cuts it."""
+    module, parts = Bag(shapes={"lora": (101, 7)}), Bag(shapes={"lora": (101, 7)})
+    parts.lora = nn.Parameter(distribute_tensor(parts.lora.detach(), meshes()[4], [Replicate()]))
+    settings = {**SETTINGS, "optim_bits": 4}
+    optimizer, other = Lion(module.parameters(), **settings), Lion(parts.parameters(), **settings)
+    train(module, optimizer, [1, 2])
+    train(parts, other, [1, 2])
+    assert_equal(parts, other, module, optimizer)
+    assert other.state[parts.lora]["exp_avg_codes"].shape == (1, 354)
+    other.load_state_dict(copy.deepcopy(other.state_dict()))
+    assert_equal(parts, other, module, optimizer)
+
+
+def test_short_rows_that_are_whole_everywhere_have_codes(world: World) -> None:
+    world(replicates)
 
 
 def paged_equals_resident(budget: int | None, dtype: torch.dtype, settings: dict[str, Any]) -> None:
@@ -262,6 +307,9 @@ def refuses() -> None:
     with pytest.raises(ValueError, match=r"placements.*beyond the second"):
         Lion([deep], param_rounding="dithered")
     Lion([deep], param_rounding="nearest")
+    odd = nn.Parameter(distribute_tensor(torch.ones(4, 7, 3).bfloat16(), mesh, [Shard(1)]))
+    with pytest.raises(ValueError, match=r"placements.*\(4, 7, 3\).*even"):
+        Lion([odd], param_rounding="dithered")
 
 
 def test_what_cannot_be_updated_is_refused_by_name(world: World) -> None:

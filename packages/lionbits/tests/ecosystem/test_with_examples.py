@@ -20,6 +20,10 @@ NEEDS = {
     "with_lightning.py": (["lightning"], ["--output", "."]),
     "with_accelerate.py": (["accelerate"], ["--state", "state"]),
     "with_lora.py": (["transformers", "peft"], ["--output", "adapters"]),
+    "compare_lora.py": (
+        ["transformers", "peft"],
+        ["--steps", "20", "--base-steps", "80", "--seeds", "1", "--width", "64", "--lr", "1e-3"],
+    ),
     "paged.py": ([], ["--dir", "."]),
 }
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .format import Format, matrix_shape
+from .format import Format, matrix_shape, rectangle_shape
 from .plan import Hyper, Plan
 
 
@@ -19,13 +19,13 @@ class Slot:
     It may be a subclass that makes ``param`` and ``state`` when asked for them: to change one, make another ``Slot``.
 
     Attributes:
-        param: written in place, strides kept. Any rank; seen as (rows, columns) in logical row-major order.
-            It may require a gradient: calls are made under ``torch.no_grad``.
+        param: written in place, strides kept. Any rank; seen as (rows, columns) in logical row-major order, see
+            :attr:`matrix`. It may require a gradient: calls are made under ``torch.no_grad``.
         state: what :meth:`Plan.state_spec` names, for this rectangle, written in place; other keys do not matter.
         index: the parameter's position over all groups; the dither depends on it.
         start: counting position, in the whole parameter, of this rectangle's first element; even.
         pitch: counting positions from one row to the next: the whole parameter's columns, rounded up to even.
-            None: this rectangle is as wide as the parameter.
+            None: this rectangle is as wide as the parameter, or a run of elements of a parameter that is one row.
     """
 
     param: torch.Tensor
@@ -35,11 +35,16 @@ class Slot:
     pitch: int | None = None
 
     @property
+    def matrix(self) -> tuple[int, int]:
+        """(rows, columns): of a rectangle with a pitch the first dimension and all the rest, however few columns."""
+        return matrix_shape(self.param.shape) if self.pitch is None else rectangle_shape(self.param.shape)
+
+    @property
     def row_pitch(self) -> int:
         """``pitch`` with its default filled in; even, so that no pair which shares a hash is in two rows."""
         if self.pitch is not None:
             return self.pitch
-        columns = matrix_shape(self.param.shape)[1]
+        columns = self.matrix[1]
         return columns + columns % 2
 
 
@@ -49,9 +54,6 @@ class Scalars:
 
     All fields but ``step``, ``skipped`` and ``absmax`` stay the same as long as the object does: a caller with other
     rates makes another object. A backend that copies them to the host need not copy them again. ``step`` counts on.
-
-    What multiplies stays the same as long as the object does: who writes other rates makes another. A backend that has
-    to read them need not read them again. ``step`` counts on.
 
     Attributes:
         lr: float32[k], the learning rate after cautious scaling.

@@ -22,7 +22,7 @@ FORMATS = {
     2: ("e0m1", "e1m0"),
 }
 
-#: Rows shorter than this are not worth a scale each; such parameters keep float32 momentum.
+#: Rows shorter than this are not worth a scale each: they are joined to one. A row that is still shorter keeps float32.
 MIN_COLUMNS = 32
 
 
@@ -33,11 +33,21 @@ class TensorSpec(NamedTuple):
     dtype: torch.dtype
 
 
-def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """A parameter seen as (rows, columns): first dimension, all the rest. Below two dimensions, one row."""
+def rectangle_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """A part of some rows of a parameter as (rows, columns): first dimension, all the rest; of a vector, one row."""
     if len(shape) < 2:
         return 1, math.prod(shape)
     return shape[0], math.prod(shape[1:])
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """A parameter seen as (rows, columns), by its **global** shape alone.
+
+    Rows are the first dimension, columns all the rest. Vectors are one row of all their elements, and so are parameters
+    with fewer than :data:`MIN_COLUMNS` columns (LoRA's B, depthwise convolutions), so that blocks are full.
+    """
+    rows, columns = rectangle_shape(shape)
+    return (rows, columns) if columns >= MIN_COLUMNS else (1, rows * columns)
 
 
 @dataclass(frozen=True)

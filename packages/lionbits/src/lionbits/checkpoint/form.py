@@ -27,7 +27,8 @@ from .recognise import reader, recognise, second_moments
 if TYPE_CHECKING:
     from lionbits.optimizer import Lion
 
-VERSION = 1
+#: Of the form of a state dict. Version 1, in which short rows kept float32, was never released.
+VERSION = 2
 VERSION_KEY = "lionbits_version"
 
 #: Pattern of a text that was the number of a parameter.
@@ -296,10 +297,10 @@ def _check_ids(i: int, group: Mapping[str, Any]) -> None:
 
 def _complete(i: int, group: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     version = saved.get(VERSION_KEY, VERSION)
-    if not isinstance(version, int) or not 1 <= version <= VERSION:
+    if not isinstance(version, int) or version != VERSION:
         raise ValueError(
-            f"param_groups[{i}][{VERSION_KEY!r}]={version!r}: this lionbits reads versions 1..{VERSION}. "
-            f"Load the checkpoint with the lionbits that wrote it, or a newer one."
+            f"param_groups[{i}][{VERSION_KEY!r}]={version!r}: this lionbits reads version {VERSION}. "
+            f"Load the checkpoint with the lionbits that wrote it."
         )
     complete = {key: value for key, value in group.items() if key not in _NOT_SETTINGS}
     complete |= {key: value for key, value in saved.items() if key != VERSION_KEY}

@@ -92,10 +92,10 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
     if ENTRY not in metadata:
         raise ValueError(f"{path} is a safetensors file, but none that lionbits.save_safetensors wrote.")
-    if metadata.get(VERSION_KEY) not in [str(version) for version in range(1, VERSION + 1)]:
+    if metadata.get(VERSION_KEY) != str(VERSION):
         raise ValueError(
-            f"{path} has {VERSION_KEY}={metadata.get(VERSION_KEY)!r}: this lionbits reads versions 1..{VERSION}. "
-            f"Load it with the lionbits that wrote it, or a newer one."
+            f"{path} has {VERSION_KEY}={metadata.get(VERSION_KEY)!r}: this lionbits reads version {VERSION}. "
+            f"Load it with the lionbits that wrote it."
         )
     try:
         state_dict = _unpack(json.loads(metadata[ENTRY]), tensors)

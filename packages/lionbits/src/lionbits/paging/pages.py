@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lionbits_reference import slices
-from lionbits_reference.spec import Plan, Slot, TensorSpec, matrix_shape
+from lionbits_reference.spec import Plan, Slot, TensorSpec
 
 from . import host_memory
 
@@ -111,7 +111,7 @@ def _pieces(plan: Plan, slot: Slot, place: int, page_size: int, compute: str) ->
 
     shape = tuple(slot.param.shape)
     whole = size(*shape)
-    rows, columns = matrix_shape(shape)
+    rows, columns = slot.matrix
     if whole <= page_size or (rows == 1 and not (slot.param.dim() <= 1 or slot.param.is_contiguous())):
         yield Piece(place, "whole"), whole
         return

@@ -54,7 +54,7 @@ class StagedSlot(Slot):
 
     def __init__(self, piece: Callable[[], Slot], staged: Mapping[str, Tensor]) -> None:
         now = piece()
-        kept = {"index": now.index, "start": now.start, "pitch": now.row_pitch, "_piece": piece, "_staged": staged}
+        kept = {"index": now.index, "start": now.start, "pitch": now.pitch, "_piece": piece, "_staged": staged}
         for name, value in kept.items():
             object.__setattr__(self, name, value)
 
@@ -152,7 +152,8 @@ class StagedPage:
             home = _home(self._plan, self._slots, piece, key, grads)
             memory, at = host_memory.place(home)
             copy = _Copy(key, piece, home.nbytes, begin, (memory.data_ptr(), memory.nbytes()), at)
-            if not home.is_contiguous() or home.is_neg():  # the sign of a negated view is not in its bytes
+            lies = memory.data_ptr() == _memory(self._slots, piece, key, grads).data_ptr()
+            if not lies or not home.is_contiguous() or home.is_neg():  # the sign of a negated view is not in its bytes
                 yield self._staged[j][key], partial(_home, self._plan, self._slots, piece, key, grads)
             elif runs and copy.follows(runs[-1][-1]):
                 runs[-1].append(copy)

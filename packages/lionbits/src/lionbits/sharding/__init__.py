@@ -10,7 +10,7 @@ back; ``validation`` refuses what cannot be sharded.
 
 from .dtensors import from_dtensor, placed_like, to_dtensor
 from .local import ShardGroup, coordinate, cuts_rows, distributed, local_tensor, shard_group, total
-from .slots import LocalTensors, PaddedShard, padded, slot
+from .slots import LocalTensors, PaddedShard, slot
 from .validation import check, check_gradient, check_moving, check_settings
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "distributed",
     "from_dtensor",
     "local_tensor",
-    "padded",
     "placed_like",
     "shard_group",
     "slot",

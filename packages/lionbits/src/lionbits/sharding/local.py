@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lionbits import torch_private
+from lionbits_reference.spec import matrix_shape
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -67,8 +68,14 @@ def total(numbers: Tensor, where: ShardGroup | None, *, largest: bool = False) -
 
 
 def cuts_rows(param: Tensor) -> bool:
-    """Whether every cut through the parameter falls between rows, so that its codes and scales can be cut likewise."""
-    return not distributed(param) or all(dim is None or (dim == 0 and param.dim() > 1) for dim in cut_dims(param))
+    """Whether every cut through the parameter falls between rows, so that its codes and scales can be cut likewise.
+
+    A parameter that is one row of several has no such place.
+    """
+    if not distributed(param):
+        return True
+    has_rows = param.dim() > 1 and matrix_shape(param.shape)[0] == param.shape[0]
+    return all(dim is None or (dim == 0 and has_rows) for dim in cut_dims(param))
 
 
 def cut_dims(param: Tensor) -> list[int | None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import pad
@@ -11,7 +12,7 @@ from torch.nn.functional import pad
 from lionbits import torch_private
 from lionbits_reference.spec import Plan, Slot, matrix_shape
 
-from .local import box, cuts_rows, distributed, local_tensor, placement
+from .local import box, cut_dims, cuts_rows, distributed, local_tensor, placement
 
 State = dict[str, Any]
 
@@ -23,9 +24,7 @@ def slot(plan: Plan, param: Tensor, state: State, index: int) -> Slot | PaddedSh
     local = local_tensor(param)
     if not local.numel() or not (cuts_rows(param) or plan.draws_for_param):
         return Slot(local, state, index)
-    columns = matrix_shape(param.shape)[1]
-    pitch = columns + columns % 2
-    found = Slot(local, state, index, _start(param, pitch), pitch)
+    found = Slot(local, state, index, *_position(param))
     return PaddedShard(plan, found) if found.start % 2 else found
 
 
@@ -33,7 +32,8 @@ class PaddedShard:
     """A shard that begins between the two elements of a pair that shares a hash, where backends cannot begin.
 
     They see it with one more element before each row, a zero, which comes to nothing. Only parameters that are rounded
-    with dither need it, and of these only vectors, or matrices cut into columns, of which ranks have odd numbers.
+    with dither need it, and of these only those that are one row, or matrices cut into columns, of which ranks have odd
+    numbers.
 
     Args:
         plan: of the parameter, whose momentum is in float32.
@@ -45,8 +45,13 @@ class PaddedShard:
 
     def __init__(self, plan: Plan, shard: Slot) -> None:
         self._param, self._state, self._keys = shard.param, shard.state, list(plan.state_spec(()))
-        state = {key: padded(shard.state[key]) for key in self._keys}
-        self.slot = Slot(padded(shard.param), state, shard.index, shard.start - 1, shard.pitch)
+        self._matrix = shard.matrix
+        state = {key: self.padded(shard.state[key]) for key in self._keys}
+        self.slot = Slot(self.padded(shard.param), state, shard.index, shard.start - 1, shard.pitch)
+
+    def padded(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor of the shard's shape with a zero before each row: (rows, 1 + columns)."""
+        return pad(tensor.detach().reshape(self._matrix), (1, 0))
 
     def fill(self) -> None:
         """Copy the shard to what backends see."""
@@ -82,20 +87,23 @@ class LocalTensors:
         return True
 
 
-def _start(param: Tensor, pitch: int) -> int:
-    """Counting position of the first element that is here."""
+def _position(param: Tensor) -> tuple[int, int | None]:
+    """Counting positions in the whole parameter: of the first element that is here, and from row to row."""
     first = [cut.start for cut in box(param, param.shape)]
-    row = first.pop(0) if param.dim() > 1 else 0
-    column = 0
-    for at, size in zip(first, param.shape[-len(first) :], strict=True):
-        column = column * size + at
-    return cast(int, row * pitch + column)
+    rows, columns = matrix_shape(param.shape)
+    if rows > 1:
+        pitch = columns + columns % 2
+        return first[0] * pitch + _flat(first[1:], param.shape[1:]), pitch
+    is_run = all(dim in (None, 0) for dim in cut_dims(param))  # of the one row; else a piece of each of several runs
+    return _flat(first, param.shape), None if is_run else math.prod(param.shape[1:])
 
 
-def padded(tensor: Tensor) -> Tensor:
-    """A copy with a zero before each row: (rows, 1 + columns)."""
-    rows, columns = matrix_shape(tensor.shape)
-    return pad(tensor.detach().reshape(rows, columns), (1, 0))
+def _flat(place: Sequence[int], shape: Sequence[int]) -> int:
+    """The number of an element in row-major order."""
+    at = 0
+    for index, size in zip(place, shape, strict=True):
+        at = at * size + index
+    return at
 
 
 def _inside(wide: Tensor, narrow: Tensor) -> Tensor:

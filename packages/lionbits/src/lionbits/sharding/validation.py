@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor
 
 from lionbits import torch_private
-from lionbits_reference.spec import Plan, checks
+from lionbits_reference.spec import MIN_COLUMNS, Plan, checks, matrix_shape
 
 from .local import cut_dims, distributed, placement
 
@@ -67,10 +68,25 @@ def check_settings(group: Mapping[str, Any], plan: Plan, param: Tensor) -> None:
     """
     if torch_private.is_flat_piece(param):
         _check_flattened(group, plan)
-    if plan.draws_for_param and distributed(param) and any(dim is not None and dim > 1 for dim in cut_dims(param)):
+    if plan.draws_for_param and distributed(param):
+        _check_positions(param)
+
+
+def _check_positions(param: Tensor) -> None:
+    """Refuse parts whose elements do not count in pairs from row to row, where these pairs share noise."""
+    cuts = [dim for dim in cut_dims(param) if dim is not None]
+    one_row, across = matrix_shape(param.shape)[0] == 1, math.prod(param.shape[1:])
+    if any(dim > 1 for dim in cuts):
         rule = "is cut along a dimension beyond the second, and rounding by noise asks where in a row an element lies"
-        hint = "Shard another dimension, or use param_rounding='nearest', or 'compensated' with master_bits=32."
-        raise checks.refusal(ValueError, "placements", placement(param)[1], rule, hint)
+    elif one_row and param.dim() > 1 and param.shape[0] > 1 and across % 2 and 1 in cuts:
+        rule = (
+            f"is cut along the second dimension of shape {tuple(param.shape)}, and rounding by noise asks for an even "
+            f"number of elements from one of the first dimension to the next where these are fewer than {MIN_COLUMNS}"
+        )
+    else:
+        return
+    hint = "Shard another dimension, or use param_rounding='nearest', or 'compensated' with master_bits=32."
+    raise checks.refusal(ValueError, "placements", placement(param)[1], rule, hint)
 
 
 def _check_flattened(group: Mapping[str, Any], plan: Plan) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -82,6 +82,10 @@ class LaunchGroup:
     padded: dict[int, sharding.PaddedShard] = field(default_factory=dict)
     clipping: factors.Clipping | None = None
     numel: Tensor | None = None
+
+    def with_padding(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients, padded where backends see their shards so."""
+        return [self.padded[j].padded(grad) if j in self.padded else grad for j, grad in enumerate(grads)]
 
     def state_tensors(self) -> Iterator[tuple[str, list[State]]]:
         """Yield names of state tensors that a step reads and writes, with the states that have them."""

@@ -137,7 +137,7 @@ def _fill(group: LaunchGroup, held: Mapping[Tensor, State], prefetcher: Prefetch
     group.padded = {j: slot for j, slot in enumerate(found) if isinstance(slot, sharding.PaddedShard)}
     slots = [slot.slot if isinstance(slot, sharding.PaddedShard) else slot for slot in found]
     grads = [sharding.local_tensor(_gradient(entry.param)) for entry in group.entries]
-    grads = [sharding.padded(grad) if j in group.padded else grad for j, grad in enumerate(grads)]
+    grads = group.with_padding(grads)
     group.counts = [counts.read(state, "state") for state in group.states]
     group.scalars = SlotScalars(group.groups, group.counts, group.key.device)
     device = group.key.device

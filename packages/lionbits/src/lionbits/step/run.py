@@ -30,7 +30,7 @@ def run(group: LaunchGroup, grads: Sequence[Tensor], loss_scale: Tensor | None, 
         unscale = binary64(loss_scale.to(device)).reciprocal().float().reshape(()).to(device)
     scalars = group.scalars.now(skipped, unscale)
     if group.padded:
-        grads = [sharding.padded(grad) if j in group.padded else grad for j, grad in enumerate(grads)]
+        grads = group.with_padding(grads)
         for shard in group.padded.values():
             shard.fill()
     if group.clipping is not None:
