@@ -206,3 +206,13 @@ def test_threads_do_not_race(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     ran = subprocess.run([str(program)], capture_output=True, text=True, check=False, timeout=120)
     assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+def test_the_self_test_needs_no_default_of_torch() -> None:
+    """Neither of dtype nor of device."""
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            assert self_test.failure.__wrapped__(backend.prepare, backend.step) == ""
+    finally:
+        torch.set_default_dtype(torch.float32)

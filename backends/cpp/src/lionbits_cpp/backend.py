@@ -40,7 +40,7 @@ def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Sca
 
 def aligned(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
     """Count aligned elements: see :meth:`lionbits_reference.spec.Backend.aligned`."""
-    counts = torch.zeros(len(grads), dtype=torch.int64)
+    counts = torch.zeros(len(grads), dtype=torch.int64, device="cpu")
     prepared.table.bind(grads)
     call("lionbits_aligned", prepared, hyper_numbers(hyper), scalars.grad_scale, counts)
     return counts
@@ -48,7 +48,7 @@ def aligned(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: 
 
 def absmax(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> Tensor:
     """Find the largest new momentum of each slot: see :meth:`lionbits_reference.spec.Backend.absmax`."""
-    bits = torch.zeros(len(grads), dtype=torch.int32)
+    bits = torch.zeros(len(grads), dtype=torch.int32, device="cpu")
     prepared.table.bind(grads)
     call("lionbits_absmax", prepared, hyper_numbers(hyper), scalars.grad_scale, bits)
     return bits.view(torch.float32)
