@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lionbits import Lion8bit, PagedLion8bit, groups, select
+from lionbits import Lion8bit, PagedLion8bit, advice, select
 
 from .family import gradient
 
@@ -33,7 +33,7 @@ def params(count: int) -> list[nn.Parameter]:
 @pytest.mark.parametrize("kind", [Lion8bit, PagedLion8bit])
 def test_a_large_model_on_the_reference_warns_once(kind: type[Lion8bit]) -> None:
     """It names the elements, the device, the faster backend, why that does not serve, and how to keep this one."""
-    large = params(groups.MANY + 2000)
+    large = params(advice.MANY + 2000)
     with pytest.warns(
         UserWarning, match=r"1,002,000 elements on cpu.*cpp_that.*no module.*backend='reference'"
     ) as said:
@@ -45,9 +45,9 @@ def test_a_large_model_on_the_reference_warns_once(kind: type[Lion8bit]) -> None
         large[0].grad = gradient(large[0], 0, 1)
         optimizer.step()
         kind(large, backend="reference")
-        kind(params(groups.MANY))
+        kind(params(advice.MANY))
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_fast_backend_does_not_warn() -> None:
-    Lion8bit(params(groups.MANY + 2000))
+    Lion8bit(params(advice.MANY + 2000))

@@ -8,12 +8,23 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
-from lionbits_reference.spec import checks
+import torch
 
-from . import settings, spelling
+from lionbits_reference.spec import MIN_COLUMNS, Backend, checks
+
+from . import select, settings, sharding, spelling
+from .paging import Pager
 
 #: Adam's betas: torch's default, and what trainers that were written for Adam hand to every optimizer.
 ADAMS_BETAS = (0.9, 0.999)
+
+#: Elements from which a slow backend is worth a warning.
+MANY = 1_000_000
+
+#: The share of an optimizer's elements that may keep float32 momentum unasked without a warning.
+WIDE = 0.1
+
+Group = dict[str, Any]
 
 
 class Converted(TypedDict):
@@ -110,6 +121,89 @@ def _offloads(config: Mapping[str, Any]) -> bool:
     """True if accelerate replaces the optimizer: the condition in ``Accelerator._prepare_deepspeed``."""
     offload = config.get("zero_optimization", {}).get("offload_optimizer") or {}
     return offload.get("device", "none") != "none" and bool(config.get("zero_force_ds_cpu_optimizer", True))
+
+
+def on_slow_backend(groups: Iterable[Group], backend: Backend | None, pager: Pager) -> None:
+    """Warn where nobody chose a backend, and the reference updates many elements on a device that has faster ones.
+
+    Args:
+        groups: that were checked.
+        backend: that was asked for, or None.
+        pager: says where parameters are updated.
+    """
+    if backend is not None:
+        return
+    slow: dict[torch.device, int] = {}
+    for group in groups:
+        for param in group["params"]:
+            device = pager.computes_on(param.device)
+            if param.requires_grad and device.type in select.PREFERENCE:
+                plan = settings.plan(group, param, param.dtype)
+                if select.serving(None, plan, device).name == select.REFERENCE:
+                    slow[device] = slow.get(device, 0) + param.numel()
+    for device, elements in slow.items():
+        if elements > MANY:
+            faster = select.PREFERENCE[device.type][0]
+            reason = select.diagnose(faster, device)
+            warn(
+                f"the backend 'reference' updates {elements:,} elements on {device}. It is exact and many times slower "
+                f"than {faster!r}, which does not serve here: {reason} To keep the reference, set backend='reference'."
+            )
+
+
+def on_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None:
+    """Warn, once per mesh, of sharded parameters that keep float32 momentum because of how they are sharded.
+
+    Args:
+        members: parameters that get their state, and their groups.
+    """
+    wide = [(group, param) for group, param in members if not sharding.cuts_rows(param) and _wants_codes(group, param)]
+    if not wide or any(sharding.coordinate(wide[0][1])):
+        return
+    shown = ", ".join(_name(group, param) for group, param in wide[:5]) + (", ..." if len(wide) > 5 else "")
+    warn(
+        f"{len(wide)} sharded parameter(s) keep float32 momentum ({shown}): they are vectors, or have rows "
+        f"shorter than {MIN_COLUMNS} which are joined to one, or are cut along another dimension than the first, so "
+        f"that cuts go through blocks which share a scale. Give them optim_bits=32 to say "
+        f"that this is meant."
+    )
+
+
+def on_small_parameters(groups: Iterable[Group]) -> None:
+    """Warn where more than :data:`WIDE` of all elements keep float32 momentum although fewer bits were asked for.
+
+    Parameters that are cut are not counted: :func:`on_wide_momentum` names them.
+
+    Args:
+        groups: all of an optimizer's.
+    """
+    members = [(group, param) for group in groups for param in group["params"] if param.requires_grad]
+    small = [(group, param) for group, param in members if _asks_codes(group) and not _wants_codes(group, param)]
+    total, wide = (sum(param.numel() for _, param in some) for some in (members, small))
+    if wide <= WIDE * total:
+        return
+    shown = ", ".join(_name(group, param) for group, param in small[:5]) + (", ..." if len(small) > 5 else "")
+    warn(
+        f"{wide:,} of {total:,} elements ({wide / total:.0%}) keep float32 momentum although fewer bits were asked "
+        f"for: {len(small)} parameter(s) ({shown}) have fewer than min_8bit_size elements. Lower min_8bit_size, or "
+        f"give them optim_bits=32 to say that this is meant."
+    )
+
+
+def _asks_codes(group: Group) -> bool:
+    return settings.state_format(group).quantised
+
+
+def _wants_codes(group: Group, param: torch.Tensor) -> bool:
+    return settings.state_format(group).for_parameter(param.shape, group["min_8bit_size"]).quantised
+
+
+def _name(group: Group, param: torch.Tensor) -> str:
+    names = group.get("param_names")
+    if not names:
+        return f"one of shape {tuple(param.shape)}"
+    held: list[bool] = [held is param for held in group["params"]]
+    return str(names[held.index(True)])
 
 
 def warn(message: str) -> None:

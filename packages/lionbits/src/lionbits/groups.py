@@ -11,19 +11,13 @@ from typing import Any
 
 import torch
 
-from lionbits_reference.spec import MIN_COLUMNS, Backend, checks
+from lionbits_reference.spec import Backend, checks
 
-from . import advice, select, settings, sharding, spelling
+from . import select, settings, sharding, spelling
 from .paging import Pager
 
 #: Settings of the optimizer as a whole, which a parameter group may not have.
 WHOLE = ("args", "is_paged", "page_budget", "page_size", "page_dir", "paged_compute", "backend", "overrides")
-
-#: Elements from which a slow backend is worth a warning.
-MANY = 1_000_000
-
-#: The share of an optimizer's elements that may keep float32 momentum unasked without a warning.
-WIDE = 0.1
 
 Group = dict[str, Any]
 Overrides = dict[str, dict[str, Any]]
@@ -267,89 +261,6 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
         if pager.moves(param.device):
             sharding.check_moving(param)
         select.serving(backend, plan, pager.computes_on(param.device))
-
-
-def tell_of_slow_backend(groups: Iterable[Group], backend: Backend | None, pager: Pager) -> None:
-    """Warn where nobody chose a backend, and the reference updates many elements on a device that has faster ones.
-
-    Args:
-        groups: that were checked.
-        backend: that was asked for, or None.
-        pager: says where parameters are updated.
-    """
-    if backend is not None:
-        return
-    slow: dict[torch.device, int] = {}
-    for group in groups:
-        for param in group["params"]:
-            device = pager.computes_on(param.device)
-            if param.requires_grad and device.type in select.PREFERENCE:
-                plan = settings.plan(group, param, param.dtype)
-                if select.serving(None, plan, device).name == select.REFERENCE:
-                    slow[device] = slow.get(device, 0) + param.numel()
-    for device, elements in slow.items():
-        if elements > MANY:
-            faster = select.PREFERENCE[device.type][0]
-            reason = select.diagnose(faster, device)
-            advice.warn(
-                f"the backend 'reference' updates {elements:,} elements on {device}. It is exact and many times slower "
-                f"than {faster!r}, which does not serve here: {reason} To keep the reference, set backend='reference'."
-            )
-
-
-def tell_of_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None:
-    """Warn, once per mesh, of sharded parameters that keep float32 momentum because of how they are sharded.
-
-    Args:
-        members: parameters that get their state, and their groups.
-    """
-    wide = [(group, param) for group, param in members if not sharding.cuts_rows(param) and _wants_codes(group, param)]
-    if not wide or any(sharding.coordinate(wide[0][1])):
-        return
-    shown = ", ".join(_name(group, param) for group, param in wide[:5]) + (", ..." if len(wide) > 5 else "")
-    advice.warn(
-        f"{len(wide)} sharded parameter(s) keep float32 momentum ({shown}): they are vectors, or have rows "
-        f"shorter than {MIN_COLUMNS} which are joined to one, or are cut along another dimension than the first, so "
-        f"that cuts go through blocks which share a scale. Give them optim_bits=32 to say "
-        f"that this is meant."
-    )
-
-
-def tell_of_small_parameters(groups: Iterable[Group]) -> None:
-    """Warn where more than :data:`WIDE` of all elements keep float32 momentum although fewer bits were asked for.
-
-    Parameters that are cut are not counted: :func:`tell_of_wide_momentum` names them.
-
-    Args:
-        groups: all of an optimizer's.
-    """
-    members = [(group, param) for group in groups for param in group["params"] if param.requires_grad]
-    small = [(group, param) for group, param in members if _asks_codes(group) and not _wants_codes(group, param)]
-    total, wide = (sum(param.numel() for _, param in some) for some in (members, small))
-    if wide <= WIDE * total:
-        return
-    shown = ", ".join(_name(group, param) for group, param in small[:5]) + (", ..." if len(small) > 5 else "")
-    advice.warn(
-        f"{wide:,} of {total:,} elements ({wide / total:.0%}) keep float32 momentum although fewer bits were asked "
-        f"for: {len(small)} parameter(s) ({shown}) have fewer than min_8bit_size elements. Lower min_8bit_size, or "
-        f"give them optim_bits=32 to say that this is meant."
-    )
-
-
-def _asks_codes(group: Group) -> bool:
-    return settings.state_format(group).quantised
-
-
-def _wants_codes(group: Group, param: torch.Tensor) -> bool:
-    return settings.state_format(group).for_parameter(param.shape, group["min_8bit_size"]).quantised
-
-
-def _name(group: Group, param: torch.Tensor) -> str:
-    names = group.get("param_names")
-    if not names:
-        return f"one of shape {tuple(param.shape)}"
-    held: list[bool] = [held is param for held in group["params"]]
-    return str(names[held.index(True)])
 
 
 def name_format(group: Group) -> None:

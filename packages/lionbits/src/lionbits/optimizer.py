@@ -151,8 +151,8 @@ class Lion(Optimizer):
         self._skipped: launch.Counts = {}
         super().__init__(cast(Any, groups.checked_params(params)), defaults)
         groups.check_used(self._overrides, self.param_groups)
-        groups.tell_of_slow_backend(self.param_groups, self._backend, self._pager)
-        groups.tell_of_small_parameters(self.param_groups)
+        advice.on_slow_backend(self.param_groups, self._backend, self._pager)
+        advice.on_small_parameters(self.param_groups)
         advice.on_surroundings()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lionbits import advice, settings, sharding
 from lionbits import groups as grouping
-from lionbits import settings, sharding
 from lionbits.interrupts import uninterrupted
 from lionbits.paging import Pager, Prefetcher, moving
 from lionbits.state import counts, entries, residual
@@ -95,9 +95,7 @@ def allocate(
     prefetcher.placement.settle_in([(entry.param.device, held[entry.param], moving(plan)) for plan, entry in params])
     for plan, entry in params:
         prefetcher.formats.note(plan.format, held[entry.param])
-    grouping.tell_of_wide_momentum(
-        [(entry.group, entry.param) for (_, entry), new in zip(params, fresh, strict=True) if new]
-    )
+    advice.on_wide_momentum([(entry.group, entry.param) for (_, entry), new in zip(params, fresh, strict=True) if new])
 
 
 def prepare(launch_groups: Sequence[LaunchGroup], held: MutableMapping[Tensor, State], prefetcher: Prefetcher) -> None:
