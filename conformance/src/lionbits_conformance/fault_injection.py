@@ -32,7 +32,7 @@ def with_fault(package: ModuleType, edits: Sequence[Edit], folder: Path) -> Iter
     Raises:
         DoesNotApply: a text to replace does not stand there exactly once.
     """
-    name = f"{package.__name__}_sabotaged{next(_numbers)}"
+    name = f"{package.__name__}_faulty{next(_numbers)}"
     source = Path(package.__path__[0])
     copy = folder / name
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
