@@ -1,19 +1,20 @@
 """The check: a real optimizer and the oracle side by side, from torch tensors, compared bit for bit after every step.
 
-The only module of the oracle that imports torch and lionbits. Settings reach the oracle as they were passed to the
+With ``events``, the only module of the oracle that imports torch. Settings reach the oracle as they were passed to the
 constructor, not as the optimizer's groups show them: what the front end makes of its arguments is checked too.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from .events import EVENTS
 from .floats import BFLOAT16, BINARY16, BINARY32, INFINITY, Binary
 from .lion import OracleLion
 from .records import LISTS, Array, Settings, State
@@ -49,12 +50,14 @@ class StepInput:
         settings: of all groups, changed for this step and those after.
         loss_scale: as GradScaler hands it to an optimizer, with ``found_inf``.
         found_inf: what the scaler found.
+        event: what happens behind the step, by its name in ``events.EVENTS``; "" is nothing.
     """
 
     grads: Sequence[Gradient]
     settings: Mapping[str, Any] = field(default_factory=dict)
     loss_scale: float | None = None
     found_inf: bool = False
+    event: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def replay(
     params: Sequence[Tensor],
     turns: Sequence[StepInput],
     groups: Sequence[Mapping[str, Any]] | None = None,
+    frozen: Collection[int] = (),
 ) -> Difference | None:
     """Run ``optimizer_class(params, **kwargs)`` and the oracle through the turns; None if no bit differs.
 
@@ -90,13 +94,21 @@ def replay(
         params: any dtype and strides; they are left as they are, copies with the same strides are trained.
         turns: the steps.
         groups: settings of each parameter, where each is to have a group of its own.
+        frozen: parameters that do not require a gradient; they have a position all the same.
     """
-    mine = [torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format)) for p in params]
+    mine = [
+        torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format), requires_grad=j not in frozen)
+        for j, p in enumerate(params)
+    ]
     own: Sequence[Mapping[str, Any] | None] = [None] * len(mine) if groups is None else groups
-    given = mine if groups is None else [{"params": [p], **more} for p, more in zip(mine, groups, strict=True)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # 2 bits warn
-        optimizer = optimizer_class(given, **kwargs)
+
+    def make(params: Sequence[Tensor], **paging: Any) -> Any:
+        given = params if groups is None else [{"params": [p], **more} for p, more in zip(params, groups, strict=True)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # 2 bits warn
+            return optimizer_class(given, **{**_own_tensors(kwargs), **paging})
+
+    optimizer = make(mine)
     settings = [settings_of(optimizer_class.__name__, kwargs, more) for more in own]
     oracle = OracleLion([array_of(p) for p in mine], settings)
     for number, turn in enumerate(turns):
@@ -112,13 +124,21 @@ def replay(
         found = first_difference(oracle, mine, optimizer.state, optimizer.skipped_elements())
         if found is not None:
             return replace(found, step=number)
+        if turn.event:
+            mine, optimizer = EVENTS[turn.event](mine, optimizer, make)
     return None
 
 
 def take(optimizer: Any, turn: StepInput) -> bool:
-    """One real step: groups changed, the scaler's attributes set and taken away. Whether FloatingPointError came."""
+    """One real step: groups changed, the scaler's attributes set and taken away. Whether FloatingPointError came.
+
+    A learning rate that is a tensor, and stays one, changes in place, as schedules change it.
+    """
     for group in optimizer.param_groups:
-        group.update(turn.settings)
+        changed = _own_tensors(turn.settings)
+        if isinstance(changed.get("lr"), Tensor) and isinstance(group["lr"], Tensor):
+            group["lr"].copy_(changed.pop("lr"))
+        group.update(changed)
     if turn.loss_scale is not None or turn.found_inf:
         optimizer.grad_scale = None if turn.loss_scale is None else torch.tensor(turn.loss_scale)
         optimizer.found_inf = torch.tensor(float(turn.found_inf))
@@ -204,6 +224,10 @@ def _of_qlion(kwargs: Mapping[str, Any]) -> dict[str, Any]:
         "min_8bit_size": own["quant_threshold"] + 1,
         "cautious": "gradient" if own["cautious"] else None,
     }
+
+
+def _own_tensors(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in settings.items()}
 
 
 def _gradient(oracle: OracleLion, at: int, given: Gradient) -> Tensor | None:
