@@ -15,7 +15,7 @@ from .cases import Case, TensorCase
 from .vectors import replays
 
 #: How many examples a property gets that is not drawn for each stratum of plans, in examples of one that is.
-LIVES, LONG_LIVES, NORMS, MANY = 6.0, 0.5, 6.0, 12.0
+LAUNCHES, LIVES, LONG_LIVES, NORMS, MANY = 12.0, 6.0, 0.5, 6.0, 12.0
 
 
 class Check(NamedTuple):
@@ -76,7 +76,7 @@ def _of_oracle(lion: Callable[..., Any], backend: Any, kinds: Sequence[str]) -> 
         drawn = strategies.trials(kinds, width, dtype)
         yield Check("oracle_agrees", drawn, lambda run: oracle_check.oracle_agrees(lion, backend, run))
     for name, drawn_lives, share in (
-        ("groups_in_one_launch", lives.launches(), LIVES),
+        ("groups_in_one_launch", lives.launches(), LAUNCHES),
         ("any_life", lives.lives(), LIVES),
         ("long_lives", lives.long_lives(), LONG_LIVES),
     ):

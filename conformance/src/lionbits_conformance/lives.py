@@ -162,7 +162,7 @@ def arrangements() -> st.SearchStrategy[dict[str, Any]]:
     return st.sampled_from([8, 4, 2, 8, 4, 32]).flatmap(of_width)
 
 
-BETAS = st.sampled_from([(0.9, 0.99), (0.95, 0.98), (0.5, 0.5), (0.0, 0.99), (0.9, 0.0), (0.3, 1 - 2**-53)])
+BETAS = st.sampled_from([(0.9, 0.99), [0.8, 0.9], [0.9, 0.5], (0.95, 0.98), (0.5, 0.5), (0.0, 0.99), (0.9, 0.0), (0.3, 1 - 2**-53)])
 RATES = st.sampled_from([1e-4, 0.0, 3e-3, 0.1, 1.0, 1e-42, 3e38, torch.tensor(0.01), torch.tensor(3e-5).double()])
 DECAYS = st.sampled_from([0.0, 0.1, 1.0, 30.0, 1e-30])
 
@@ -221,43 +221,54 @@ def turns(count: int) -> st.SearchStrategy[Step]:
     )
 
 
-#: Settings by which parameters of one launch may differ.
-SHARED = ("lr", "weight_decay", "maximize", "percentile_clipping", "grad_clip")
+#: How groups of one launch are clipped, those that are not first.
+CLIPPED: tuple[dict[str, Any], ...] = (
+    *({}, {"percentile_clipping": 5}, {"grad_clip": 0.37}, {"percentile_clipping": 50, "grad_clip": 1.0}),
+    *({}, {"grad_clip": 1e-3}),
+)
+SETTINGS = {
+    "lr": st.sampled_from([1e-3, 0.1, 0.0, torch.tensor(0.01), torch.tensor(0.3)]),
+    "weight_decay": st.sampled_from([0.0, 0.1, 1.0]),
+    "maximize": st.booleans(),
+}
+MASKS = [(None,), ("mask", "c-optim", "timm"), ("gradient",)]
+POLICIES = [("skip",), ("skip", "raise"), ("propagate",)]
 
 
 @st.composite
 def launches(draw: st.DrawFn) -> Life:
     """Two to four parameters that are updated together, by groups that differ in what one launch may have of several.
 
-    Between steps one setting changes at a time, and may change back.
+    Between steps one setting changes at a time, and may change back. Some groups differ in what parts launches, too.
     """
-    dtype, held = draw(st.sampled_from(DTYPES)), draw(arrangements())
-    shapes = draw(st.lists(st.sampled_from(WIDE), min_size=2, max_size=4))
-    masks = draw(st.sampled_from([(None,), ("mask", "c-optim", "timm"), ("gradient",)]))
-    policies = draw(st.sampled_from([("skip",), ("skip", "raise"), ("propagate",)]))
-    values = {"cautious": st.sampled_from(masks), "nonfinite": st.sampled_from(policies)}
-    values |= {key: OPTIONS[key] for key in SHARED} | {"lr": st.sampled_from([1e-3, 0.1, torch.tensor(0.01)])}
-    unclipped = {"percentile_clipping": 100, "grad_clip": 0.0}
-    groups = [{**draw(st.fixed_dictionaries(values)), **draw(st.sampled_from([{}, unclipped]))} for _ in shapes]
-    kwargs = {**held, "min_8bit_size": 1, "seed": draw(SEEDS), "betas": draw(BETAS)}
-    changes = {key: OPTIONS[key] for key in (*SHARED, "rounding", "betas")} | {"seed": SEEDS} | values
+    dtype, shapes = draw(st.sampled_from(DTYPES)), draw(st.lists(st.sampled_from(WIDE), min_size=2, max_size=4))
+    kwargs = {**draw(arrangements()), "min_8bit_size": 1, "seed": draw(SEEDS), "betas": draw(BETAS)}
+    own = SETTINGS | {"cautious": st.sampled_from(draw(st.sampled_from(MASKS)))}
+    own |= {"nonfinite": st.sampled_from(draw(st.sampled_from(POLICIES)))}
+    apart = {"rounding": OPTIONS["rounding"], "betas": BETAS}
+    groups = [draw(st.fixed_dictionaries(own)) | draw(st.sampled_from(CLIPPED)) for _ in shapes]
+    if draw(st.booleans()):
+        key = draw(st.sampled_from(sorted(apart)))
+        groups[-1][key] = draw(apart[key])
+    changes = SETTINGS | apart | {"seed": SEEDS} | {key: OPTIONS[key] for key in ("cautious", "percentile_clipping", "grad_clip", "nonfinite")}
     if dtype == torch.bfloat16:
-        changes["param_rounding"] = st.sampled_from(["nearest", "dithered", "stochastic"])
+        changes |= {"param_rounding": st.sampled_from(["nearest", "dithered", "stochastic"])}
         kwargs["param_rounding"] = draw(changes["param_rounding"])
-    settings: list[dict[str, Any]] = [{}]
-    for _ in range(draw(st.integers(2, 6))):
+    steps = [draw(_step(len(shapes), dtype, {}))]
+    for _ in range(draw(st.integers(1, 4))):
         key = draw(st.sampled_from(sorted(changes)))
-        settings += [{key: draw(changes[key])}, draw(st.sampled_from([{}, {key: kwargs.get(key, groups[0].get(key))}]))]
-    settings = [{key: value for key, value in some.items() if value is not None or key == "cautious"} for some in settings]
-    grads = st.builds(Draw, st.sampled_from(["normal", "normal", "cancelling", "nonfinite"]), st.integers(-6, 6),
-                      st.integers(0, 999), st.just(dtype), st.just(False))  # fmt: skip
-    scales = draw(st.sampled_from([(None,), (65536.0, 32768.0), (3.0, 12345.0, None), (2.0**-10,)]))
-    steps = [
-        Step(draw(st.tuples(*[st.one_of(grads, grads, grads, st.none())] * len(shapes))), some, draw(st.sampled_from(scales)))
-        for some in settings
-    ]
+        first, again = draw(changes[key]), draw(changes[key])
+        steps += [draw(_step(len(shapes), dtype, {key: value})) for value in (first, again, first)[: draw(st.integers(1, 3))]]
     params = [(shape, Draw("normal", 0, at, dtype, False)) for at, shape in enumerate(shapes)]
     return Life(kwargs, groups, params, steps, draw(some_frozen(len(params))))
+
+
+def _step(count: int, dtype: torch.dtype, settings: dict[str, Any]) -> st.SearchStrategy[Step]:
+    """A step of a launch: most gradients are there, some scaled."""
+    kinds = st.sampled_from([*["normal"] * 4, "cancelling", "nonfinite"])
+    grads = st.builds(Draw, kinds, st.integers(-6, 6), st.integers(0, 999), st.just(dtype), st.just(False))
+    scales = st.sampled_from([None, None, 65536.0, 32768.0, 3.0, 12345.0, 2.0**-10])
+    return st.builds(Step, st.tuples(*[st.one_of(*[grads] * 7, st.none())] * count), st.just(settings), scales)
 
 
 @st.composite
@@ -276,5 +287,5 @@ def long_lives(draw: st.DrawFn) -> Life:
 
 def some_frozen(count: int) -> st.SearchStrategy[frozenset[int]]:
     """None of the parameters, or some but the last."""
-    some = st.frozensets(st.integers(0, max(count - 2, 0)), min_size=1)
-    return st.one_of(st.just(frozenset()), some) if count > 1 else st.just(frozenset())
+    none: st.SearchStrategy[frozenset[int]] = st.just(frozenset())
+    return st.one_of(none, none, st.frozensets(st.integers(0, count - 2), min_size=1)) if count > 1 else none

@@ -6,6 +6,7 @@ constructor, not as the optimizer's groups show them: what the front end makes o
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -103,10 +104,10 @@ def replay(
     own: Sequence[Mapping[str, Any] | None] = [None] * len(mine) if groups is None else groups
 
     def make(params: Sequence[Tensor], **paging: Any) -> Any:
-        given = params if groups is None else [{"params": [p], **more} for p, more in zip(params, groups, strict=True)]
+        given = params if groups is None else [{"params": [p], **_own_values(more)} for p, more in zip(params, groups, strict=True)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # 2 bits warn
-            return optimizer_class(given, **{**_own_tensors(kwargs), **paging})
+            return optimizer_class(given, **{**_own_values(kwargs), **paging})
 
     optimizer = make(mine)
     settings = [settings_of(optimizer_class.__name__, kwargs, more) for more in own]
@@ -132,12 +133,14 @@ def replay(
 def take(optimizer: Any, turn: StepInput) -> bool:
     """One real step: groups changed, the scaler's attributes set and taken away. Whether FloatingPointError came.
 
-    A learning rate that is a tensor, and stays one, changes in place, as schedules change it.
+    A learning rate that is a tensor, and stays one, changes in place, as schedules change it; so do lists of betas.
     """
     for group in optimizer.param_groups:
-        changed = _own_tensors(turn.settings)
+        changed = _own_values(turn.settings)
         if isinstance(changed.get("lr"), Tensor) and isinstance(group["lr"], Tensor):
             group["lr"].copy_(changed.pop("lr"))
+        if isinstance(changed.get("betas"), list) and isinstance(group["betas"], list):
+            group["betas"][:] = changed.pop("betas")
         group.update(changed)
     if turn.loss_scale is not None or turn.found_inf:
         optimizer.grad_scale = None if turn.loss_scale is None else torch.tensor(turn.loss_scale)
@@ -226,8 +229,9 @@ def _of_qlion(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _own_tensors(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in settings.items()}
+def _own_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, tensors and lists among them copied: they may be written to."""
+    return {key: copy.deepcopy(value) if isinstance(value, (Tensor, list)) else value for key, value in settings.items()}
 
 
 def _gradient(oracle: OracleLion, at: int, given: Gradient) -> Tensor | None:

@@ -30,7 +30,6 @@ def test_any_life(life: lives.Life, backend_name: str, device: torch.device) -> 
     judge(life, backend_name, device)
 
 
-@settings(max_examples=HALF)
 @given(life=lives.launches())
 def test_groups_in_one_launch(life: lives.Life, backend_name: str, device: torch.device) -> None:
     """Groups that one launch updates and that differ in the rest, one setting changing at a time."""
