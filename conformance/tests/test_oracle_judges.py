@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 import lionbits
@@ -28,6 +29,11 @@ def test_groups_in_one_launch(life: lives.Life) -> None:
 @given(lives.long_lives())
 def test_more_steps_than_norms_are_remembered(life: lives.Life) -> None:
     lives.life_agrees(lionbits.Lion, "reference", life)
+
+
+@pytest.mark.parametrize("drawn", norms.LONG, ids=str)
+def test_long_norms(drawn: norms.HardNorm) -> None:
+    norms.norm_agrees(lionbits.Lion, "reference", drawn)
 
 
 @settings(ALWAYS_THE_SAME, max_examples=60)

@@ -64,6 +64,7 @@ def of_front_ends(lion: Callable[..., Any], kinds: Sequence[str], oracle: bool) 
     """Those of runs, over the reference."""
     if oracle:
         yield Check("vectors", vectors.cases("steps"), lambda case: _vector_agrees(lion, case, backend="reference"))
+        yield Check("norm_agrees", norms.LONG, lambda drawn: norms.norm_agrees(lion, "reference", drawn))
         yield Check("norm_agrees", norms.hard_norms(), lambda drawn: norms.norm_agrees(lion, "reference", drawn), NORMS)
         yield from _of_oracle(lion, "reference", kinds)
     for name, check in runs.RUNS.items():

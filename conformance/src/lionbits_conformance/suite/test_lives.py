@@ -46,5 +46,11 @@ def test_more_steps_than_norms_are_remembered(life: lives.Life, backend_name: st
 @settings(max_examples=HALF)
 @given(drawn=norms.hard_norms())
 def test_norm(drawn: norms.HardNorm) -> None:
-    """Squares are added in the order that is the norm's meaning, over 65,536 elements too."""
+    """Squares are added in the order that is the norm's meaning."""
+    norms.norm_agrees(lionbits.Lion, "reference", drawn)
+
+
+@pytest.mark.parametrize("drawn", norms.LONG, ids=str)
+def test_long_norm(drawn: norms.HardNorm) -> None:
+    """So are the sums of runs of 65,536 squares."""
     norms.norm_agrees(lionbits.Lion, "reference", drawn)
