@@ -88,7 +88,9 @@ def test_what_lies_in_no_order_or_is_negated_is_copied(state: bool) -> None:
     """Where state is not contiguous, or the sign of a gradient is not in its bytes."""
     plain = torch.zeros(4, 64)
     held = Slot(plain.to(torch.bfloat16), dict(reference.encode(PLAN.format, plain)), index=0)
-    held.state["param_residual"] = torch.zeros(64, 4, dtype=torch.int16).t() if state else torch.zeros(4, 64, dtype=torch.int16)
+    held.state["param_residual"] = (
+        torch.zeros(64, 4, dtype=torch.int16).t() if state else torch.zeros(4, 64, dtype=torch.int16)
+    )
     bound = plain if state else torch._neg_view(plain + 1)
     made = Table(PLAN, [held], [bound], 32, 4)
     made.bind([bound])

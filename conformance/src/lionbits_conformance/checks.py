@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from hypothesis import strategies as st
 
 import lionbits
@@ -12,6 +13,7 @@ from lionbits_reference.spec import FORMATS, Format, Plan
 
 from . import bits, lives, norms, oracle_check, properties, runs, strategies, vectors
 from .cases import Case, TensorCase
+from .suite import test_exhaustive
 from .vectors import replays
 
 #: How many examples a property gets that is not drawn for each stratum of plans, in examples of one that is.
@@ -38,10 +40,20 @@ def of_calls(backend: Any, kinds: Sequence[str]) -> Iterator[Check]:
     """The simplest calls, then every property of calls on each stratum of plans in turn, then what is counted out."""
     plans = [Plan(dtype, dtype, Format.of(width)) for width, dtype in strategies.STRATA]
     for name, check in properties.CALLS.items():
-        yield Check(name, [Case(plan, (TensorCase((3, 41)),), weight_decay=0.1) for plan in plans], _of_call(check, backend))
+        yield Check(
+            name, [Case(plan, (TensorCase((3, 41)),), weight_decay=0.1) for plan in plans], _of_call(check, backend)
+        )
     for name, check in properties.CALLS.items():
         for width, dtype in strategies.STRATA:
             yield Check(name, strategies.cases(kinds, bits=width, dtype=dtype), _of_call(check, backend))
+    gradients = [
+        (dtype, width, policy)
+        for dtype in (torch.bfloat16, torch.float16)
+        for width in (32, 8, 4)
+        for policy in ("skip", "propagate")
+    ]
+    every: Callable[..., None] = test_exhaustive.test_every_gradient
+    yield Check("every_gradient", gradients, lambda of: every(*of, backend, properties.CPU))
     step = _of_call(properties.step_equals_reference, backend)
     yield Check("twenty_tensors", strategies.cases(kinds, most=20), step, MANY)
     for name in (name for names in FORMATS.values() for name in names):
@@ -56,7 +68,9 @@ def of_kernels(backend: Any, kinds: Sequence[str], oracle: bool) -> Iterator[Che
     """Those of calls, and of optimizers whose front end is right."""
     yield from of_calls(backend, kinds)
     if oracle:
-        yield Check("vectors", vectors.cases("steps"), lambda case: _vector_agrees(lionbits.Lion, case, backend=backend))
+        yield Check(
+            "vectors", vectors.cases("steps"), lambda case: _vector_agrees(lionbits.Lion, case, backend=backend)
+        )
         yield from _of_oracle(lionbits.Lion, backend, kinds)
 
 

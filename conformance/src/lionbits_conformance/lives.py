@@ -251,7 +251,12 @@ def launches(draw: st.DrawFn) -> Life:
     if draw(st.booleans()):
         key = draw(st.sampled_from(sorted(apart)))
         groups[-1] |= held({key: draw(apart[key])})
-    changes = SETTINGS | apart | {"seed": SEEDS} | {key: OPTIONS[key] for key in ("cautious", "percentile_clipping", "grad_clip", "nonfinite")}
+    changes = (
+        SETTINGS
+        | apart
+        | {"seed": SEEDS}
+        | {key: OPTIONS[key] for key in ("cautious", "percentile_clipping", "grad_clip", "nonfinite")}
+    )
     if dtype == torch.bfloat16:
         changes |= {"param_rounding": st.sampled_from(["nearest", "dithered", "stochastic"])}
         kwargs["param_rounding"] = draw(changes["param_rounding"])
@@ -259,7 +264,10 @@ def launches(draw: st.DrawFn) -> Life:
     for _ in range(draw(st.integers(1, 4))):
         key = draw(st.sampled_from([*sorted(changes), "betas", "lr"]))
         first, again = draw(changes[key]), draw(changes[key])
-        steps += [draw(_step(len(shapes), dtype, held({key: value}))) for value in (first, again, first)[: draw(st.integers(1, 3))]]
+        steps += [
+            draw(_step(len(shapes), dtype, held({key: value})))
+            for value in (first, again, first)[: draw(st.integers(1, 3))]
+        ]
     params = [(shape, Draw("normal", 0, at, dtype, False)) for at, shape in enumerate(shapes)]
     return Life(held(kwargs), groups, params, steps, draw(some_frozen(len(params))))
 
@@ -281,15 +289,27 @@ def _step(count: int, dtype: torch.dtype, settings: dict[str, Any]) -> st.Search
 @st.composite
 def long_lives(draw: st.DrawFn) -> Life:
     """More steps of one small parameter than percentile clipping remembers norms of."""
-    settings = {"percentile_clipping": draw(st.sampled_from([1, 5, 50, 99])), "grad_clip": draw(st.sampled_from([0.0, 1.0]))}
+    settings = {
+        "percentile_clipping": draw(st.sampled_from([1, 5, 50, 99])),
+        "grad_clip": draw(st.sampled_from([0.0, 1.0])),
+    }
     kwargs = {"lr": 0.01, "optim_bits": 8, "min_8bit_size": 1, **settings}
     kind, scale = draw(st.sampled_from(["normal", "ties"])), draw(st.sampled_from([None, 1024.0]))
     seed, late = draw(st.integers(0, 999)), draw(st.sampled_from([0, 1, 60]))
     steps = [
-        Step((Draw(kind, (7 * i) % 5, seed + i, torch.float32, False), None if i < late else Draw(kind, i % 3, i, torch.float32, False)), {}, scale)
+        Step(
+            (
+                Draw(kind, (7 * i) % 5, seed + i, torch.float32, False),
+                None if i < late else Draw(kind, i % 3, i, torch.float32, False),
+            ),
+            {},
+            scale,
+        )
         for i in range(draw(st.integers(102, 130)))
     ]
-    return Life(kwargs, [{}, {}], [(shape, Draw("normal", 0, 1, torch.float32, False)) for shape in ((2,), (1, 3))], steps)
+    return Life(
+        kwargs, [{}, {}], [(shape, Draw("normal", 0, 1, torch.float32, False)) for shape in ((2,), (1, 3))], steps
+    )
 
 
 def some_frozen(count: int) -> st.SearchStrategy[frozenset[int]]:

@@ -25,6 +25,7 @@ from .checks import Check
 from .children import Ended, in_child
 from .fault_injection import with_fault
 from .mutants import population
+from .mutants.generator import Generated
 from .patched_import import Edit, patched_import
 from .values import KINDS
 
@@ -91,7 +92,7 @@ def try_backend(name: str, backend: Backend, patience: int = PATIENCE, seed: int
 
 
 def try_generated(
-    target: str, mutant: population.Generated, patience: int, seed: int | None = None, limit: float = LIMIT
+    target: str, mutant: Generated, patience: int, seed: int | None = None, limit: float = LIMIT
 ) -> MutationResult:
     """Put every property to a generated mutant, in a process of its own.
 
@@ -188,7 +189,7 @@ def _draw(examine: Callable[[Any], None], strategy: st.SearchStrategy[Any], coun
         deadline=None,
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
-    )(given(strategy)(lambda example: examine(example)))
+    )(given(strategy)(examine))
     (drawn if seed is None else hypothesis.seed(seed)(drawn))()
 
 
@@ -205,7 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--patience", type=int, help="examples of each property and stratum of plans")
     parser.add_argument("--profile", default="ci", choices=plugin.PROFILES, help="as many as the suite draws with this")
     parser.add_argument("--seed", type=int, help="of the examples; without it they are always the same")
-    parser.add_argument("--generated", choices=population.FILES, action="append", default=[], help="generated ones of this")
+    parser.add_argument(
+        "--generated", choices=population.FILES, action="append", default=[], help="generated ones of this"
+    )
     parser.add_argument("--sample", type=int, help="so many of each that is generated; 0: all")
     parser.add_argument("--record", type=Path, help="a file that a line of JSON is added to for each")
     asked = parser.parse_args(argv)
@@ -225,7 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 file.write(json.dumps({"where": where, **outcome._asdict(), "seconds": round(seconds, 1)}) + "\n")
     programs = counts["all"] - counts["none"]
     chosen = "the same examples always" if asked.seed is None else f"seed {asked.seed}"
-    print(f"{programs - counts['lives']} of {programs} rejected; {patience} examples of each property and stratum, {chosen}")
+    print(
+        f"{programs - counts['lives']} of {programs} rejected; {patience} examples per property and stratum, {chosen}"
+    )
     return min(counts["lives"], 1)
 
 
@@ -239,8 +244,9 @@ def _outcomes(asked: argparse.Namespace, patience: int) -> Iterable[tuple[str, M
             tries += [(target, one.name, partial(try_generated, target, one, patience, asked.seed)) for one in chosen]
     else:
         for mutant in mutants.ALL:
-            trial = partial(try_mutant, mutant, kinds, "oracle" not in asked.without, patience, asked.seed)
-            tries.append((mutant.where, mutant.name, trial))
+            with_oracle = "oracle" not in asked.without
+            found = partial(try_mutant, mutant, kinds, with_oracle, patience, asked.seed)
+            tries.append((mutant.where, mutant.name, found))
     for where, name, trial in tries:
         if asked.only is None or asked.only in name:
             begun = time.monotonic()

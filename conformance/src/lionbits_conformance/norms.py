@@ -32,7 +32,7 @@ class HardNorm:
     seed: int
 
     def gradient(self) -> Tensor:
-        """float32[size]: normal numbers, of which four make up what the sum of squares lacks to a square of a middle."""
+        """float32[size]: normal numbers, of which four make up what the squares lack to that of a middle."""
         generator = torch.Generator().manual_seed(self.seed)
         grad = torch.randn(self.size, generator=generator)
         places = torch.randperm(self.size, generator=generator)[:4].tolist()

@@ -19,12 +19,32 @@ from .tokens import Token, line_of, tokens
 
 #: What a token may be taken for.
 CONDITIONS = {
-    **{"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="},
-    **{"and": "or", "or": "and", "&&": "||", "||": "&&"},
+    "<": "<=",
+    "<=": "<",
+    ">": ">=",
+    ">=": ">",
+    "==": "!=",
+    "!=": "==",
+    "and": "or",
+    "or": "and",
+    "&&": "||",
+    "||": "&&",
 }
 ARITHMETIC = {
-    **{"+": "-", "-": "+", "*": "+", "/": "*", "//": "*", "%": "//", "<<": ">>", ">>": "<<"},
-    **{"&": "|", "|": "&", "^": "|", "+=": "-=", "-=": "+=", "|=": "&="},
+    "+": "-",
+    "-": "+",
+    "*": "+",
+    "/": "*",
+    "//": "*",
+    "%": "//",
+    "<<": ">>",
+    ">>": "<<",
+    "&": "|",
+    "|": "&",
+    "^": "|",
+    "+=": "-=",
+    "-=": "+=",
+    "|=": "&=",
 }
 _PAIRS = (
     *(("param_row", "grad_row"), ("param_outer", "grad_outer"), ("param_middle", "grad_middle")),
@@ -34,8 +54,16 @@ _PAIRS = (
 )
 SIBLINGS = {
     **{name: other for pair in _PAIRS for name, other in (pair, pair[::-1])},
-    **{"inner": "middle", "pitch": "columns", "row_pitch": "start", "row": "block", "begin": "row"},
-    **{"all": "any", "any": "all", "True": "False", "False": "True", "int64": "int32"},
+    "inner": "middle",
+    "pitch": "columns",
+    "row_pitch": "start",
+    "row": "block",
+    "begin": "row",
+    "all": "any",
+    "any": "all",
+    "True": "False",
+    "False": "True",
+    "int64": "int32",
 }
 #: Names of CUDA C++ that are written otherwise, or have no sibling that compiles.
 CUDA_SIBLINGS = SIBLINGS | {"int64": "int", "first": "", "last": "", "row": ""}
@@ -114,7 +142,9 @@ def _of_token(found: Sequence[Token], at: int, text: str, is_python: bool) -> It
     if token.kind == "operator" and token.text in CONDITIONS and spaced:
         yield CONDITIONS[token.text]
     elif token.kind == "operator" and token.text in ARITHMETIC and binary and spaced:
-        yield {"//": "/"}.get(ARITHMETIC[token.text], ARITHMETIC[token.text]) if not is_python else ARITHMETIC[token.text]
+        yield (
+            {"//": "/"}.get(ARITHMETIC[token.text], ARITHMETIC[token.text]) if not is_python else ARITHMETIC[token.text]
+        )
     elif token.kind == "name":
         new = (SIBLINGS if is_python else CUDA_SIBLINGS).get(token.text)
         keyword = at + 1 < len(found) and found[at + 1].text == "=" and not spaced
@@ -136,7 +166,7 @@ def _known(name: str, before: Token | None, text: str, offset: int) -> bool:
 def _of_number(text: str) -> Iterator[str]:
     digits = text.rstrip("uUlLf") if not text.lower().startswith("0x") else text.rstrip("uUlL")
     suffix = text[len(digits) :]
-    if "." in digits or "e" in digits.lower().removeprefix("0x") and not digits.lower().startswith("0x"):
+    if "." in digits or ("e" in digits.lower().removeprefix("0x") and not digits.lower().startswith("0x")):
         yield f"{float(digits) * 2 if float(digits) else 1.0}{suffix}"
         return
     number = int(digits, 0)
@@ -156,7 +186,10 @@ def _of_expressions(text: str) -> Iterator[tuple[int, int, str]]:
     raw = text.encode()
 
     def span(node: ast.expr | ast.stmt) -> tuple[int, int]:
-        begin, end = starts[node.lineno - 1] + node.col_offset, starts[(node.end_lineno or 1) - 1] + (node.end_col_offset or 0)
+        begin, end = (
+            starts[node.lineno - 1] + node.col_offset,
+            starts[(node.end_lineno or 1) - 1] + (node.end_col_offset or 0),
+        )
         return len(raw[:begin].decode()), len(raw[:end].decode())
 
     def of(node: ast.expr) -> str:
@@ -164,11 +197,18 @@ def _of_expressions(text: str) -> Iterator[tuple[int, int, str]]:
         return text[begin:end]
 
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Sub, ast.Div, ast.FloorDiv, ast.Mod, ast.LShift, ast.RShift)):
+        if isinstance(node, ast.BinOp) and isinstance(
+            node.op, (ast.Sub, ast.Div, ast.FloorDiv, ast.Mod, ast.LShift, ast.RShift)
+        ):
             between = text[span(node.left)[1] : span(node.right)[0]]
             if "(" not in between and ")" not in between:
                 yield span(node.left)[0], span(node.right)[1], f"{of(node.right)}{between}{of(node.left)}"
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "where" and len(node.args) == 3:
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "where"
+            and len(node.args) == 3
+        ):
             yield *span(node.args[0]), f"~({of(node.args[0])})"
         elif isinstance(node, (ast.If, ast.IfExp)):
             yield from ((*span(node.test), value) for value in ("True", "False"))
@@ -217,23 +257,23 @@ def _top_comma(found: Sequence[Token], begin: int, end: int) -> int | None:
 
 
 def _annotations(text: str) -> list[tuple[int, int]]:
-    """Where types and defaults of classes stand, imports and names of parameters: nothing there is computed."""
+    """Where types, imports, messages and heads of functions stand: no result is computed there."""
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
+
+    def span(node: ast.expr | ast.stmt) -> tuple[int, int]:
+        last = node.end_lineno or node.lineno
+        return starts[node.lineno - 1] + node.col_offset, starts[last - 1] + (node.end_col_offset or 0)
+
     spans = []
     for node in ast.walk(ast.parse(text)):
-        parts: list[ast.AST | None] = []
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            parts = [node.returns, node.args, *node.decorator_list]
             spans.append((starts[node.lineno - 1], starts[node.body[0].lineno - 1]))
         elif isinstance(node, ast.AnnAssign):
-            parts = [node.annotation]
+            spans.append(span(node.annotation))
         elif isinstance(node, (ast.Import, ast.ImportFrom, ast.Assert, ast.Raise, ast.JoinedStr)):
-            parts = [node]
-        for part in parts:
-            if isinstance(part, (ast.expr, ast.stmt)) and part.end_lineno is not None and part.end_col_offset is not None:
-                spans.append((starts[part.lineno - 1] + part.col_offset, starts[part.end_lineno - 1] + part.end_col_offset))
+            spans.append(span(node))
     return spans
 
 

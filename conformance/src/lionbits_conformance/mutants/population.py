@@ -1,4 +1,4 @@
-"""All generated mutants: which files they are made of, which are equivalent, and samples of the rest."""
+"""All generated mutants: which files they are made of, which are equivalent or live, and samples of the rest."""
 
 from __future__ import annotations
 
@@ -25,25 +25,36 @@ FILES: dict[str, tuple[str, ...]] = {
         *(f"lionbits_cupy/cuda/{name}" for name in ("kernels.cu", "lion.cuh", "tiles.cuh", "access.cuh")),
         *("lionbits_cupy/launch.py", "lionbits_cupy/source.py", "lionbits_cupy/backend.py"),
     ),
-    "triton": tuple(f"lionbits_triton/{name}.py" for name in ("kernels", "lion", "tiles", "access", "dither", "launch")),
+    "triton": tuple(
+        f"lionbits_triton/{name}.py" for name in ("kernels", "lion", "tiles", "access", "dither", "launch")
+    ),
 }
 
 #: How many of each are sampled, and by which seed: those that every release has to reject.
 SAMPLE, SEED = {"reference": 150, "front end": 70, "table": 40, "cupy": 40, "triton": 25}, 27
 
 
-class Equivalent(NamedTuple):
-    """A mutant that no input tells from the original, and the reason."""
+class Known(NamedTuple):
+    """A mutant of which something is known, and why that is so."""
 
     place: tuple[str, str, str, str, int]  # as of :attr:`Generated.place`
     reason: str
 
 
-def equivalents() -> list[Equivalent]:
-    """Those that are known."""
-    read = json.loads(Path(__file__).with_name("equivalent.json").read_text(encoding="utf-8"))
+def equivalents() -> list[Known]:
+    """Those that no input tells from the original."""
+    return _known("equivalent.json")
+
+
+def living() -> list[Known]:
+    """Those that the suite does not reject yet, each with the draw that would."""
+    return _known("living.json")
+
+
+def _known(file: str) -> list[Known]:
+    read = json.loads(Path(__file__).with_name(file).read_text(encoding="utf-8"))
     return [
-        Equivalent((each["file"], each["line"], each["old"], each["new"], each.get("occurrence", 0)), each["reason"])
+        Known((each["file"], each["line"], each["old"], each["new"], each.get("occurrence", 0)), each["reason"])
         for each in read
     ]
 
@@ -54,18 +65,23 @@ def every(target: str) -> list[Generated]:
     Args:
         target: a key of ``FILES``, whose packages can be imported.
     """
-    return [mutant for file in FILES[target] for mutant in generated(file, _path(file).read_text(encoding="utf-8"))]
+    return [mutant for file in FILES[target] for mutant in of_file(file)]
+
+
+def of_file(file: str) -> list[Generated]:
+    """Every mutant of a file, named as in ``FILES``."""
+    return generated(file, _path(file).read_text(encoding="utf-8"))
 
 
 def sample(target: str, count: int | None = None, seed: int = SEED) -> list[Generated]:
-    """Some mutants of a target, of which none is known to be equivalent, in the order of the texts.
+    """Some mutants of a target, of which none is known to be equivalent or to live, in the order of the texts.
 
     Args:
         target: a key of ``FILES``.
         count: how many; ``SAMPLE`` says, if it is None.
         seed: of the choice. A mutant is chosen by what it is, so that an edit elsewhere does not change the rest.
     """
-    known = {each.place for each in equivalents()}
+    known = {each.place for each in (*equivalents(), *living())}
     mutants = [mutant for mutant in every(target) if mutant.place not in known]
     chosen = sorted(mutants, key=lambda mutant: random.Random(f"{seed} {mutant.place}").random())
     kept = set(chosen[: SAMPLE[target] if count is None else count])

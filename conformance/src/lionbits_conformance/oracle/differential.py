@@ -104,7 +104,11 @@ def replay(
     own: Sequence[Mapping[str, Any] | None] = [None] * len(mine) if groups is None else groups
 
     def make(params: Sequence[Tensor], **paging: Any) -> Any:
-        given = params if groups is None else [{"params": [p], **_own_values(more)} for p, more in zip(params, groups, strict=True)]
+        given = (
+            params
+            if groups is None
+            else [{"params": [p], **_own_values(more)} for p, more in zip(params, groups, strict=True)]
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # 2 bits warn
             return optimizer_class(given, **{**_own_values(kwargs), **paging})
@@ -231,7 +235,9 @@ def _of_qlion(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _own_values(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, tensors and lists among them copied: they may be written to."""
-    return {key: copy.deepcopy(value) if isinstance(value, (Tensor, list)) else value for key, value in settings.items()}
+    return {
+        key: copy.deepcopy(value) if isinstance(value, (Tensor, list)) else value for key, value in settings.items()
+    }
 
 
 def _gradient(oracle: OracleLion, at: int, given: Gradient) -> Tensor | None:

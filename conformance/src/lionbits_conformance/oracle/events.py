@@ -1,6 +1,7 @@
 """What may happen to an optimizer between two steps and must not change a bit: saving, copying, paging, moving.
 
-Each takes the parameters, their optimizer, and what makes one like it, and returns those that go on. To the oracle nothing happens.
+Each takes the parameters, their optimizer, and what makes one like it, and returns those that go on. To the oracle
+nothing happens.
 """
 
 from __future__ import annotations
