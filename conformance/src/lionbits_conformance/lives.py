@@ -70,6 +70,8 @@ class Life:
 def life_agrees(lion: Callable[..., Any], backend: Any, life: Life) -> None:
     """After every step of a life the optimizer holds the oracle's bits, and raises where that says so.
 
+    A backend that is given as a module, not by its name, is spared the events.
+
     Raises:
         Disagreement: with the first difference, and the life.
     """
@@ -87,11 +89,12 @@ def _difference(lion: Callable[..., Any], backend: Any, life: Life) -> Differenc
     betas = life.kwargs.get("betas", (0.9, 0.99))
     turns = []
     for step in life.steps:
+        event = step.event if isinstance(backend, str) else ""  # copies find their backend by its name
         grads: list[Gradient] = []
         for at, g in enumerate(step.grads):
             own = step.settings.get("betas", life.groups[at].get("betas", betas))
             grads.append(None if g is None or at in life.frozen else numbers(g, life.params[at][0], own))
-        turns.append(StepInput(grads, step.settings, step.loss_scale, step.found_inf, step.event))
+        turns.append(StepInput(grads, step.settings, step.loss_scale, step.found_inf, event))
     return replay(lion, {**life.kwargs, "backend": backend}, params, turns, life.groups, life.frozen)
 
 
