@@ -120,3 +120,32 @@ def test_elements_that_are_skipped_do_not_count_for_the_norm_where_they_raise() 
         results.append(optimizer.momentum(param))
     assert torch.equal(*results)
     assert results[0].abs().max() > 0
+
+
+def test_each_mask_makes_up_for_its_own() -> None:
+    """Masks that kernels do not tell apart have factors of their own."""
+    masks: list[dict[str, Any]] = [{"cautious": mask} for mask in ("mask", "c-optim", "timm")]
+    together = train(masks, SHAPES[:3], [0, 1, 2], None, 3, lr=0.01)
+    for at, mask in enumerate(masks):
+        alone = train([mask] * 3, SHAPES[:3], [0, 1, 2], None, 3, lr=0.01)
+        same(together[at], alone[at])
+    assert not torch.equal(
+        together[0]["param"], train(masks[1:2] * 3, SHAPES[:3], [0, 1, 2], None, 3, lr=0.01)[0]["param"]
+    )
+
+
+def test_a_norm_is_remembered_by_the_count_of_its_own_parameter() -> None:
+    """One whose first gradient came late has fewer updates than others of its launch."""
+    params = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    optimizer = Lion(params, percentile_clipping=50)
+    for step in (1, 2, 3):
+        for late, param in enumerate(params):
+            param.grad = torch.tensor([float(step), 0.0]) if step > 2 * late else None
+        optimizer.step()
+    norms = [optimizer.state[param]["grad_norms"] for param in params]
+    assert norms[0][:5].tolist() == [1.0, 1.0, 2.0, 3.0, 1.0]
+    params[1].grad = torch.tensor([7.0, 0.0])
+    params[0].grad = torch.tensor([9.0, 0.0])
+    optimizer.step()
+    assert norms[1][:5].tolist() == [3.0, 3.0, 7.0, 3.0, 3.0]
+    assert norms[0][:5].tolist() == [1.0, 1.0, 2.0, 3.0, 9.0]
