@@ -246,11 +246,19 @@ def kernels(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Print which property rejects each wrong Lion, and after how many examples."""
-    install(session, "test", packages=SUITE)
-    session.run(
-        *("python", "-m", "lionbits_conformance.mutation_testing", *session.posargs), env={"OMP_NUM_THREADS": "1"}
-    )
+    """Print which property rejects each wrong Lion, and after how many examples: all written ones, some generated ones.
+
+    What follows `--` replaces that: `-- --profile dev --seed 3`, or `-- --generated table --sample 0` for all of a kind
+    (hours). `tests` tries a fixed sample, and `ci` a twelfth of that.
+    """
+    install(session, "test", packages=(*SUITE, *BACKENDS["triton"], *BACKENDS["cupy"]))
+    command = ("python", "-m", "lionbits_conformance.mutation_testing")
+    if session.posargs:
+        session.run(*command, *session.posargs, env=ON_THE_CPU)
+        return
+    session.run(*command, env=ON_THE_CPU)
+    for target in ("reference", "front end", "table", "cupy", "triton"):
+        session.run(*command, "--generated", target, env=ON_THE_CPU)
 
 
 @nox.session

@@ -57,6 +57,22 @@ def test_any_type_strides_and_range(dtype: torch.dtype) -> None:
         assert clipping.gradient_norm(scaled.t(), "skip").item() == expected
 
 
+def test_the_root_is_correctly_rounded() -> None:
+    """Next to the middle between two float32 numbers its last bit decides, and torch's own is not always right."""
+    generator = torch.Generator().manual_seed(0)
+    upwards = torch.full((), torch.inf)
+    for exponent in (-120, -60, 0, 1, 30, 120):
+        low = (torch.rand(5000, generator=generator) + 1) * 2.0**exponent
+        middle = (low.double() + torch.nextafter(low, upwards).double()) / 2
+        half = middle * (torch.nextafter(middle, upwards.double()) - middle)
+        squares = torch.cat((middle * middle, middle * middle + half, middle * middle - half))
+        wanted = torch.tensor([math.sqrt(x) for x in squares.tolist()], dtype=torch.float64)
+        assert torch.equal(clipping.norm(squares), wanted.float())
+    edges = torch.tensor([0.0, 1.0, torch.inf], dtype=torch.float64)
+    assert torch.equal(clipping.norm(edges), edges.float())
+    assert clipping.norm(torch.full((), torch.nan, dtype=torch.float64)).isnan()
+
+
 def test_a_norm_beyond_float32_is_infinite() -> None:
     """Rounded to float32 once: two elements of FLT_MAX have no finite norm."""
     assert clipping.gradient_norm(torch.tensor([FLT_MAX, FLT_MAX]), "skip").item() == math.inf

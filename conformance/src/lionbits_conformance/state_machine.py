@@ -20,13 +20,21 @@ from torch import Tensor
 import lionbits
 from lionbits import select
 from lionbits_reference import encode
-from lionbits_reference.spec import Format
+from lionbits_reference.spec import ROUNDINGS, Format
 
 from . import bits, serving, strategies, values
 from .cases import TensorCase
 from .runs import CPU, OptimizerRun, Run, load
 
 BETAS = st.sampled_from([(0.9, 0.99), (0.5, 0.9), (0.0, 0.999)])
+
+#: Settings that change without another plan, which a backend might not serve.
+CHANGES: list[dict[str, Any]] = [
+    *({"grad_clip": limit} for limit in (0.0, 1e-3, 1.0)),
+    *({"percentile_clipping": percentile} for percentile in (5, 50, 100)),
+    *({"rounding": rounding} for rounding in ROUNDINGS),
+    *({"maximize": maximize} for maximize in (False, True)),
+]
 
 
 class OptimizerStateMachine(RuleBasedStateMachine):
@@ -47,14 +55,22 @@ class OptimizerStateMachine(RuleBasedStateMachine):
         self.twin = OptimizerRun(lionbits.Lion, run, backend="reference")
         self.frozen: set[int] = set()
 
-    @rule(kind=st.sampled_from(values.KINDS), seed=st.integers(0, 1000), absent=st.sets(st.integers(0, 3), max_size=2))
-    def step(self, kind: str, seed: int, absent: set[int]) -> None:
-        """An update; some parameters may lack a gradient."""
+    @rule(
+        kind=st.sampled_from(values.KINDS),
+        seed=st.integers(0, 1000),
+        absent=st.sets(st.integers(0, 3), max_size=2),
+        scale=st.sampled_from((None, None, 65536.0, 3.0)),
+    )
+    def step(self, kind: str, seed: int, absent: set[int], scale: float | None) -> None:
+        """An update; some parameters may lack a gradient, and a loss scale may divide those that there are."""
         grads = [None if j in absent else self._gradient(j, kind, seed) for j in range(len(self.twin.params))]
         for player in (self.subject, self.twin):
             for j, (param, grad) in enumerate(zip(player.params, grads, strict=True)):
                 param.grad = None if grad is None or j in self.frozen else grad.to(param.device).clone()
+            if scale is not None:
+                player.optimizer.grad_scale = torch.tensor(scale)
             player.optimizer.step()
+            vars(player.optimizer).pop("grad_scale", None)
 
     @rule(lr=st.sampled_from((0.0, 1e-3, 1.0)), decay=st.sampled_from((0.0, 0.1)), betas=BETAS)
     def schedule(self, lr: float, decay: float, betas: tuple[float, float]) -> None:
@@ -62,6 +78,13 @@ class OptimizerStateMachine(RuleBasedStateMachine):
         for player in (self.subject, self.twin):
             for group in player.optimizer.param_groups:
                 group.update(lr=lr, weight_decay=decay, betas=betas)
+
+    @rule(change=st.sampled_from(CHANGES), at=st.integers(0, 3))
+    def change_one(self, change: dict[str, Any], at: int) -> None:
+        """One setting of one group."""
+        for player in (self.subject, self.twin):
+            groups = player.optimizer.param_groups
+            groups[at % len(groups)].update(change)
 
     @rule(j=st.integers(0, 3))
     def freeze(self, j: int) -> None:

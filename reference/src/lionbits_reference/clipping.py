@@ -48,8 +48,8 @@ def sums_of_squares(grads: Sequence[Tensor], nonfinite: str) -> Tensor:
 
 
 def norm(squares: Tensor) -> Tensor:
-    """float32 norms of float64 sums of squares."""
-    return squares.sqrt().to(torch.float32)
+    """Return float32 norms of float64 sums of squares: the root rounded to binary64, and that to float32."""
+    return _root(squares).to(torch.float32)
 
 
 def remembered(histories: Tensor, norms: Tensor, steps: Tensor) -> Tensor:
@@ -79,6 +79,33 @@ def percentile_limits(histories: Tensor, percentiles: Tensor) -> Tensor:
 def clip_factor(norm: Tensor, limit: Tensor) -> Tensor:
     """limit / norm where norm exceeds limit, else 1, in float32."""
     return torch.where(norm > limit, limit / norm, 1.0)
+
+
+def _root(x: Tensor) -> Tensor:
+    """The square root of x >= 0 (float64), correctly rounded; torch's may be the neighbour, as MKL's is on a CPU.
+
+    x is above the middle of two neighbours r and s just where it is above r*s: both are whole in squares of the last
+    place, and the middle's square is a quarter of one more. Of the product both halves are needed.
+    """
+    root = x.sqrt()
+    above, below = (torch.nextafter(root, torch.full_like(root, end)) for end in (torch.inf, 0.0))
+    up, down = _lacks(x, root, above) > 0, _lacks(x, root, below) <= 0  # neither where x is not finite
+    return torch.where(up, above, torch.where(down, below, root))
+
+
+def _lacks(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x - a*b, of which no bit is lost that decides its sign, where a*b is next to x; NaN where x is not finite."""
+    product = a * b
+    (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
+    rest = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return (x - product) - rest
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """float64 x as a sum of two numbers of at most 26 bits (Veltkamp), whose products are exact."""
+    shifted = x * (2.0**27 + 1)
+    high = shifted - (shifted - x)
+    return high, x - high
 
 
 def _portions(flat: Sequence[Tensor], sizes: Sequence[int]) -> Iterator[list[tuple[Tensor, int]]]:

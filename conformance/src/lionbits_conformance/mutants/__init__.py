@@ -6,8 +6,9 @@ that were found in them, and the slips that a kernel author makes.
 
 from .front_ends import FRONT_ENDS
 from .kernels import KERNELS
+from .launches import LAUNCHES
 from .mutant import Mutant
 
-ALL = (*KERNELS, *FRONT_ENDS)
+ALL = (*KERNELS, *FRONT_ENDS, *LAUNCHES)
 
-__all__ = ["ALL", "FRONT_ENDS", "KERNELS", "Mutant"]
+__all__ = ["ALL", "FRONT_ENDS", "KERNELS", "LAUNCHES", "Mutant"]

@@ -255,7 +255,7 @@ FRONT_ENDS = (
         "learning rate of the step before",
         "lionbits/step/cache.py",
         "                found.scalars.write()\n",
-        "                del w\n",
+        "                found.scalars.step.add_(0)\n",
     ),
     front_end(
         "steps counted on the host alone",

@@ -1,19 +1,22 @@
 """The differential run: an optimizer and the oracle side by side, compared bit for bit after every step.
 
-This is the only module of the oracle that imports torch and lionbits. The oracle gets settings as they were passed to
-the constructor, not from the optimizer's groups, so that the front end's handling of arguments is checked too.
+Beside ``events``, this is the only module of the oracle that imports torch and lionbits. The oracle gets settings as
+they were passed to the constructor, not from the optimizer's groups, so that the front end's handling of arguments is
+checked too.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from .events import EVENTS
 from .floats import BFLOAT16, BINARY16, BINARY32, INFINITY, Binary
 from .lion import OracleLion
 from .records import LISTS, Array, Settings, State
@@ -49,12 +52,14 @@ class StepInput:
         settings: of all groups, changed for this step and those after.
         loss_scale: as GradScaler hands it to an optimizer, with ``found_inf``.
         found_inf: what the scaler found.
+        event: what happens behind the step, by its name in ``events.EVENTS``; "" is nothing.
     """
 
     grads: Sequence[Gradient]
     settings: Mapping[str, Any] = field(default_factory=dict)
     loss_scale: float | None = None
     found_inf: bool = False
+    event: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ def replay(
     params: Sequence[Tensor],
     inputs: Sequence[StepInput],
     groups: Sequence[Mapping[str, Any]] | None = None,
+    frozen: Collection[int] = (),
 ) -> Difference | None:
     """Run ``optimizer_class(params, **kwargs)`` and the oracle through the inputs; None if no bit differs.
 
@@ -90,13 +96,25 @@ def replay(
         params: any dtype and strides; they are left as they are, copies with the same strides are trained.
         inputs: the steps.
         groups: settings of each parameter, where each is to have a group of its own.
+        frozen: parameters that do not require a gradient; they have a position all the same.
     """
-    mine = [torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format)) for p in params]
+    mine = [
+        torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format), requires_grad=j not in frozen)
+        for j, p in enumerate(params)
+    ]
     own: Sequence[Mapping[str, Any] | None] = [None] * len(mine) if groups is None else groups
-    given = mine if groups is None else [{"params": [p], **more} for p, more in zip(mine, groups, strict=True)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # 2 bits warn
-        optimizer = optimizer_class(given, **kwargs)
+
+    def make(params: Sequence[Tensor], **paging: Any) -> Any:
+        given = (
+            params
+            if groups is None
+            else [{"params": [p], **_own_values(more)} for p, more in zip(params, groups, strict=True)]
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # 2 bits warn
+            return optimizer_class(given, **{**_own_values(kwargs), **paging})
+
+    optimizer = make(mine)
     settings = [settings_of(optimizer_class.__name__, kwargs, more) for more in own]
     oracle = OracleLion([array_of(p) for p in mine], settings)
     for number, step in enumerate(inputs):
@@ -112,16 +130,24 @@ def replay(
         found = first_difference(oracle, mine, optimizer.state, optimizer.skipped_elements())
         if found is not None:
             return replace(found, step=number)
+        if step.event:
+            mine, optimizer = EVENTS[step.event](mine, optimizer, make)
     return None
 
 
 def take(optimizer: Any, step: StepInput) -> bool:
     """Take one step of the optimizer, with changed groups and the scaler's attributes.
 
-    Returns True if it ended in FloatingPointError.
+    Returns True if it ended in FloatingPointError. A learning rate that is a tensor, and stays one, changes in place,
+    as schedules change it; so do lists of betas.
     """
     for group in optimizer.param_groups:
-        group.update(step.settings)
+        changed = _own_values(step.settings)
+        if isinstance(changed.get("lr"), Tensor) and isinstance(group["lr"], Tensor):
+            group["lr"].copy_(changed.pop("lr"))
+        if isinstance(changed.get("betas"), list) and isinstance(group["betas"], list):
+            group["betas"][:] = changed.pop("betas")
+        group.update(changed)
     if step.loss_scale is not None or step.found_inf:
         optimizer.grad_scale = None if step.loss_scale is None else torch.tensor(step.loss_scale)
         optimizer.found_inf = torch.tensor(float(step.found_inf))
@@ -206,6 +232,13 @@ def _of_qlion(kwargs: Mapping[str, Any]) -> dict[str, Any]:
         "optim_bits": 4 if own["use_4bit"] else 32,
         "min_8bit_size": own["quant_threshold"] + 1,
         "cautious": "gradient" if own["cautious"] else None,
+    }
+
+
+def _own_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, tensors and lists among them copied: they may be written to."""
+    return {
+        key: copy.deepcopy(value) if isinstance(value, (Tensor, list)) else value for key, value in settings.items()
     }
 
 
