@@ -180,6 +180,6 @@ def test_emulation_reads_the_plan_it_was_given() -> None:
         results.append(optimizer.momentum(param))
     assert torch.equal(results[0], results[2])
     assert not torch.equal(results[0], results[1])
-    module = emulate._module()
+    module = emulate.module()
     assert isinstance(module, Module)
     assert ctypes.c_int.from_address(module.get_global("PLAN") + 12).value == 8

@@ -131,7 +131,7 @@ def _try_copy(backend: str, name: str, edit: Edit, folder: Path, patience: int, 
     try:
         with with_fault(package, [edit], same, [table]) as wrong:
             if backend == "cupy":
-                wrong.emulate._module()  # its compiler says whether it is a program
+                wrong.emulate.module()  # its compiler says whether it is a program
             return try_backend(name, wrong, patience, seed)
     except Exception as error:  # noqa: BLE001 - any, while the copy is imported or compiled
         return MutationResult(name, "import", 0, type(error).__name__)

@@ -59,13 +59,13 @@ def launch(kernel: str, plan: Plan, table: Table, wanted: int, threads: int, arg
         threads: of a block.
         arguments: all of the kernel's.
     """
-    module = _module()
+    library = module()
     values = numbers(plan)
     plain = struct.pack("".join("f" if isinstance(value, float) else "i" for value in values), *values)
     order = _order(table)
     with _launching:
-        ctypes.memmove(module.get_global("PLAN"), plain, len(plain))
-        module.get_function(kernel)((min(wanted, 1 + order % BLOCKS),), (threads,), tuple(arguments), seed=order)
+        ctypes.memmove(library.get_global("PLAN"), plain, len(plain))
+        library.get_function(kernel)((min(wanted, 1 + order % BLOCKS),), (threads,), tuple(arguments), seed=order)
 
 
 def _order(table: Table) -> int:
@@ -75,7 +75,7 @@ def _order(table: Table) -> int:
 
 
 @functools.cache
-def _module() -> Module:
+def module() -> Module:
     """Return one library for all plans: building one for each would take the conformance suite hours."""
     from cuda_on_cpu import Module
 

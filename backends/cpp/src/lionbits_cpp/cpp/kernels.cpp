@@ -79,7 +79,7 @@ static uint32 step_chunk(Buffers& b, const Plan& plan, const Slot& slot, int64 g
     store_param(b, p, plan, slot, chunk, param);
     if (plan.quantised) {
         draw(b.noise, state, slot, chunk);
-        store_momentum(b, m, largest, plan, slot, chunk, grad);
+        store_momentum(b, m, largest, plan, slot, chunk);
     }
     return skips;
 }
@@ -159,7 +159,7 @@ LIONBITS_EXPORT void lionbits_encode(const Plan* plan_, const Table* table, cons
                 largest[i] = plan.tensor_wise ? *absmax : float_of(largest_of(m + first, count));
             });
             draw(buffers.noise, Dither{NEAREST, 0, 0}, slot, chunk);
-            store_momentum(buffers, m, largest, plan, slot, chunk, table->calls[item.slot].grad);
+            store_momentum(buffers, m, largest, plan, slot, chunk);
         });
         return uint64(0);
     });

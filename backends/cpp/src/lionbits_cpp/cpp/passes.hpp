@@ -243,21 +243,10 @@ LIONBITS_INLINE float* load_momentum(
     return b.m;
 }
 
-// Asks for what the next chunk will read of a tensor, while this one is computed: the bytes that follow part of a chunk.
-LIONBITS_INLINE void prefetch(
-    int64 address, int dtype, const int64 (&strides)[4], const Chunk& chunk, int first, int count) {
-    constexpr int LINE = 64;
-    const int size = dtype == FLOAT32 ? 4 : 2;
-    const char* from = at<const char>(address, size * (chunk.row * strides[0] + chunk.column + chunk.count + first));
-    for (int i = 0; i < count * size; i += LINE) __builtin_prefetch(from + i);
-}
-
 // m as codes of blocks with these largest magnitudes, by the chunk's noise. A tensor-wise scale is left to the caller.
-LIONBITS_INLINE void store_momentum(Buffers& b, const float* m, const float* absmax, const Plan& plan, const Slot& slot,
-                                    const Chunk& chunk, int64 grad) {
+LIONBITS_INLINE void store_momentum(
+    Buffers& b, const float* m, const float* absmax, const Plan& plan, const Slot& slot, const Chunk& chunk) {
     each_block(plan, chunk, [&](int i, int first, int count) {
-        prefetch(slot.param, plan.param_dtype, slot.param_strides, chunk, first, count);
-        prefetch(grad, plan.grad_dtype, slot.grad_strides, chunk, first, count);
         const Block block = block_of(absmax[plan.tensor_wise ? 0 : i], plan.format);
         encode_all(b.wide + first, m + first, b.noise + first, block, plan.format, count);
         if (!plan.tensor_wise) *scale_of(plan, slot, chunk.block + i) = block.scale;
