@@ -47,6 +47,8 @@ _THRESHOLDS = torch.tensor(
 
 _INFINITY = torch.tensor(torch.inf)
 _LARGEST = torch.finfo(torch.float32).max
+#: The NaN of the largest bits: rounding them as those of a number overflows into the sign.
+_LAST_NAN = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
 
 
 def values(kind: str, magnitude: int, shape: Sequence[int], seed: int, format: Format = FLOAT32) -> Tensor:
@@ -77,7 +79,9 @@ def values(kind: str, magnitude: int, shape: Sequence[int], seed: int, format: F
     elif kind == "threshold":
         return _at_thresholds(normal, uniform, format, seed)
     elif kind == "nonfinite":
-        bad = torch.tensor([torch.nan, torch.inf, -torch.inf])[(uniform * 30).long().clamp(max=2)]
+        bad = torch.cat((torch.tensor([torch.nan, torch.inf, -torch.inf]), _LAST_NAN))[
+            (uniform * 40).long().clamp(max=3)
+        ]
         normal = torch.where(uniform < 0.1, bad, normal)
     return normal * 2.0**magnitude
 
