@@ -18,8 +18,6 @@ block whose absmax is not finite (only with ``nonfinite="propagate"``) becomes N
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -37,21 +35,7 @@ HUGE = 2.0**127
 _ONE, _TWO, _SIGN = 127 << 23, 128 << 23, -(1 << 31)
 
 
-class FormatConstants(NamedTuple):
-    """Constants of a :class:`Format`, as arguments of a compiled function, so that one function serves all formats."""
-
-    bits: int
-    shift: int
-    largest_code: int
-    top: float | Tensor  # 0-d float32, in the function
-
-    @classmethod
-    def of(cls, format: Format) -> FormatConstants:
-        """Return the constants of ``format``."""
-        return cls(format.bits, format.shift, format.largest_code, format.top)
-
-
-def value(code: Tensor, format: Format | FormatConstants) -> Tensor:
+def value(code: Tensor, format: Format) -> Tensor:
     """float32 values of int32 codes, before scaling."""
     normal = ((code & format.largest_code) << format.shift) + _ONE
     # As the bits of 1.f * 2^e these are right for e > 0; for e = 0 they say 1 + f/2^Y where f * 2^(1-Y) is meant. The
@@ -61,7 +45,7 @@ def value(code: Tensor, format: Format | FormatConstants) -> Tensor:
     return (torch.minimum(normal, subnormal) | sign).view(torch.float32)
 
 
-def code(m: Tensor, inverse: Tensor, limit: Tensor, noise: Tensor | int, format: Format | FormatConstants) -> Tensor:
+def code(m: Tensor, inverse: Tensor, limit: Tensor, noise: Tensor | int, format: Format) -> Tensor:
     """Return int32 codes of float32 ``m``; ``inverse`` and ``limit`` are per element, from :func:`block_inverse`."""
     y = (m * inverse).abs()  # in this order even a NaN has its sign bit cleared
     held = y.view(torch.int32).clamp(max=_TWO).view(torch.float32)
@@ -75,13 +59,13 @@ def block_absmax(m: Tensor, format: Format) -> Tensor:
     return _in_blocks(m, format).abs().amax(dim=-1)
 
 
-def block_scale(absmax: Tensor, format: Format | FormatConstants) -> Tensor:
+def block_scale(absmax: Tensor, format: Format) -> Tensor:
     """float32 scale for each absmax."""
     scale = torch.where(absmax <= TINY, 0.0, absmax.clamp(max=HUGE) / _top(absmax, format))
     return torch.where(torch.isfinite(absmax), scale, torch.nan)
 
 
-def block_inverse(absmax: Tensor, format: Format | FormatConstants) -> tuple[Tensor, Tensor]:
+def block_inverse(absmax: Tensor, format: Format) -> tuple[Tensor, Tensor]:
     """Return float32 r = top / absmax and the largest code, int32, for each absmax; both are 0 where scale is 0."""
     usable = torch.isfinite(absmax) & (absmax > TINY)
     inverse = torch.where(usable, _top(absmax, format) / absmax.clamp(max=HUGE), 0.0)
@@ -106,7 +90,7 @@ def decode(codes: Tensor, scale: Tensor, columns: int, format: Format) -> Tensor
     return unscaled * _per_element(scale, columns, format)
 
 
-def _top(like: Tensor, format: Format | FormatConstants) -> Tensor:
+def _top(like: Tensor, format: Format) -> Tensor:
     """Return ``top`` as a tensor: torch may multiply by the inverse instead of dividing by a Python number."""
     return torch.ones_like(like) * format.top
 
