@@ -46,10 +46,12 @@ GENERATED = [
 def test_generated_mutant_is_rejected(target: str, mutant: generator.Generated) -> None:
     """One that is not known to be equivalent, nor to live, breaks some property."""
     outcome = mutation_testing.try_generated(target, mutant, mutation_testing.patience_of("ci"))
-    assert outcome.rejected_by is not None, f"{mutant.name} lives: {mutant.edit}"
+    assert outcome.rejected_by is not None, f"{mutant.name} survives: {mutant.edit}"
 
 
-@pytest.mark.parametrize("known", [*population.equivalents(), *population.living()], ids=lambda known: str(known.place))
+@pytest.mark.parametrize(
+    "known", [*population.equivalents(), *population.surviving()], ids=lambda known: str(known.place)
+)
 def test_what_is_known_of_a_mutant_is_known_of_one(known: population.Known) -> None:
     """The source still has the line that an entry is about, and the entry a reason."""
     file = known.place[0]
@@ -80,7 +82,7 @@ def test_the_generator_reads_cuda() -> None:
 
 
 def test_a_child_that_hangs_or_dies_is_reported() -> None:
-    """Its parent lives on."""
+    """Its parent continues."""
     assert children.in_child(lambda: 7, 60) == 7
     with pytest.raises(children.Ended, match="more than 1 seconds"):
         children.in_child(lambda: time.sleep(60), 1)
@@ -104,7 +106,7 @@ def test_an_edit_that_does_not_apply_is_an_error() -> None:
         pass
 
 
-def test_without_the_oracle_a_wrong_front_end_lives() -> None:
+def test_without_the_oracle_a_wrong_front_end_survives() -> None:
     """A backend compared with the reference under the same front end cannot see its faults."""
     for name in ("betas swapped", "rate twice", "decay forgotten"):
         assert mutation_testing.try_mutant(named(name), oracle=False, patience=2).rejected_by is None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import lionbits
-from lionbits_conformance import lives, norms
+from lionbits_conformance import norms, scenarios
 
 ALWAYS_THE_SAME = settings(
     derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck), max_examples=200
@@ -14,21 +14,21 @@ ALWAYS_THE_SAME = settings(
 
 
 @ALWAYS_THE_SAME
-@given(lives.lives())
-def test_any_life(life: lives.Life) -> None:
-    lives.life_agrees(lionbits.Lion, "reference", life)
+@given(scenarios.scenarios())
+def test_any_scenario(scenario: scenarios.Scenario) -> None:
+    scenarios.scenario_agrees(lionbits.Lion, "reference", scenario)
 
 
 @settings(ALWAYS_THE_SAME, max_examples=150)
-@given(lives.launches())
-def test_groups_in_one_launch(life: lives.Life) -> None:
-    lives.life_agrees(lionbits.Lion, "reference", life)
+@given(scenarios.launches())
+def test_groups_in_one_launch(scenario: scenarios.Scenario) -> None:
+    scenarios.scenario_agrees(lionbits.Lion, "reference", scenario)
 
 
 @settings(ALWAYS_THE_SAME, max_examples=8)
-@given(lives.long_lives())
-def test_more_steps_than_norms_are_remembered(life: lives.Life) -> None:
-    lives.life_agrees(lionbits.Lion, "reference", life)
+@given(scenarios.long_scenarios())
+def test_more_steps_than_norms_are_remembered(scenario: scenarios.Scenario) -> None:
+    scenarios.scenario_agrees(lionbits.Lion, "reference", scenario)
 
 
 @pytest.mark.parametrize("drawn", norms.LONG, ids=str)

@@ -120,7 +120,7 @@ def test_files_are_small() -> None:
 
 
 @pytest.mark.parametrize("case", vectors.cases("steps"), ids=lambda case: case["name"])
-def test_the_reference_lives_the_same_lives(case: dict[str, Any]) -> None:
+def test_the_reference_goes_through_the_same_scenarios(case: dict[str, Any]) -> None:
     if reason := replays.obstacle(case):
         pytest.skip(reason)
     assert replays.replay(case, lionbits.Lion, backend="reference") is None
@@ -136,7 +136,7 @@ def test_a_replay_finds_one_wrong_bit() -> None:
     assert "step 3: parameter 1, exp_avg_scale[0]" in found
 
 
-def test_lives_touch_every_option() -> None:
+def test_scenarios_touch_every_option() -> None:
     """Each setting takes a value beside its default, and each named value of one occurs."""
     seen: dict[str, set[Any]] = {}
     for case in vectors.cases("steps"):

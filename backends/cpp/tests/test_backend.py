@@ -216,3 +216,18 @@ def test_the_self_test_needs_no_default_of_torch() -> None:
             assert self_test.failure.__wrapped__(backend.prepare, backend.step) == ""
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_momentum_that_is_not_finite_is_skipped(bits: int) -> None:
+    """As an optimizer with "propagate" leaves it: elements stay, and count as skipped, whatever their gradient is."""
+    params = [torch.nn.Parameter(torch.ones(4, 256)) for _ in range(2)]
+    for param, name in zip(params, ("cpp", "reference"), strict=True):
+        optimizer = lionbits.Lion([param], optim_bits=bits, min_8bit_size=1, nonfinite="propagate", backend=name)
+        for value in (torch.inf, 1.0):
+            param.grad = torch.ones(4, 256)
+            param.grad[1, 3] = value
+            optimizer.step()
+            optimizer.param_groups[0]["nonfinite"] = "skip"
+        assert optimizer.skipped_elements() > 0
+    assert torch.equal(*params)

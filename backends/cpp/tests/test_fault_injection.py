@@ -46,7 +46,7 @@ FAULTS = {
     "scales are those of the first block": Edit(PASSES, "*scale_of(plan, slot, chunk.block + i), plan.format, count);\n    });\n    return b.m;", "*scale_of(plan, slot, chunk.block), plan.format, count);\n    });\n    return b.m;"),
     "a tensor-wise scale is overwritten": Edit(PASSES, "if (!plan.tensor_wise) *scale_of", "*scale_of"),
     "the residual of a chunk is the first chunk's": Edit(PASSES, "const int64 element = state_element(slot, chunk);", "const int64 element = 0;"),
-    "infinity passes for a number": Edit(KERNELS, "plan.skip && found.largest >= INFINITE", "plan.skip && found.largest > INFINITE"),
+    "infinity passes for a number": Edit(KERNELS, "later && found.largest >= INFINITE", "later && found.largest > INFINITE"),
     "p moves where an element is skipped": Edit(KERNELS, "            std::memcpy(p + first, b.before, std::size_t(count) * sizeof(float));\n", ""),
     "strides of the gradient are the parameter's": Edit(KERNELS, "plan.grad_dtype, slot, chunk, grad, slot.grad_strides);\n    const uint8* codes", "plan.grad_dtype, slot, chunk, grad, slot.param_strides);\n    const uint8* codes"),
     "the decay is left out": Edit(UPDATE, "old_p * n.keep - move", "old_p - move"),

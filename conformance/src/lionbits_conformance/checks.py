@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 import lionbits
 from lionbits_reference.spec import FORMATS, Format, Plan
 
-from . import bits, lives, norms, oracle_check, properties, runs, strategies, vectors
+from . import bits, norms, oracle_check, properties, runs, scenarios, strategies, vectors
 from .cases import Case, TensorCase
 from .suite import test_exhaustive
 from .vectors import replays
 
 #: How many examples a property gets that is not drawn for each stratum of plans, in examples of one that is.
-LAUNCHES, LIVES, LONG_LIVES, NORMS, MANY = 12.0, 6.0, 0.5, 6.0, 12.0
+LAUNCHES, SCENARIOS, LONG_SCENARIOS, NORMS, MANY = 12.0, 6.0, 0.5, 6.0, 12.0
 
 
 class Check(NamedTuple):
@@ -90,12 +90,12 @@ def _of_oracle(lion: Callable[..., Any], backend: Any, kinds: Sequence[str]) -> 
     for width, dtype in strategies.STRATA:
         drawn = strategies.trials(kinds, width, dtype)
         yield Check("oracle_agrees", drawn, lambda run: oracle_check.oracle_agrees(lion, backend, run))
-    for name, drawn_lives, share in (
-        ("groups_in_one_launch", lives.launches(), LAUNCHES),
-        ("any_life", lives.lives(), LIVES),
-        ("long_lives", lives.long_lives(), LONG_LIVES),
+    for name, drawn_scenarios, share in (
+        ("groups_in_one_launch", scenarios.launches(), LAUNCHES),
+        ("any_scenario", scenarios.scenarios(), SCENARIOS),
+        ("long_scenarios", scenarios.long_scenarios(), LONG_SCENARIOS),
     ):
-        yield Check(name, drawn_lives, lambda life: lives.life_agrees(lion, backend, life), share)
+        yield Check(name, drawn_scenarios, lambda scenario: scenarios.scenario_agrees(lion, backend, scenario), share)
 
 
 def _vector_agrees(lion: Callable[..., Any], case: Any, **settings: Any) -> None:

@@ -199,7 +199,7 @@ def patience_of(profile: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print how every mutant fared; the exit code is 1 where one lives."""
+    """Print how every mutant fared; the exit code is 1 where one survives."""
     parser = argparse.ArgumentParser(prog="lionbits_conformance.mutation_testing", description=main.__doc__)
     parser.add_argument("--without", action="append", default=[], help="a kind of gradients, or 'oracle'")
     parser.add_argument("--only", help="mutants whose name contains this")
@@ -213,11 +213,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, help="a file that a line of JSON is added to for each")
     asked = parser.parse_args(argv)
     patience = patience_of(asked.profile) if asked.patience is None else asked.patience
-    counts = {"lives": 0, "all": 0, "none": 0}
+    counts = {"survived": 0, "all": 0, "none": 0}
     for where, outcome, seconds in _outcomes(asked, patience):
         fate = "is no program" if outcome.rejected_by == "import" else f"rejected by {outcome.rejected_by}"
-        fate = fate if outcome.rejected_by else "LIVES"
-        counts["lives"] += outcome.rejected_by is None
+        fate = fate if outcome.rejected_by else "SURVIVES"
+        counts["survived"] += outcome.rejected_by is None
         counts["none"] += outcome.rejected_by == "import"
         counts["all"] += 1
         if outcome.error not in ("", bits.Disagreement.__name__):
@@ -229,9 +229,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     programs = counts["all"] - counts["none"]
     chosen = "the same examples always" if asked.seed is None else f"seed {asked.seed}"
     print(
-        f"{programs - counts['lives']} of {programs} rejected; {patience} examples per property and stratum, {chosen}"
+        f"{programs - counts['survived']} of {programs} rejected; {patience} examples per property and stratum,"
+        f" {chosen}"
     )
-    return min(counts["lives"], 1)
+    return min(counts["survived"], 1)
 
 
 def _outcomes(asked: argparse.Namespace, patience: int) -> Iterable[tuple[str, MutationResult, float]]:

@@ -1,4 +1,4 @@
-"""A life of an optimizer, in any order of events, beside a twin to whom only the steps happen.
+"""A scenario of an optimizer, in any order of events, beside a twin to whom only the steps happen.
 
 The subject runs on the backend under test, and is saved, loaded, copied, pickled, paged and moved between
 backends; the twin runs on the reference and is left alone. After every event both hold the same bits.
@@ -116,7 +116,7 @@ class OptimizerStateMachine(RuleBasedStateMachine):
 
     @rule(pickled=st.booleans())
     def copied(self, pickled: bool) -> None:
-        """The copy lives on."""
+        """The copy continues."""
         self.subject = pickle.loads(pickle.dumps(self.subject)) if pickled else copy.deepcopy(self.subject)
 
     @rule(params=st.booleans(), state=st.booleans())
@@ -153,7 +153,7 @@ class OptimizerStateMachine(RuleBasedStateMachine):
         if not hasattr(self, "twin"):
             return
         type(self).events += 1
-        context = f"life on backend {self.backend} with {self.options}"
+        context = f"scenario on backend {self.backend} with {self.options}"
         bits.require_equal(self.subject.results(), self.twin.results(), context)
 
     def _serves(self, tensors: tuple[TensorCase, ...], options: dict[str, Any]) -> bool:

@@ -46,9 +46,9 @@ def equivalents() -> list[Known]:
     return _known("equivalent.json")
 
 
-def living() -> list[Known]:
+def surviving() -> list[Known]:
     """Those that the suite does not reject yet, each with the draw that would."""
-    return _known("living.json")
+    return _known("surviving.json")
 
 
 def _known(file: str) -> list[Known]:
@@ -81,7 +81,7 @@ def sample(target: str, count: int | None = None, seed: int = SEED) -> list[Gene
         count: how many; ``SAMPLE`` says, if it is None.
         seed: of the choice. A mutant is chosen by what it is, so that an edit elsewhere does not change the rest.
     """
-    known = {each.place for each in (*equivalents(), *living())}
+    known = {each.place for each in (*equivalents(), *surviving())}
     mutants = [mutant for mutant in every(target) if mutant.place not in known]
     chosen = sorted(mutants, key=lambda mutant: random.Random(f"{seed} {mutant.place}").random())
     kept = set(chosen[: SAMPLE[target] if count is None else count])

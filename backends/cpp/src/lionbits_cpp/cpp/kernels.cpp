@@ -65,10 +65,10 @@ static uint32 step_chunk(Buffers& b, const Plan& plan, const Slot& slot, int64 g
     float largest[LARGEST / 32];
     uint32 skips = 0;
     each_block(plan, chunk, [&](int i, int first, int count) {
-        // Codes can be read again, so elements that are not finite are looked for after the update: there are hardly any
-        const bool skip = plan.skip && !plan.quantised;
-        Found found = update(plan.caution, skip, p + first, g + first, m + first, b.before, n, count);
-        if (plan.skip && found.largest >= INFINITE) {
+        // codes can be read again, so elements that are not finite are looked for after the update: there are hardly any
+        const bool later = plan.skip && plan.quantised;
+        Found found = update(plan.caution, plan.skip && !later, p + first, g + first, m + first, b.before, n, count);
+        if (later && found.largest >= INFINITE) {
             std::memcpy(p + first, b.before, std::size_t(count) * sizeof(float));
             decode(m + first, codes + first, *scale_of(plan, slot, chunk.block + i), plan.format, count);
             found = update(plan.caution, true, p + first, g + first, m + first, b.before, n, count);

@@ -1,6 +1,6 @@
-"""Lives of an optimizer beside the oracle, which shares no code with it: what is drawn of them.
+"""Scenarios of an optimizer beside the oracle, which shares no code with it: what is drawn of them.
 
-A life has parameters in groups of different settings, some of them frozen, and steps before which settings change,
+A scenario has parameters in groups of different settings, some of them frozen, and steps before which settings change,
 gradients are missing, a loss scale is set; behind a step the optimizer may be saved, copied, paged or moved.
 """
 
@@ -49,7 +49,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Life:
+class Scenario:
     """An optimizer over some parameters, each in a group of its own, and its steps.
 
     Attributes:
@@ -67,35 +67,35 @@ class Life:
     frozen: frozenset[int] = frozenset()
 
 
-def life_agrees(lion: Callable[..., Any], backend: Any, life: Life) -> None:
-    """After every step of a life the optimizer holds the oracle's bits, and raises where that says so.
+def scenario_agrees(lion: Callable[..., Any], backend: Any, scenario: Scenario) -> None:
+    """After every step of a scenario the optimizer holds the oracle's bits, and raises where that says so.
 
     A backend that is given as a module, not by its name, is spared the events.
 
     Raises:
-        Disagreement: with the first difference, and the life.
+        Disagreement: with the first difference, and the scenario.
     """
-    difference = _difference(lion, backend, life)
+    difference = _difference(lion, backend, scenario)
     if difference is not None:
-        raise bits.Disagreement(f"{difference}\n  in {life}")
+        raise bits.Disagreement(f"{difference}\n  in {scenario}")
 
 
-def _difference(lion: Callable[..., Any], backend: Any, life: Life) -> Difference | None:
+def _difference(lion: Callable[..., Any], backend: Any, scenario: Scenario) -> Difference | None:
     params = []
-    for shape, draw in life.params:
+    for shape, draw in scenario.params:
         value = numbers(draw, shape)
         assert isinstance(value, Tensor)
         params.append(value)
-    betas = life.kwargs.get("betas", (0.9, 0.99))
+    betas = scenario.kwargs.get("betas", (0.9, 0.99))
     turns = []
-    for step in life.steps:
+    for step in scenario.steps:
         event = step.event if isinstance(backend, str) else ""  # copies find their backend by its name
         grads: list[Gradient] = []
         for at, g in enumerate(step.grads):
-            own = step.settings.get("betas", life.groups[at].get("betas", betas))
-            grads.append(None if g is None or at in life.frozen else numbers(g, life.params[at][0], own))
+            own = step.settings.get("betas", scenario.groups[at].get("betas", betas))
+            grads.append(None if g is None or at in scenario.frozen else numbers(g, scenario.params[at][0], own))
         turns.append(StepInput(grads, step.settings, step.loss_scale, step.found_inf, event))
-    return replay(lion, {**life.kwargs, "backend": backend}, params, turns, life.groups, life.frozen)
+    return replay(lion, {**scenario.kwargs, "backend": backend}, params, turns, scenario.groups, scenario.frozen)
 
 
 def numbers(draw: Draw, shape: tuple[int, ...], betas: tuple[float, float] = (0.9, 0.99)) -> Gradient:
@@ -187,8 +187,8 @@ SEEDS = st.sampled_from([0, 1, 2**32 + 7, 2**64 - 1])
 
 
 @st.composite
-def lives(draw: st.DrawFn) -> Life:
-    """Any life of one to three parameters, whose groups may differ in everything."""
+def scenarios(draw: st.DrawFn) -> Scenario:
+    """Any scenario of one to three parameters, whose groups may differ in everything."""
     kwargs = draw(st.fixed_dictionaries({}, optional=OPTIONS)) | draw(arrangements())
     kwargs["seed"] = draw(SEEDS)
     kwargs["min_8bit_size"] = draw(st.sampled_from([1, 1, 1, 1, 100, 4096]))
@@ -208,7 +208,7 @@ def lives(draw: st.DrawFn) -> Life:
     if any(some.get("nonfinite") == "propagate" for some in (kwargs, *groups, *(step.settings for step in steps))):
         # What is not finite and was saved under another policy is refused when it is loaded.
         steps = [replace(step, event="moved" if step.event in ("saved", "paged") else step.event) for step in steps]
-    return Life(kwargs, groups, params, steps, draw(some_frozen(len(params))))
+    return Scenario(kwargs, groups, params, steps, draw(some_frozen(len(params))))
 
 
 def turns(count: int) -> st.SearchStrategy[Step]:
@@ -242,7 +242,7 @@ POLICIES = [("skip",), ("skip", "raise"), ("propagate",)]
 
 
 @st.composite
-def launches(draw: st.DrawFn) -> Life:
+def launches(draw: st.DrawFn) -> Scenario:
     """Two to four parameters that are updated together, by groups that differ in what one launch may have of several.
 
     Between steps one setting changes at a time, and may change back. Some groups differ in what parts launches, too.
@@ -275,7 +275,7 @@ def launches(draw: st.DrawFn) -> Life:
             for value in (first, again, first)[: draw(st.integers(1, 3))]
         ]
     params = [(shape, Draw("normal", 0, at, dtype, False)) for at, shape in enumerate(shapes)]
-    return Life(held(kwargs), groups, params, steps, draw(some_frozen(len(params))))
+    return Scenario(held(kwargs), groups, params, steps, draw(some_frozen(len(params))))
 
 
 def _in_place(settings: dict[str, Any]) -> dict[str, Any]:
@@ -293,7 +293,7 @@ def _step(count: int, dtype: torch.dtype, settings: dict[str, Any]) -> st.Search
 
 
 @st.composite
-def long_lives(draw: st.DrawFn) -> Life:
+def long_scenarios(draw: st.DrawFn) -> Scenario:
     """More steps of one small parameter than percentile clipping remembers norms of."""
     settings = {
         "percentile_clipping": draw(st.sampled_from([1, 5, 50, 99])),
@@ -313,7 +313,7 @@ def long_lives(draw: st.DrawFn) -> Life:
         )
         for i in range(draw(st.integers(102, 130)))
     ]
-    return Life(
+    return Scenario(
         kwargs, [{}, {}], [(shape, Draw("normal", 0, 1, torch.float32, False)) for shape in ((2,), (1, 3))], steps
     )
 
