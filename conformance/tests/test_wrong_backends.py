@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import Phase, given, settings
+from hypothesis.errors import FlakyFailure
 
 from lionbits_conformance import bits, directed, properties, strategies
 from lionbits_conformance.cases import Case
@@ -78,8 +79,8 @@ def put(by: str, wrong: Any) -> None:
 
 @pytest.mark.parametrize(("name", "by"), WRONG)
 def test_a_wrong_backend_is_rejected(name: str, by: str) -> None:
-    """What is said to reject it does."""
-    with pytest.raises(bits.Disagreement):
+    """What is said to reject it does. A race does not show in every call, which Hypothesis calls flaky."""
+    with pytest.raises((bits.Disagreement, FlakyFailure)):
         put(by, WRONG[name, by]())
 
 
