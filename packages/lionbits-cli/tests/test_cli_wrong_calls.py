@@ -273,7 +273,7 @@ def test_ctrl_c_while_torch_is_imported(after: float, tmp_path: Path) -> None:
     time.sleep(after)
     said = interrupted(process)
     assert process.returncode == 130, said
-    assert said.strip().splitlines()[-1] == "interrupted"
+    assert "interrupted" in said.strip().splitlines()[-1]
     assert "Traceback" not in said
 
 
@@ -283,10 +283,10 @@ def interrupted(process: subprocess.Popen[str]) -> str:
     Python drops an exception that is raised in a callback of the import system, and the signal with it.
     """
     try:
-        for _ in range(12):
+        for _ in range(60):
             process.send_signal(signal.SIGINT)
             try:
-                return process.communicate(timeout=10)[1]
+                return process.communicate(timeout=2)[1]
             except subprocess.TimeoutExpired:
                 continue
         raise AssertionError("it does not end")
