@@ -81,12 +81,12 @@ def encode(m: Tensor, absmax: Tensor, noise: Tensor | int, format: Format) -> Te
         noise: int32 like ``m``, or one int; 0..65535.
     """
     inverse, limit = (_per_element(x, m.shape[1], format) for x in block_inverse(absmax, format))
-    return _pack(code(m, inverse, limit, noise, format).to(torch.uint8), format.bits)
+    return pack(code(m, inverse, limit, noise, format).to(torch.uint8), format.bits)
 
 
 def decode(codes: Tensor, scale: Tensor, columns: int, format: Format) -> Tensor:
     """float32 momentum (rows, columns); codes are (rows, bytes), scales (rows, blocks) or (1, 1)."""
-    unscaled = value(_unpack(codes, format.bits, columns).to(torch.int32), format)
+    unscaled = value(unpack(codes, format.bits, columns).to(torch.int32), format)
     return unscaled * _per_element(scale, columns, format)
 
 
@@ -111,7 +111,7 @@ def _in_blocks(x: Tensor, format: Format) -> Tensor:
     return (pad(x, (0, short)) if short else x).reshape(rows, -1, format.block_size)
 
 
-def _pack(codes: Tensor, bits: int) -> Tensor:
+def pack(codes: Tensor, bits: int) -> Tensor:
     """uint8 codes (rows, columns) to bytes (rows, ceil(columns * bits / 8))."""
     per = 8 // bits
     if per == 1:
@@ -124,8 +124,8 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
     return packed
 
 
-def _unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
-    """The inverse of :func:`_pack`: uint8 codes (rows, columns)."""
+def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """The inverse of :func:`pack`: uint8 codes (rows, columns)."""
     per = 8 // bits
     if per == 1:
         return packed

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from lionbits_reference.spec import MIN_COLUMNS, Backend, checks
+from lionbits_reference.spec import Backend, Format, checks
 
 from . import select, settings, sharding, spelling
 from .paging import Pager
@@ -157,15 +157,14 @@ def on_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None:
     Args:
         members: parameters that get their state, and their groups.
     """
-    wide = [(group, param) for group, param in members if not sharding.cuts_rows(param) and _wants_codes(group, param)]
+    wide = [(group, param) for group, param in members if not sharding.can_hold(param, _wanted(group, param))]
     if not wide or any(sharding.coordinate(wide[0][1])):
         return
     shown = ", ".join(_name(group, param) for group, param in wide[:5]) + (", ..." if len(wide) > 5 else "")
     warn(
-        f"{len(wide)} sharded parameter(s) keep float32 momentum ({shown}): they are vectors, or have rows "
-        f"shorter than {MIN_COLUMNS} which are joined to one, or are cut along another dimension than the first, so "
-        f"that cuts go through blocks which share a scale. Give them optim_bits=32 to say "
-        f"that this is meant."
+        f"{len(wide)} sharded parameter(s) keep float32 momentum ({shown}): they are cut along another dimension than "
+        f"the first, and not into whole blocks of every row. Lower block_size to a divisor of the columns on a rank, "
+        f"shard the first dimension, or give them optim_bits=32 to say that this is meant."
     )
 
 
@@ -178,7 +177,7 @@ def on_small_parameters(groups: Iterable[Group]) -> None:
         groups: all of an optimizer's.
     """
     members = [(group, param) for group in groups for param in group["params"] if param.requires_grad]
-    small = [(group, param) for group, param in members if _asks_codes(group) and not _wants_codes(group, param)]
+    small = [(group, param) for group, param in members if _asks_codes(group) and not _wanted(group, param).quantised]
     total, wide = (sum(param.numel() for _, param in some) for some in (members, small))
     if wide <= WIDE * total:
         return
@@ -194,8 +193,9 @@ def _asks_codes(group: Group) -> bool:
     return settings.state_format(group).quantised
 
 
-def _wants_codes(group: Group, param: torch.Tensor) -> bool:
-    return settings.state_format(group).for_parameter(param.shape, group["min_8bit_size"]).quantised
+def _wanted(group: Group, param: torch.Tensor) -> Format:
+    """Return the format that settings give the parameter if nothing cuts it."""
+    return settings.state_format(group).for_parameter(param.shape, group["min_8bit_size"])
 
 
 def _name(group: Group, param: torch.Tensor) -> str:

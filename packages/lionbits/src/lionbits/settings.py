@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import numbers
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypedDict
 
 import torch
@@ -179,7 +180,7 @@ def plan(group: Mapping[str, Any], param: Tensor, grad_dtype: torch.dtype) -> Pl
     """Return the settings that a kernel specialises on for this parameter.
 
     ``param_rounding`` is for bfloat16: float32 parameters lose nothing, and their plan says ``"nearest"``. The shape of
-    a sharded parameter is that of the whole; if cuts go through its rows it keeps float32 momentum.
+    a sharded parameter is that of the whole; if its cuts leave no parts that can have codes it keeps float32 momentum.
 
     Raises:
         TypeError, ValueError: the parameter's layout, its dtype or the gradient's is not served with these settings.
@@ -187,8 +188,8 @@ def plan(group: Mapping[str, Any], param: Tensor, grad_dtype: torch.dtype) -> Pl
     if param.layout != torch.strided:
         raise TypeError(f"a parameter of shape {tuple(param.shape)} has layout {param.layout}; it must be strided.")
     sharding.check(param)
-    cuts_rows = sharding.cuts_rows(param)
-    return _plan(param.dtype, grad_dtype, tuple(param.shape), cuts_rows, *_settings(group, _PLANNED))
+    planned = _plan(param.dtype, grad_dtype, tuple(param.shape), *_settings(group, _PLANNED))
+    return planned if sharding.can_hold(param, planned.format) else replace(planned, format=FLOAT32)
 
 
 #: Settings that a plan depends on, in the order of :func:`_plan`'s arguments.
@@ -203,7 +204,6 @@ def _plan(
     dtype: torch.dtype,
     grad_dtype: torch.dtype,
     shape: tuple[int, ...],
-    cuts_rows: bool,
     optim_bits: int,
     name: str | None,
     block_size: int | None,
@@ -219,7 +219,7 @@ def _plan(
     return Plan(
         param_dtype=dtype,
         grad_dtype=grad_dtype,
-        format=format if cuts_rows else FLOAT32,
+        format=format,
         caution=caution.PLAN_CAUTION[cautious],
         param_rounding=rounding,
         master_bits=master_bits if rounding == "compensated" else 32,

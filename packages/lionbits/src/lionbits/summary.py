@@ -41,7 +41,7 @@ def _of_group(group: Mapping[str, Any], backend: Backend | None, pager: Pager) -
     for param in (param for param in group["params"] if param.requires_grad or param.grad is not None):
         plan = settings.plan(group, param, param.dtype)
         formats[str(plan.format)] += 1
-        size += sum(map(host_memory.bytes_of, plan.state_spec(sharding.local_tensor(param).shape).values()))
+        size += sum(map(host_memory.bytes_of, sharding.state_spec(plan, param).values()))
         device = pager.computes_on(param.device)
         serving.add(select.serving(backend, plan, device).name)
     if not formats:

@@ -29,7 +29,7 @@ def convert(state_dict: Mapping[str, Any], optimizer: Lion, keep: Iterable[str] 
     Momentum is decoded and rounded to nearest. Bits, format, block size and ``min_8bit_size`` are the optimizer's,
     group by group, and what ``keep`` names; steps and all other settings stay the checkpoint's. State that is in the
     right form already is not touched, so that converting there a second time changes nothing. Of a sharded optimizer
-    each rank converts its part.
+    each rank converts its part; all ranks have to call it, as vectors and short rows are put together first.
 
     Args:
         state_dict: of lionbits, of any form. It is not changed; the new one shares tensors that need no conversion.
@@ -86,9 +86,12 @@ def _converted(
     if there.tensor_wise and sharding.shard_group(param) is not None:
         hint = "Convert a full state dict on one process."
         raise checks.refusal(ValueError, "block_wise", False, "has a scale that no part of a tensor tells", hint)
-    shape = sharding.local_tensor(param).shape
-    beside = {key: value for key, value in state.items() if key not in here.momentum_spec(shape)}
-    return {**beside, **encoded(new_group, param, reference.decode(here, state, shape))}
+    beside = {key: value for key, value in state.items() if key not in here.momentum_spec(())}
+    momentum = sharding.decode(reference.decode, here, param, state)
+    if not sharding.shares_blocks(param, there):
+        return {**beside, **encoded(new_group, param, momentum)}
+    converted = encoded(new_group, param, sharding.whole(momentum, like=param))
+    return {**beside, **sharding.cut(there, param, there.momentum_spec(param.shape), converted)}
 
 
 def _compensated(state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:

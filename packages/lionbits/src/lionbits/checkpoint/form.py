@@ -21,14 +21,14 @@ from lionbits import paging, settings, sharding
 from lionbits.state import entries, residual
 from lionbits_reference.spec import Backend, checks
 
-from . import collectives, keeping, matching, validation
+from . import keeping, matching, validation
 from .recognise import reader, recognise, second_moments
 
 if TYPE_CHECKING:
     from lionbits.optimizer import Lion
 
-#: Of the form of a state dict. Version 1, in which short rows kept float32, was never released.
-VERSION = 2
+#: Of the form of a state dict. Versions 1 and 2, of which shards of vectors kept float32, were never released.
+VERSION = 3
 VERSION_KEY = "lionbits_version"
 
 #: Pattern of a text that was the number of a parameter.
@@ -67,12 +67,14 @@ def add_version(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 
 
 def export_state(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of a parameter in the form of a checkpoint, over the same memory."""
-    plain = {name: collectives.to_bytes(value) if name == entries.RESIDUAL else value for name, value in state.items()}
-    if entries.fresh(state) or not sharding.distributed(param):  # which asks for no plan
-        return plain
-    specs = entries.specs(settings.plan(group, param, param.dtype), param.shape, state)
-    return sharding.to_dtensor(param, {name: collectives.carried(spec) for name, spec in specs.items()}, plain)
+    """The state of a parameter in the form of a checkpoint; codes that share bytes are copied, all else is not."""
+    if entries.fresh(state):
+        return dict(state)
+    if not sharding.distributed(param):  # which asks for no plan
+        return sharding.to_carried(settings.state_format(group), param, state)
+    plan = settings.plan(group, param, param.dtype)
+    specs = entries.whole_specs(plan, param, state)
+    return sharding.as_dtensors(plan.format, param, specs, sharding.to_carried(plan.format, param, state))
 
 
 def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,8 +98,6 @@ def examine(groups: list[dict[str, Any]], state_dict: Mapping[str, Any]) -> dict
 
 class StateLoader:
     """A hook of ``load_state_dict()`` that replaces the state dict's state with opaque copies.
-
-    It runs last and is the last that can refuse: what torch and the optimizer do afterwards raises nothing.
 
     It is the last to run and the last that can refuse: what torch and the optimizer do afterwards raises nothing.
 

@@ -14,8 +14,6 @@ from lionbits.state.entries import NORMS, OWN
 from lionbits_reference import clipping
 from lionbits_reference.spec import Plan, checks
 
-from . import collectives
-
 _NO_NORMS = torch.zeros(clipping.HISTORY, dtype=torch.float32, device="cpu")
 
 
@@ -52,18 +50,13 @@ def examined(key: Any, param: Tensor, group: Mapping[str, Any], state: Any, *, o
 
 
 def _as_held(plan: Plan, param: Tensor, own: dict[str, Any]) -> dict[str, Any]:
-    """Return local tensors in the form of the plan and in a kernel's dtypes, made from those that collectives carry."""
-    specs = entries.specs(plan, param.shape, own)
-    forms = {
-        name: collectives.carried(spec) if collectives.in_bytes(own.get(name)) else spec for name, spec in specs.items()
-    }
-    local = sharding.from_dtensor(param, forms, own)
-    found = {name: collectives.from_bytes(value, specs.get(name)) for name, value in local.items()}
-    part = sharding.local_tensor(param)
-    entries.check_form(entries.specs(plan, part.shape, found), part, found)
-    unused = found.keys() & (entries.MOMENTUM - specs.keys())
+    """Return local tensors in the form that kernels read, made from those of the checkpoint."""
+    specs = entries.whole_specs(plan, param, own)
+    unused = own.keys() & (entries.MOMENTUM - specs.keys())
     if unused:
         raise ValueError(f"the state has {sorted(unused)} beside {sorted(specs)}: momentum in two forms.")
+    found = sharding.from_carried(plan.format, param, specs, own)
+    entries.check_form(entries.local_specs(plan, param, found), param, found)
     return found
 
 

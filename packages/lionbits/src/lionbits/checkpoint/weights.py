@@ -67,5 +67,5 @@ def _whole(param: Tensor, group: groups.Group | None, state: groups.Group) -> Te
     plan = settings.plan(group, param, param.dtype)
     if local.dtype == torch.bfloat16 and plan.param_rounding != "compensated":
         return local.to(torch.float32, copy=True)  # the next step drops the residual
-    entries.check_form(entries.specs(plan, local.shape, state), local, state)
+    entries.check_form(entries.local_specs(plan, param, state), param, state)
     return residual.joined(local, kept)

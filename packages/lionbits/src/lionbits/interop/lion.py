@@ -154,4 +154,4 @@ def _encoded(key: Any, held: DecodedState, param: torch.Tensor, group: Mapping[s
             state[name] = torch.zeros(spec.shape, dtype=spec.dtype, device=exp_avg.device)
     if held.grad_norms is not None and group["percentile_clipping"] < 100:
         state["grad_norms"] = held.grad_norms
-    return state
+    return sharding.carried_whole(plan.format, param, state)

@@ -8,10 +8,11 @@ of a device; ``stats`` counts. ``colocated`` allocates state beside its paramete
 from .config import Paged, Pager, Resident, adopt, paging_config
 from .host_memory import check_process
 from .pages import moving
-from .prefetch import PagedCalls, Prefetcher, ResidentCalls
+from .prefetch import Call, PagedCalls, Prefetcher, ResidentCalls
 from .stats import PagingStats
 
 __all__ = [
+    "Call",
     "Paged",
     "PagedCalls",
     "Pager",

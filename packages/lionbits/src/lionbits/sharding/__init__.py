@@ -5,30 +5,55 @@ placed like their parameter, where torch's tools look: in a state dict. Formats 
 shapes and placements alone, never from the number of ranks: so a checkpoint of N ranks loads on M.
 
 ``local`` says which part is on this rank; ``slots`` gives it to backends; ``dtensors`` converts state to DTensors and
-back; ``validation`` refuses what cannot be sharded.
+back, in the form that ``carried`` gives it; ``whole`` puts parts together; ``validation`` refuses what cannot be
+sharded.
 """
 
-from .dtensors import from_dtensor, placed_like, to_dtensor
-from .local import ShardGroup, coordinate, cuts_rows, distributed, local_tensor, shard_group, total
+from .carried import as_dtensors, from_carried, state_spec, to_carried
+from .dtensors import from_dtensor, placed_like
+from .local import (
+    Run,
+    ShardGroup,
+    can_hold,
+    coordinate,
+    distributed,
+    local_tensor,
+    run_of,
+    shard_group,
+    shares_blocks,
+    total,
+)
 from .slots import LocalTensors, PaddedShard, slot
 from .validation import check, check_gradient, check_moving, check_settings
+from .whole import carried_whole, cut, decode, gather, whole
 
 __all__ = [
     "LocalTensors",
     "PaddedShard",
+    "Run",
     "ShardGroup",
+    "as_dtensors",
+    "can_hold",
+    "carried_whole",
     "check",
     "check_gradient",
     "check_moving",
     "check_settings",
     "coordinate",
-    "cuts_rows",
+    "cut",
+    "decode",
     "distributed",
+    "from_carried",
     "from_dtensor",
+    "gather",
     "local_tensor",
     "placed_like",
+    "run_of",
     "shard_group",
+    "shares_blocks",
     "slot",
-    "to_dtensor",
+    "state_spec",
+    "to_carried",
     "total",
+    "whole",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,13 +20,11 @@ def to_dtensor(param: Tensor, specs: Mapping[str, TensorSpec], state: Mapping[st
 
     Args:
         param: whose state it is.
-        specs: of its whole tensors.
-        state: local tensors.
+        specs: of whole tensors that are cut like the parameter.
+        state: local tensors; those without a spec stay as they are.
     """
-    return {
-        **state,
-        **{key: placed_like(param, state[key], specs[key].shape) for key in _cut(param, specs) & state.keys()},
-    }
+    cut = specs.keys() & state.keys() if distributed(param) else set()
+    return {**state, **{key: placed_like(param, state[key], specs[key].shape) for key in cut}}
 
 
 def placed_like(param: Tensor, local: Tensor, shape: Sequence[int]) -> Tensor:
@@ -42,13 +40,21 @@ def placed_like(param: Tensor, local: Tensor, shape: Sequence[int]) -> Tensor:
     return dtensor(local, *placement(param), shape)
 
 
-def from_dtensor(param: Tensor, specs: Mapping[str, TensorSpec], state: Mapping[str, Any]) -> State:
+def from_dtensor(
+    param: Tensor, specs: Mapping[str, TensorSpec], state: Mapping[str, Any], whole: Collection[str] = ()
+) -> State:
     """The other way round: the state with local tensors, from DTensors or whole tensors.
+
+    Args:
+        param: whose state it is.
+        specs: of whole tensors.
+        state: DTensors, whole tensors, and entries without a spec, which stay as they are.
+        whole: names of tensors that every rank has whole.
 
     Raises:
         ValueError: one is not of the shape that it should have in all, or lies otherwise than the parameter.
     """
-    local, cut = dict(state), _cut(param, specs)
+    local, cut = dict(state), specs.keys() - whole if distributed(param) else set()
     for key in [key for key in state if distributed(state[key]) or key in cut]:
         value, spec = state[key], specs.get(key)
         if not isinstance(value, Tensor) or spec is None or not _fits(value, spec):
@@ -67,13 +73,6 @@ def from_dtensor(param: Tensor, specs: Mapping[str, TensorSpec], state: Mapping[
         else:
             local[key] = local_tensor(value)
     return local
-
-
-def _cut(param: Tensor, specs: Mapping[str, TensorSpec]) -> set[str]:
-    """Which of these tensors are cut as the parameter is: all that have its rows. One scale of a tensor has one."""
-    if not distributed(param):
-        return set()
-    return {key for key, spec in specs.items() if key != "exp_avg_scale" or spec.shape != (1, 1)}
 
 
 def _fits(value: Tensor, spec: TensorSpec) -> bool:

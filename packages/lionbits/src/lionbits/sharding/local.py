@@ -5,6 +5,7 @@ torch.distributed is imported where there are DTensors, and only then.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lionbits import torch_private
-from lionbits_reference.spec import matrix_shape
+from lionbits_reference.spec import Format, matrix_shape
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -67,15 +68,62 @@ def total(numbers: Tensor, where: ShardGroup | None, *, largest: bool = False) -
     return numbers if near is numbers else numbers.copy_(near)
 
 
-def cuts_rows(param: Tensor) -> bool:
-    """Whether every cut through the parameter falls between rows, so that its codes and scales can be cut likewise.
+def can_hold(param: Tensor, format: Format) -> bool:
+    """True if the parts of a parameter can have momentum in this format.
 
-    A parameter that is one row of several has no such place.
+    Codes ask that every cut is between rows, in the one row that the parameter is, or between blocks. Cuts along the
+    second dimension are between blocks if every rank gets as many whole blocks of each row. Cuts along later
+    dimensions, and along the second dimension of a parameter that is one row, leave no runs of blocks.
     """
-    if not distributed(param):
+    cuts = _cuts(param)
+    if not format.quantised or all(dim == 0 for dim, _ in cuts):
         return True
-    has_rows = param.dim() > 1 and matrix_shape(param.shape)[0] == param.shape[0]
-    return all(dim is None or (dim == 0 and has_rows) for dim in cut_dims(param))
+    if any(dim > 1 for dim, _ in cuts) or matrix_shape(param.shape)[0] != param.shape[0] or format.tensor_wise:
+        return False
+    parts = math.prod(size for dim, size in cuts if dim == 1)
+    columns = math.prod(param.shape[1:])
+    return param.shape[1] % parts == 0 and columns // parts % format.block_size == 0
+
+
+class Run(NamedTuple):
+    """Elements of a parameter that is one row: those from ``first`` up to ``last``, of ``size`` in all."""
+
+    first: int
+    last: int
+    size: int
+
+
+def run_of(param: Tensor) -> Run | None:
+    """Which elements of a parameter that is one row are on this rank, if several ranks share that row.
+
+    None if rows are whole, or cut along another dimension than the first.
+    """
+    cuts = _cuts(param)
+    rows = matrix_shape(param.shape)[0]
+    if not cuts or any(dim != 0 for dim, _ in cuts) or rows != 1 or param.shape[0] == 1:
+        return None
+    here = box(param, param.shape)[0]
+    across = math.prod(param.shape[1:])
+    return Run(here.start * across, here.stop * across, param.numel())
+
+
+def shares_blocks(param: Tensor, format: Format) -> bool:
+    """True if ranks hold parts of a row of blocks, some of which cuts may divide."""
+    return format.block_size > 0 and run_of(param) is not None
+
+
+def lead(format: Format, run: Run | None) -> int:
+    """How many elements before a run have codes in the byte of its first code, or share the hash of its noise."""
+    return 0 if run is None else run.first % max(2, 8 // format.bits)
+
+
+def _cuts(param: Tensor) -> list[tuple[int, int]]:
+    """Return the dimension that is cut, and among how many ranks, for each dimension of the mesh that cuts one."""
+    if not distributed(param):
+        return []
+    mesh = cast(Any, param).device_mesh
+    sizes = [(dim, mesh.size(i)) for i, dim in enumerate(cut_dims(param)) if dim is not None]
+    return [(dim, size) for dim, size in sizes if size > 1]
 
 
 def cut_dims(param: Tensor) -> list[int | None]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.nn.functional import pad
@@ -12,60 +13,70 @@ from torch.nn.functional import pad
 from lionbits import torch_private
 from lionbits_reference.spec import Plan, Slot, matrix_shape
 
-from .local import box, cut_dims, cuts_rows, distributed, local_tensor, placement
+from .local import box, cut_dims, distributed, lead, local_tensor, placement, run_of
 
 State = dict[str, Any]
 
 
 def slot(plan: Plan, param: Tensor, state: State, index: int) -> Slot | PaddedShard:
     """A parameter, or the part of it on this rank, as backends take it."""
-    if not distributed(param):
-        return Slot(param, state, index)
     local = local_tensor(param)
-    if not local.numel() or not (cuts_rows(param) or plan.draws_for_param):
+    if not distributed(param) or not local.numel() or not (plan.format.quantised or plan.draws_for_param):
         return Slot(local, state, index)
+    run = run_of(param)
     found = Slot(local, state, index, *_position(param))
-    return PaddedShard(plan, found) if found.start % 2 else found
+    before = found.start % 2 if run is None else lead(plan.format, run)
+    contiguous = run is None or local.is_contiguous()
+    return found if contiguous and not before else PaddedShard(plan, found, before)
 
 
 class PaddedShard:
-    """A shard that begins between the two elements of a pair that shares a hash, where backends cannot begin.
+    """A shard that begins where backends cannot begin, or in strides in which its blocks cannot be told apart.
 
-    They see it with one more element before each row, a zero, which comes to nothing. Only parameters that are rounded
-    with dither need it, and of these only those that are one row, or matrices cut into columns, of which ranks have odd
-    numbers.
+    Backends begin at even positions, as two elements share a hash, and where a byte of codes begins. They see such a
+    shard as a contiguous copy with more elements before each row, zeros, which come to nothing. Only few need it:
+    shards of one row, of which ranks have odd numbers, and matrices cut into columns whose parameter is rounded with
+    dither.
 
     Args:
-        plan: of the parameter, whose momentum is in float32.
+        plan: of the parameter.
         shard: as it is.
+        before: zeros before each row.
 
     Attributes:
         slot: what backends see.
     """
 
-    def __init__(self, plan: Plan, shard: Slot) -> None:
-        self._param, self._state, self._keys = shard.param, shard.state, list(plan.state_spec(()))
-        self._matrix = shard.matrix
-        state = {key: self.padded(shard.state[key]) for key in self._keys}
-        self.slot = Slot(self.padded(shard.param), state, shard.index, shard.start - 1, shard.pitch)
+    def __init__(self, plan: Plan, shard: Slot, before: int) -> None:
+        self._shard, self._before = shard, before
+        along = plan.state_spec(()).keys() - {"exp_avg_scale"}
+        packed = {"exp_avg_codes"} if plan.format.bits < 8 else set()  # which begin with the byte of the first one
+        self._keys = sorted(along - packed)
+        state = ChainMap(
+            {key: self.padded(shard.state[key]) for key in self._keys}, cast(dict[str, Tensor], shard.state)
+        )
+        self.slot = Slot(self.padded(shard.param), state, shard.index, shard.start - before, shard.pitch)
 
     def padded(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor of the shard's shape with a zero before each row: (rows, 1 + columns)."""
-        return pad(tensor.detach().reshape(self._matrix), (1, 0))
+        """A copy of a tensor of the shard's shape with zeros before each row: (rows, zeros + columns)."""
+        return pad(tensor.detach().reshape(self._shard.matrix), (self._before, 0))
 
     def fill(self) -> None:
         """Copy the shard to what backends see."""
         for wide, narrow in self._pairs():
-            _inside(wide, narrow).copy_(narrow)
+            self._inside(wide, narrow).copy_(narrow)
 
     def write_back(self) -> None:
         """Copy what backends left to the shard."""
         for wide, narrow in self._pairs():
-            narrow.copy_(_inside(wide, narrow))
+            narrow.copy_(self._inside(wide, narrow))
+
+    def _inside(self, wide: Tensor, narrow: Tensor) -> Tensor:
+        return wide[:, self._before :].view(narrow.shape)
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
-        states = [(self.slot.state[key], self._state[key]) for key in self._keys]
-        return [(self.slot.param, self._param), *states]
+        states = [(self.slot.state[key], self._shard.state[key]) for key in self._keys]
+        return [(self.slot.param, self._shard.param), *states]
 
 
 class LocalTensors:
@@ -104,7 +115,3 @@ def _flat(place: Sequence[int], shape: Sequence[int]) -> int:
     for index, size in zip(place, shape, strict=True):
         at = at * size + index
     return at
-
-
-def _inside(wide: Tensor, narrow: Tensor) -> Tensor:
-    return wide[:, 1:].view(narrow.shape)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lionbits import sharding
 from lionbits_reference.spec import Plan, TensorSpec
 
 from . import counts
@@ -35,9 +36,17 @@ def fresh(state: State | None) -> bool:
     return not state or OWN.isdisjoint(state)
 
 
-def specs(plan: Plan, shape: Sequence[int], state: State) -> dict[str, TensorSpec]:
-    """Return names, shapes and dtypes of the plan's entries, and of a residual that is there although not needed."""
-    wanted = plan.state_spec(shape)
+def whole_specs(plan: Plan, param: Tensor, state: State) -> dict[str, TensorSpec]:
+    """Return names, shapes and dtypes of the whole parameter's state, and of a residual that is there without need."""
+    return _with_residual(plan.state_spec(param.shape), param.shape, state)
+
+
+def local_specs(plan: Plan, param: Tensor, state: State) -> dict[str, TensorSpec]:
+    """Return the same for the part of the parameter on this rank."""
+    return _with_residual(sharding.state_spec(plan, param), sharding.local_tensor(param).shape, state)
+
+
+def _with_residual(wanted: dict[str, TensorSpec], shape: Sequence[int], state: State) -> dict[str, TensorSpec]:
     if RESIDUAL not in wanted and RESIDUAL in state:
         narrow = getattr(state[RESIDUAL], "dtype", None) == torch.int8
         wanted[RESIDUAL] = TensorSpec(tuple(shape), torch.int8 if narrow else torch.int16)
@@ -72,7 +81,7 @@ def check(plan: Plan, param: Tensor, state: State | None, devices: Collection[to
 
     Args:
         plan: of the parameter.
-        param: what of it is on this rank.
+        param: whose state it is.
         state: of the parameter.
         devices: where its tensors may be, the first the one where the update runs.
         norms: whether the history of gradient norms is read.
@@ -84,7 +93,7 @@ def check(plan: Plan, param: Tensor, state: State | None, devices: Collection[to
         return
     counts.read(state, f"state of a parameter of shape {tuple(param.shape)}")
     wanted = {
-        key: spec for key, spec in specs(plan, param.shape, state).items() if key != RESIDUAL or RESIDUAL in state
+        key: spec for key, spec in local_specs(plan, param, state).items() if key != RESIDUAL or RESIDUAL in state
     }
     _check_readable(wanted, param, state, devices)
     check_form(wanted, param, state)

@@ -19,7 +19,7 @@ from lionbits.paging import Prefetcher
 from lionbits.state.counts import Counts
 from lionbits_reference.spec import Backend
 
-from . import prepare
+from . import prepare, shared_blocks
 from .launch import Counts as Skipped
 from .run import run
 from .snapshot import GroupSnapshot, StateSnapshot, TensorSnapshot
@@ -58,6 +58,8 @@ class StepCache:
         for found in launch_groups:
             key = found.key
             found.backend = select.serving(requested, key.plan, key.device)
+            if key.shares_blocks:
+                select.serving(found.backend, shared_blocks.for_parts(key.plan), key.device)
         devices = {found.key.device for found in launch_groups}
         if any(map(capturing, devices)):
             raise RuntimeError(

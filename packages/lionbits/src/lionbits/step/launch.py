@@ -15,6 +15,7 @@ from lionbits_reference.spec import Backend, Hyper, Plan
 
 from . import factors
 from .scalars import SlotScalars
+from .shared_blocks import SharedBlocks
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -26,7 +27,7 @@ Counts = dict[tuple[torch.device, "sharding.ShardGroup | None"], Tensor]
 class LaunchKey(NamedTuple):
     """Settings that tensors must share to be updated by one call of a backend.
 
-    The backend does not read the last three: they concern the code around the call.
+    The backend does not read the last four: they concern the code around the call.
     """
 
     plan: Plan
@@ -36,6 +37,7 @@ class LaunchKey(NamedTuple):
     cautious: str | None
     raises: bool
     shard_group: sharding.ShardGroup | None
+    shares_blocks: bool
 
 
 class ParamEntry(NamedTuple):
@@ -77,7 +79,7 @@ class LaunchGroup:
     states: list[State] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     backend: Backend = field(init=False)
-    calls: ResidentCalls | PagedCalls = field(init=False)
+    calls: ResidentCalls | PagedCalls | SharedBlocks = field(init=False)
     scalars: SlotScalars = field(init=False)
     padded: dict[int, sharding.PaddedShard] = field(default_factory=dict)
     clipping: factors.Clipping | None = None

@@ -31,8 +31,9 @@ def read(optimizer: Lion, param: Tensor) -> Tensor:
     plan, device = settings.plan(group, param, param.dtype), optimizer._pager.computes_on(param.device)
     prepare.check_momentum(plan, param, state, optimizer._get_prefetcher())
     backend = select.serving(optimizer._backend, plan, device)
-    on_device = {key: state[key].to(device) for key in plan.format.momentum_spec(shape)}
-    return sharding.placed_like(param, backend.decode(plan.format, on_device, shape).to(param.device), param.shape)
+    on_device = {key: state[key].to(device) for key in plan.format.momentum_spec(())}
+    momentum = sharding.decode(backend.decode, plan.format, param, on_device)
+    return sharding.placed_like(param, momentum.to(param.device), param.shape)
 
 
 def write(optimizer: Lion, param: Tensor, momentum: Tensor) -> None:
@@ -52,10 +53,19 @@ def write(optimizer: Lion, param: Tensor, momentum: Tensor) -> None:
     if moves.pager.moves(param.device):
         optimizer.init_state()  # which decides for all at once what stays on the device
     prepare.allocate([(plan, ParamEntry(param, group, 0))], optimizer.state, moves)
-    held: dict[str, Tensor] = {key: optimizer.state[param][key] for key in plan.format.momentum_spec(local.shape)}
-    if local.numel():
-        for key, value in encoded(plan.format, {key: held[key].to(device) for key in held}, local).items():
-            held[key].copy_(value)
+    specs = plan.format.momentum_spec(param.shape)
+    held: dict[str, Tensor] = {key: optimizer.state[param][key] for key in specs}
+    on_device = {key: tensor.to(device) for key, tensor in held.items()}
+    if sharding.shares_blocks(param, plan.format):
+        there = sharding.gather(plan.format, param, specs, on_device)
+        new = encoded(plan.format, there, sharding.whole(local, like=param))
+        new = sharding.cut(plan.format, param, specs, new)
+    elif local.numel():
+        new = encoded(plan.format, on_device, local)
+    else:
+        return
+    for key, value in new.items():
+        held[key].copy_(value)
 
 
 def encoded(format: Format, held: Mapping[str, Tensor], momentum: Tensor) -> dict[str, Tensor]:

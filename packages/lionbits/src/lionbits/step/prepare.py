@@ -19,6 +19,7 @@ from lionbits_reference.spec import Hyper, Plan, TensorSpec
 from . import factors
 from .launch import LaunchGroup, LaunchKey, ParamEntry
 from .scalars import SlotScalars, upload
+from .shared_blocks import SharedBlocks
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -50,10 +51,12 @@ def collect(
                 sharding.check_settings(group, plan, param)
                 state = held.get(param)
                 devices = prefetcher.pager.reaches(param.device)
-                entries.check(plan, sharding.local_tensor(param), state, devices, norms=factors.keeps_norms(group))
+                entries.check(plan, param, state, devices, norms=factors.keeps_norms(group))
                 prefetcher.formats.check(plan.format.name, param, state or {})
-                device, raises, shards = devices[0], group["nonfinite"] == "raise", sharding.shard_group(param)
-                key = LaunchKey(plan, hyper, device, param.device, group["cautious"], raises, shards)
+                raises, shards = group["nonfinite"] == "raise", sharding.shard_group(param)
+                shares = sharding.shares_blocks(param, plan.format)
+                device = param.device if shares else devices[0]
+                key = LaunchKey(plan, hyper, device, param.device, group["cautious"], raises, shards, shares)
                 found.setdefault(key, LaunchGroup(key)).entries.append(ParamEntry(param, group, position))
             position += 1
     return list(found.values())
@@ -81,7 +84,7 @@ def allocate(
         prefetcher: that places state.
     """
     fresh = [entries.fresh(held.get(entry.param)) for _, entry in params]
-    missing = [_missing_specs(plan, entry.local, held.get(entry.param) or {}) for plan, entry in params]
+    missing = [_missing_specs(plan, entry, held.get(entry.param) or {}) for plan, entry in params]
     wanted = [(entry, specs) for (_, entry), specs in zip(params, missing, strict=True) if specs]
     made = prefetcher.placement.allocate([(entry.param.device, specs) for entry, specs in wanted])
     colocated = [_colocated_state(plan, entry, held.get(entry.param), prefetcher.pager) for plan, entry in params]
@@ -92,7 +95,8 @@ def allocate(
         held[entry.param].update(tensors)
     for (_, entry), tensors in zip(params, colocated, strict=True):
         held[entry.param].update(tensors)
-    prefetcher.placement.settle_in([(entry.param.device, held[entry.param], moving(plan)) for plan, entry in params])
+    placed = [(entry.param.device, held[entry.param], _paged_keys(plan, entry)) for plan, entry in params]
+    prefetcher.placement.settle_in(placed)
     for plan, entry in params:
         prefetcher.formats.note(plan.format, held[entry.param])
     advice.on_wide_momentum([(entry.group, entry.param) for (_, entry), new in zip(params, fresh, strict=True) if new])
@@ -144,24 +148,34 @@ def _fill(group: LaunchGroup, held: Mapping[Tensor, State], prefetcher: Prefetch
         group.clipping = factors.Clipping(*clipped, device, plan.nonfinite, group.key.shard_group)
     if plan.caution == "mask":
         group.numel = upload([entry.param.numel() for entry in group.entries], torch.int64, device)
-    group.calls = prefetcher.prepare(group.backend, plan, slots, grads)
+    if group.key.shares_blocks:
+        runs = [run for entry in group.entries if (run := sharding.run_of(entry.param)) is not None]
+        group.calls = SharedBlocks(group.backend, plan, slots, runs, grads, group.key.shard_group)
+    else:
+        group.calls = prefetcher.prepare(group.backend, plan, slots, grads)
 
 
-def _missing_specs(plan: Plan, param: Tensor, state: State) -> dict[str, TensorSpec]:
-    specs = plan.state_spec(param.shape)
-    return {key: specs[key] for key in moving(plan) if key not in state}
+def _paged_keys(plan: Plan, entry: ParamEntry) -> list[str]:
+    """Return names of state that may be paged. That of parameters whose blocks ranks share stays on the device."""
+    return [] if sharding.shares_blocks(entry.param, plan.format) else moving(plan)
+
+
+def _missing_specs(plan: Plan, entry: ParamEntry, state: State) -> dict[str, TensorSpec]:
+    specs = sharding.state_spec(plan, entry.param)
+    return {key: specs[key] for key in _paged_keys(plan, entry) if key not in state}
 
 
 def _colocated_state(plan: Plan, entry: ParamEntry, state: State | None, pager: Pager) -> State:
     """Return state that stays where the update runs even if the rest is paged, as far as it is missing there."""
-    there, device = state or {}, pager.computes_on(entry.param.device)
+    there, paged = state or {}, _paged_keys(plan, entry)
+    shares = sharding.shares_blocks(entry.param, plan.format)
+    device = entry.param.device if shares else pager.computes_on(entry.param.device)
     made: State = {}
-    if plan.format.tensor_wise:
-        scale = there.get("exp_avg_scale")
-        if scale is None:
-            made["exp_avg_scale"] = torch.zeros(1, 1, dtype=torch.float32, device=device)
-        elif scale.device != device:
-            made["exp_avg_scale"] = scale.to(device)
+    for key, spec in sharding.state_spec(plan, entry.param).items():
+        if key not in paged and key not in there:
+            made[key] = torch.zeros(spec.shape, dtype=spec.dtype, device=device)
+        elif key not in paged and there[key].device != device:
+            made[key] = there[key].to(device)
     if factors.keeps_norms(entry.group) and "grad_norms" not in there:
         made["grad_norms"] = torch.zeros(clipping.HISTORY, dtype=torch.float32, device=device)
     return made
@@ -173,7 +187,7 @@ def check_momentum(plan: Plan, param: Tensor, state: State, prefetcher: Prefetch
     Raises:
         ValueError: naming what was expected and what is there.
     """
-    specs = plan.format.momentum_spec(sharding.local_tensor(param).shape)
+    specs = {key: spec for key, spec in sharding.state_spec(plan, param).items() if key in entries.MOMENTUM}
     for key in specs:
         if isinstance(state.get(key), Tensor) and not entries.readable(state[key]):
             where = f"state of a parameter of shape {tuple(param.shape)}"

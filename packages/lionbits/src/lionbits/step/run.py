@@ -13,6 +13,7 @@ from lionbits_reference import caution, formats
 from lionbits_reference.spec import Scalars, binary64
 
 from .launch import LaunchGroup
+from .shared_blocks import SharedBlocks
 
 
 def run(group: LaunchGroup, grads: Sequence[Tensor], loss_scale: Tensor | None, skipped: Tensor) -> None:
@@ -40,8 +41,11 @@ def run(group: LaunchGroup, grads: Sequence[Tensor], loss_scale: Tensor | None, 
         scalars = replace(scalars, absmax=_absmax(group, grads, scalars))
     if plan.caution == "mask":
         scalars = replace(scalars, lr=_cautious_rates(group, grads, scalars))
-    for prepared, own, at in group.calls.calls(grads, writes=True):
-        group.backend.step(prepared, own, hyper, scalars.part(at))
+    if isinstance(group.calls, SharedBlocks):
+        group.calls.step(grads, hyper, scalars, group.states)
+    else:
+        for prepared, own, at in group.calls.calls(grads, writes=True):
+            group.backend.step(prepared, own, hyper, scalars.part(at))
     if scalars.absmax is not None:
         scales = formats.block_scale(scalars.absmax, plan.format).view(-1, 1, 1)
         torch_private.copy_each([state["exp_avg_scale"] for state in group.states], scales.unbind())

@@ -1,0 +1,70 @@
+"""Parameters that are one row, cut by ranks inside blocks and inside bytes: N ranks equal one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lionbits import Lion
+
+from .problem import SETTINGS, Bag, assert_equal, sharded, train
+from .world import World, meshes, takes_part
+
+#: Vectors and short rows: cut between blocks, inside them, inside bytes, many ranks in one block, ranks without any.
+SHAPES = {
+    "vector": (4096,),
+    "odd": (1037,),
+    "lora": (101, 8),
+    "narrow": (103, 7),
+    "kernel": (37, 1, 5, 5),
+    "short": (40,),
+    "few": (3, 20),
+    "matrix": (13, 71),
+    "plain": (40, 7),
+}
+
+KINDS: list[dict[str, Any]] = [
+    {"optim_bits": 8},
+    {"optim_bits": 4},
+    {"optim_bits": 2},
+    {"optim_bits": 8, "block_size": 32, "rounding": "stochastic"},
+    {"optim_bits": 4, "block_size": 4096, "rounding": "nearest"},
+    {"optim_bits": 8, "block_wise": False},
+    {"optim_bits": 4, "block_wise": False},
+    {"optim_bits": 4, "cautious": "mask", "percentile_clipping": 30, "grad_clip": 2.0},
+    {"optim_bits": 8, "nonfinite": "propagate", "cautious": "gradient", "maximize": True},
+    {"optim_bits": 4, "is_paged": True, "page_budget": 1024},
+]
+
+
+def equal_one_process(ranks: int, settings: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    """After every step."""
+    if takes_part(ranks):
+        module = Bag(dtype, SHAPES)
+        parts = sharded(module, meshes()[ranks])
+        settings = {**SETTINGS, "min_8bit_size": 40, **settings}
+        optimizer, other = Lion(module.named_parameters(), **settings), Lion(parts.named_parameters(), **settings)
+        for step in (1, 2, 3, 4):
+            train(module, optimizer, [step])
+            train(parts, other, [step])
+            assert_equal(parts, other, module, optimizer, f"{ranks} ranks, step {step}")
+        for param, twin in zip(module.parameters(), parts.parameters(), strict=True):
+            assert optimizer.state[param].keys() == other.state[twin].keys()
+
+
+@pytest.mark.parametrize("settings", KINDS, ids=str)
+def test_ranks_equal_one_process(world: World, settings: dict[str, Any]) -> None:
+    """Every way to hold momentum in codes, on any number of ranks."""
+    for ranks in (1, 2, 3, 4):
+        world(equal_one_process, ranks, settings)
+
+
+@pytest.mark.parametrize(
+    "rounding", [{"param_rounding": "dithered"}, {"param_rounding": "compensated", "master_bits": 24}]
+)
+def test_ranks_equal_one_process_in_bfloat16(world: World, rounding: dict[str, Any]) -> None:
+    """Parameters that are rounded with noise, too."""
+    for bits in (8, 4):
+        world(equal_one_process, 3, {"optim_bits": bits, **rounding}, torch.bfloat16)
