@@ -67,7 +67,7 @@ def test_plain_readers_find_tensors_by_number_or_name(tmp_path: Path) -> None:
             }  # fmt: skip
             codes = file.get_tensor(f"state.{first}.exp_avg_codes")
             entry = json.loads(file.metadata()["lionbits"])
-            assert file.metadata()["lionbits_version"] == "2"
+            assert file.metadata()["lionbits_version"] == "3"
         assert_same(codes, optimizer.state[params[0]]["exp_avg_codes"])
         assert entry["param_groups"][0]["state_format"] == "e3m4"
 
@@ -272,17 +272,17 @@ def test_damaged_and_foreign_files_are_reported_by_name(tmp_path: Path) -> None:
             load_safetensors(path)
     for metadata, words in (
         (None, "none that lionbits"),
-        ({"lionbits": "{}", "lionbits_version": "99"}, "'99': this lionbits reads version 2"),
+        ({"lionbits": "{}", "lionbits_version": "99"}, "'99': this lionbits reads version 3"),
         ({"lionbits": "{}"}, "None"),
-        ({"lionbits": '{"a": {"$tensor": "gone"}}', "lionbits_version": "2"}, "damaged.*gone"),
-        ({"lionbits": '{"a": ', "lionbits_version": "2"}, "damaged"),
-        ({"lionbits": '{"a":' * 100_000, "lionbits_version": "2"}, "damaged"),
-        ({"lionbits": "[" * 900 + "]" * 900, "lionbits_version": "2"}, "damaged"),
-        ({"lionbits": '{"a": ' * 50_000 + "1" + "}" * 50_000, "lionbits_version": "2"}, "damaged"),
-        ({"lionbits": "[]", "lionbits_version": "2"}, "damaged.*list"),
-        ({"lionbits": '{"$tensor": "a"}', "lionbits_version": "2"}, "damaged.*Tensor"),
-        ({"lionbits": '{"$items": 5}', "lionbits_version": "2"}, "damaged"),
-        ({"lionbits": '{"$items": [[{}, 1]]}', "lionbits_version": "2"}, "damaged"),
+        ({"lionbits": '{"a": {"$tensor": "gone"}}', "lionbits_version": "3"}, "damaged.*gone"),
+        ({"lionbits": '{"a": ', "lionbits_version": "3"}, "damaged"),
+        ({"lionbits": '{"a":' * 100_000, "lionbits_version": "3"}, "damaged"),
+        ({"lionbits": "[" * 900 + "]" * 900, "lionbits_version": "3"}, "damaged"),
+        ({"lionbits": '{"a": ' * 50_000 + "1" + "}" * 50_000, "lionbits_version": "3"}, "damaged"),
+        ({"lionbits": "[]", "lionbits_version": "3"}, "damaged.*list"),
+        ({"lionbits": '{"$tensor": "a"}', "lionbits_version": "3"}, "damaged.*Tensor"),
+        ({"lionbits": '{"$items": 5}', "lionbits_version": "3"}, "damaged"),
+        ({"lionbits": '{"$items": [[{}, 1]]}', "lionbits_version": "3"}, "damaged"),
     ):
         library.save_file({"a": torch.ones(2)}, path, metadata)
         with pytest.raises(ValueError, match=rf"state\.safetensors.*{words}"):

@@ -151,5 +151,5 @@ def test_state_of_version_1_is_refused_by_number() -> None:
     train(optimizer, params, [1])
     saved = optimizer.state_dict()
     saved["param_groups"][0]["lionbits_version"] = 1
-    with pytest.raises(ValueError, match=r"'lionbits_version'\]=1: this lionbits reads version 2"):
+    with pytest.raises(ValueError, match=r"'lionbits_version'\]=1: this lionbits reads version 3"):
         Lion8bit(params).load_state_dict(saved)

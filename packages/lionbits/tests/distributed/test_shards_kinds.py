@@ -83,33 +83,6 @@ def test_fsdp_over_tensor_parallelism(world: World, settings: dict[str, Any]) ->
     world(over_tensor_parallelism, settings)
 
 
-def one_row(ranks: int) -> None:
-    if takes_part(ranks):
-        shapes = {"vector": (601,), "matrix": (20, 40), "lora": (101, 7)}
-        module = Bag(shapes=shapes)
-        parts = sharded(module, meshes()[ranks])
-        settings = {**SETTINGS, "optim_bits": 8}
-        optimizer = Lion(module.named_parameters(), **settings, overrides={"[vl]*": {"optim_bits": 32}})
-        own_groups = {"[vl]*": {"lr": SETTINGS["lr"]}}  # as above: noise depends on the position over all groups
-        other = Lion(parts.named_parameters(), **settings, overrides=own_groups)
-        train(module, optimizer, [1, 2])
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            train(parts, other, [1, 2])
-        messages = [str(warning.message) for warning in caught if "float32 momentum" in str(warning.message)]
-        assert ["(vector, lora)" in message for message in messages] == [True] * (dist.get_rank() == 0)
-        assert_equal(parts, other, module, optimizer)
-
-
-def test_one_row_keeps_float32_momentum(world: World) -> None:
-    """On any number of ranks, one too: what a checkpoint holds does not depend on how many there were.
-
-    Of vectors, and of matrices whose rows are shorter than 32: one row, through which ranks cut.
-    """
-    for ranks in (1, 3):
-        world(one_row, ranks)
-
-
 def cuts_short_rows(shape: tuple[int, ...], dims: tuple[int, ...], settings: dict[str, Any]) -> None:
     """A parameter that is one row, cut along these dimensions of it, equals the whole one."""
     mesh = meshes()["2x2"] if len(dims) == 2 else meshes()[4]

@@ -163,7 +163,7 @@ def test_the_optimizers_own_settings_stay() -> None:
     group = ours.param_groups[0]
     assert {key: group[key] for key in own} == own
     assert (group["initial_lr"], group["betas"], group["weight_decay"]) == (0.75, (0.95, 0.98), 0.25)
-    assert made["param_groups"][0]["lionbits_version"] == 2
+    assert made["param_groups"][0]["lionbits_version"] == 3
     assert {state["param_residual"].dtype for state in ours.state.values()} == {torch.int8}
     train(ours, params, [1])  # its first norm fills the history of percentile clipping
     assert all((state["grad_norms"] > 0).all() for state in ours.state.values())
