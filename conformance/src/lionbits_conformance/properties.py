@@ -19,6 +19,7 @@ from lionbits_reference.spec import Backend, Format, Plan, Slot
 
 from . import bits, cases
 from .cases import Case, TensorCase
+from .cut_rows import cut_rows_equal_whole
 from .placing import like
 from .repro import CPU, Property, repro_message
 from .world import codec_shares_no_memory, keeps_no_gradient, leaves_the_world_alone, threads_do_not_meet
@@ -200,6 +201,7 @@ CALLS: dict[str, Property] = {
         many_equal_one_by_one,
         prepared_serves_other_gradients,
         shards_equal_whole,
+        cut_rows_equal_whole,
         zero_stays_zero,
         skipped_harm_nobody,
         codec_equals_reference,

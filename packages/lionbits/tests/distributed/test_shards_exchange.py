@@ -35,8 +35,8 @@ SHAPES = {
     "columns": (40, 512),
 }
 
-#: Placements under tensor parallelism of what is not cut along its first dimension. Of uneven parts of uneven parts torch
-#: itself puts no full state dict together (``_StridedShard._shard_tensor`` asserts that there are none).
+#: Placements under tensor parallelism of what is not cut along its first dimension. Of uneven parts of uneven parts
+#: torch itself puts no full state dict together (``_StridedShard._shard_tensor`` asserts that there are none).
 TENSOR_PARALLEL = {"columns": Shard(1), **dict.fromkeys(("bias", "odd", "depthwise", "embedding"), Replicate())}
 
 #: Ways to be sharded, each with the ranks that take part.
@@ -88,6 +88,7 @@ def saves(way: str, bits: int, folder: Path) -> None:
         group = None if WAYS[way] == "2x2" else meshes()[WAYS[way]].get_group()
         state = {"optim": get_optimizer_state_dict(module, optimizer)}
         dcp.save(state, checkpoint_id=folder / "dcp", process_group=group)
+        dcp.save({"optim": optimizer.state_dict()}, checkpoint_id=folder / "numbers", process_group=group)
         full = get_optimizer_state_dict(module, optimizer, options=FULL)
         by_number = full_by_number(optimizer)
         if torch.distributed.get_rank() == 0:
@@ -120,6 +121,13 @@ def by_dcp(module: nn.Module, optimizer: Lion, folder: Path, way: str) -> None:
     set_optimizer_state_dict(module, optimizer, state["optim"])
 
 
+def in_place(module: nn.Module, optimizer: Lion, folder: Path, way: str) -> None:
+    """Into the tensors of ``state_dict()``, which are the optimizer's or are taken back by the next step."""
+    group = None if WAYS[way] == "2x2" else meshes()[WAYS[way]].get_group()
+    optimizer.init_state()
+    dcp.load({"optim": optimizer.state_dict()}, checkpoint_id=folder / "numbers", process_group=group)
+
+
 def by_full_state_dict(module: nn.Module, optimizer: Lion, folder: Path, way: str) -> None:
     set_optimizer_state_dict(module, optimizer, torch.load(folder / "full.pt"), options=FULL)
 
@@ -139,6 +147,7 @@ def by_convert(module: nn.Module, optimizer: Lion, folder: Path, way: str) -> No
 
 LOADING: dict[str, Callable[[nn.Module, Lion, Path, str], None]] = {
     "dcp": by_dcp,
+    "in place": in_place,
     "full_state_dict": by_full_state_dict,
     "broadcast_from_rank0": by_broadcast,
     "state_dict": by_state_dict,

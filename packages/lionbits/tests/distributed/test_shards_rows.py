@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor.debug import CommDebugMode
 
 from lionbits import Lion
 
-from .problem import SETTINGS, Bag, assert_equal, sharded, train
+from .problem import SETTINGS, Bag, assert_equal, gradient, part, sharded, train
 from .world import World, meshes, takes_part
 
 #: Vectors and short rows: cut between blocks, inside them, inside bytes, many ranks in one block, ranks without any.
@@ -68,3 +69,48 @@ def test_ranks_equal_one_process_in_bfloat16(world: World, rounding: dict[str, A
     """Parameters that are rounded with noise, too."""
     for bits in (8, 4):
         world(equal_one_process, 3, {"optim_bits": bits, **rounding}, torch.bfloat16)
+
+
+def spoilt_gradients(settings: dict[str, Any]) -> None:
+    """Elements that are not finite, in whole and in divided blocks."""
+    module = Bag(shapes=SHAPES)
+    parts = sharded(module, meshes()[4])
+    settings = {**SETTINGS, "min_8bit_size": 40, **settings}
+    optimizer, other = Lion(module.named_parameters(), **settings), Lion(parts.named_parameters(), **settings)
+    for step in (1, 2):
+        for position, (param, twin) in enumerate(zip(module.parameters(), parts.parameters(), strict=True)):
+            grad = gradient(param, position, step)
+            if step == 1:
+                grad.view(-1)[:: max(param.numel() // 3, 1)] = torch.nan
+                grad.view(-1)[-1] = -torch.inf
+            param.grad, twin.grad = grad, part(grad, twin)
+        optimizer.step()
+        other.step()
+        assert_equal(parts, other, module, optimizer, f"step {step}")
+    assert other.skipped_elements() == optimizer.skipped_elements()
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "propagate"])
+def test_gradients_that_are_not_finite(world: World, nonfinite: str) -> None:
+    """With "propagate" a block that cuts divide is lost on all ranks, as it is in one process."""
+    for bits in (8, 4):
+        world(spoilt_gradients, {"optim_bits": bits, "nonfinite": nonfinite})
+
+
+def collectives(count: int) -> list[int]:
+    """Collective calls in each of three steps, of so many vectors."""
+    module = sharded(Bag(shapes={f"vector {j}".replace(" ", "_"): (513 + j,) for j in range(count)}), meshes()[4])
+    optimizer = Lion(module.named_parameters(), **SETTINGS, optim_bits=8, cautious="mask", grad_clip=1.0)
+    found = []
+    for step in (1, 2, 3):
+        with CommDebugMode() as watched:
+            train(module, optimizer, [step])
+        found.append(watched.get_total_counts())
+    return found
+
+
+def test_collective_calls_do_not_grow_with_parameters(world: World) -> None:
+    """One for norms, one for aligned elements, one for scales."""
+    few, many = world(collectives, 1), world(collectives, 40)
+    assert few == many
+    assert few[0][1:] == [3, 3]

@@ -57,13 +57,16 @@ def add_version(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 
     A hook of ``state_dict()``, the first to run.
     """
-    held = state_dict["state"]
+    held, exported = state_dict["state"], cast("Lion", optimizer)._get_prefetcher().exported
     for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
         saved.update({key: settings.plain(value) for key, value in saved.items()})
         saved[VERSION_KEY] = VERSION
         for param, key in zip(group["params"], saved["params"], strict=True):
             if held.get(key):
-                held[key] = export_state(group, param, held[key])
+                state, held[key] = held[key], export_state(group, param, held[key])
+                if isinstance(state.get("exp_avg_codes"), Tensor):
+                    codes = state["exp_avg_codes"], held[key]["exp_avg_codes"]
+                    exported.note(settings.state_format(group), param, *codes)
 
 
 def export_state(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def load(
         for handle in handles:
             handle.remove()
     sealing.complete_weights()
+    optimizer._get_prefetcher().exported.forget()
     optimizer._get_prefetcher().formats.note_all(optimizer.param_groups, optimizer.state)
     if optimizer._step_cache is not None:
         optimizer._step_cache = optimizer._step_cache.recorded()  # the state that others knew is free to go

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lionbits.state.exported import ExportedCodes
 from lionbits.state.formats import CodeFormats
 from lionbits_reference.spec import Backend, Plan, Prepared, Slot
 
@@ -72,7 +73,7 @@ class Prefetcher:
     def __init__(self, pager: Pager) -> None:
         self.pager, self.stats = pager, PagingStats()
         self.placement = Placement(pager, self.stats)
-        self.formats = CodeFormats()
+        self.formats, self.exported = CodeFormats(), ExportedCodes()
         self.page_size = pager.page_size if isinstance(pager, Paged) else 0
         self._streams: dict[torch.device, CopyStreams] = {}
         self._buffers: dict[torch.device, StagingBuffers] = {}
@@ -96,8 +97,10 @@ class Prefetcher:
     def settle(self) -> None:
         """Wait until the host has all state that is kept there, so that readers after a step see that step.
 
-        Nothing else makes the host wait, and this only if something was copied.
+        Nothing else makes the host wait, and this only if something was copied. Codes that were loaded into a state
+        dict are taken back.
         """
+        self.exported.take_back()
         for streams in self._streams.values():
             streams.settle()
 

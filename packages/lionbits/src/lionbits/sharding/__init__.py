@@ -9,7 +9,7 @@ back, in the form that ``carried`` gives it; ``whole`` puts parts together; ``va
 sharded.
 """
 
-from .carried import as_dtensors, from_carried, state_spec, to_carried
+from .carried import as_dtensors, codes_are_copied, from_carried, packed_codes, state_spec, to_carried
 from .dtensors import from_dtensor, placed_like
 from .local import (
     Run,
@@ -39,6 +39,7 @@ __all__ = [
     "check_gradient",
     "check_moving",
     "check_settings",
+    "codes_are_copied",
     "coordinate",
     "cut",
     "decode",
@@ -47,6 +48,7 @@ __all__ = [
     "from_dtensor",
     "gather",
     "local_tensor",
+    "packed_codes",
     "placed_like",
     "run_of",
     "shard_group",

@@ -64,10 +64,9 @@ def to_carried(format: Format, param: Tensor, state: Mapping[str, Any]) -> State
         carried[RESIDUAL] = residual[..., None].view(torch.uint8)
     count = lead(format, run) + math.prod(shape)
     if isinstance(codes, Tensor) and _joined(format, param.shape) and codes.shape == (1, _bytes(format, count)):
-        wanted = _joined_codes(format, shape)
-        if wanted == tuple(shape):
+        if codes_are_copied(format, param):
             codes = formats.unpack(codes, format.bits, count)[:, lead(format, run) :].contiguous()
-        carried[CODES] = codes.reshape(wanted)
+        carried[CODES] = codes.reshape(_joined_codes(format, shape))
     return carried
 
 
@@ -113,10 +112,20 @@ def _rejoined(format: Format, param: Tensor, codes: Any, carried: TensorSpec) ->
     if not isinstance(codes, Tensor) or tuple(codes.shape) != wanted or codes.dtype != carried.dtype:
         has = f"{codes.dtype} of shape {tuple(codes.shape)}" if isinstance(codes, Tensor) else repr(codes)
         raise ValueError(f"{CODES} should be {carried.dtype} of shape {wanted}, the state has {has}.")
-    if carried.shape != tuple(param.shape):
+    if not codes_are_copied(format, param):
         return codes.reshape(1, -1)
     if codes.numel() and int(codes.max()) >> format.bits:
         raise ValueError(f"{CODES} has {int(codes.max())}, which is no code of {format.bits} bits.")
+    return packed_codes(format, param, codes)
+
+
+def codes_are_copied(format: Format, param: Tensor) -> bool:
+    """True if the codes of a checkpoint have a byte each, unlike those that kernels read."""
+    return _joined(format, param.shape) and _joined_codes(format, param.shape) == tuple(param.shape)
+
+
+def packed_codes(format: Format, param: Tensor, codes: Tensor) -> Tensor:
+    """Return codes that have a byte each, of the part of a parameter on this rank, as kernels read them."""
     return formats.pack(pad(codes.reshape(1, -1), (lead(format, run_of(param)), 0)), format.bits)
 
 

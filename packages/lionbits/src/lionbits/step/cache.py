@@ -193,6 +193,7 @@ def update(optimizer: Lion) -> None:
         TypeError, ValueError, RuntimeError, FloatingPointError: as :class:`StepCache`.
     """
     held = optimizer.param_groups, optimizer.state, optimizer._backend
+    optimizer._get_prefetcher().exported.take_back()
     grads = None if optimizer._step_cache is None else optimizer._step_cache.grads(*held)
     if optimizer._step_cache is None or grads is None:
         optimizer._step_cache = StepCache(*held, optimizer._get_prefetcher(), before=optimizer._step_cache)
