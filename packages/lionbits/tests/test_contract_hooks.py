@@ -114,7 +114,7 @@ def test_state_dict_hook_may_wrap_the_result(variant: Variant) -> None:
     optimizer.register_state_dict_post_hook(lambda opt, given: {"optimizer": copy.deepcopy(given)})
     wrapped = optimizer.state_dict()
     assert wrapped.keys() == {"optimizer"}
-    assert wrapped["optimizer"]["param_groups"][0]["lionbits_version"] == 2
+    assert wrapped["optimizer"]["param_groups"][0]["lionbits_version"] == 3
 
 
 def test_load_hooks_run_in_order_around_the_load(variant: Variant) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 from collections.abc import Callable
@@ -153,3 +154,61 @@ def test_state_of_version_1_is_refused_by_number() -> None:
     saved["param_groups"][0]["lionbits_version"] = 1
     with pytest.raises(ValueError, match=r"'lionbits_version'\]=1: this lionbits reads version 3"):
         Lion8bit(params).load_state_dict(saved)
+
+
+def _trained(shape: tuple[int, ...], bits: int) -> tuple[torch.nn.Parameter, Lion]:
+    generator = torch.Generator().manual_seed(3)
+    param = torch.nn.Parameter(torch.randn(shape, generator=generator))
+    optimizer = Lion([param], optim_bits=bits, min_8bit_size=32)
+    for _ in range(3):
+        param.grad = torch.randn(shape, generator=generator)
+        optimizer.step()
+    return param, optimizer
+
+
+@pytest.mark.filterwarnings("ignore:optim_bits=2 is for research")
+@pytest.mark.parametrize("bits", [4, 2])
+@pytest.mark.parametrize("shape", [(401,), (103, 7), (37, 1, 5, 5), (64, 8), (40, 40)], ids=str)
+def test_state_dict_holds_codes_that_shards_can_cut(shape: tuple[int, ...], bits: int) -> None:
+    """Codes of a parameter that is one row have its first dimension; in place or not, what is loaded counts."""
+    param, optimizer = _trained(shape, bits)
+    saved = optimizer.state_dict()
+    assert saved["state"][0]["exp_avg_codes"].shape[0] == shape[0]
+
+    twin = torch.nn.Parameter(param.detach().clone())
+    other = Lion([twin], optim_bits=bits, min_8bit_size=32)
+    other.init_state()
+    for key, value in other.state_dict()["state"][0].items():  # as torch.distributed.checkpoint.load does
+        value.copy_(saved["state"][0][key])
+    assert torch.equal(other.momentum(twin), optimizer.momentum(param))
+
+    third = Lion([torch.nn.Parameter(param.detach().clone())], optim_bits=bits, min_8bit_size=32)
+    third.load_state_dict(saved)
+    for one in (optimizer, other, third):
+        one.param_groups[0]["params"][0].grad = torch.full(shape, 0.5)
+        one.step()
+    values = [one.param_groups[0]["params"][0] for one in (optimizer, other, third)]
+    assert torch.equal(values[0], values[1])
+    assert torch.equal(values[0], values[2])
+
+
+def test_a_byte_that_is_no_code_is_refused() -> None:
+    param, optimizer = _trained((401,), 4)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["exp_avg_codes"][7] = 16
+    before = optimizer.momentum(param)
+    with pytest.raises(ValueError, match=r"parameter 0: exp_avg_codes has 16, which is no code of 4 bits"):
+        optimizer.load_state_dict(saved)
+    assert torch.equal(optimizer.momentum(param), before)
+
+
+def test_a_snapshot_does_not_undo_later_steps() -> None:
+    """What a state dict was given before a step is taken back once."""
+    param, optimizer = _trained((401,), 4)
+    _, straight = _trained((401,), 4)
+    optimizer.state_dict()
+    for one in (optimizer, straight):
+        for _ in range(2):
+            one.param_groups[0]["params"][0].grad = torch.full((401,), 0.5)
+            one.step()
+    assert torch.equal(optimizer.momentum(param), straight.momentum(straight.param_groups[0]["params"][0]))

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from lionbits import groups as grouping
 from lionbits import paging, settings, sharding
 from lionbits.state import entries, residual
-from lionbits_reference.spec import Backend, checks
+from lionbits_reference.spec import FLOAT32, Backend, checks
 
 from . import keeping, matching, validation
 from .recognise import reader, recognise, second_moments
@@ -64,17 +64,19 @@ def add_version(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         for param, key in zip(group["params"], saved["params"], strict=True):
             if held.get(key):
                 state, held[key] = held[key], export_state(group, param, held[key])
-                if isinstance(state.get("exp_avg_codes"), Tensor):
-                    codes = state["exp_avg_codes"], held[key]["exp_avg_codes"]
-                    exported.note(settings.state_format(group), param, *codes)
+                codes, carried = state.get("exp_avg_codes"), held[key].get("exp_avg_codes")
+                if isinstance(codes, Tensor) and carried is not codes:
+                    exported.note(settings.state_format(group), param, codes, carried)
 
 
 def export_state(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a parameter in the form of a checkpoint; codes that share bytes are copied, all else is not."""
     if entries.fresh(state):
         return dict(state)
-    if not sharding.distributed(param):  # which asks for no plan
-        return sharding.to_carried(settings.state_format(group), param, state)
+    if not sharding.distributed(param):  # which asks for no plan, and for settings only where a byte may be divided
+        codes = state.get("exp_avg_codes")
+        joined = isinstance(codes, Tensor) and codes.shape[:1] != param.shape[:1]
+        return sharding.to_carried(settings.state_format(group) if joined else FLOAT32, param, state)
     plan = settings.plan(group, param, param.dtype)
     specs = entries.whole_specs(plan, param, state)
     return sharding.as_dtensors(plan.format, param, specs, sharding.to_carried(plan.format, param, state))

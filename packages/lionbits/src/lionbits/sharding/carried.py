@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -98,8 +98,8 @@ def from_carried(format: Format, param: Tensor, specs: Mapping[str, TensorSpec],
     if getattr(state.get(RESIDUAL), "dtype", None) == torch.int16:
         forms[RESIDUAL] = specs[RESIDUAL]
     found = from_dtensor(param, forms, state, _whole(format, param.shape))
-    residual, wanted = found.get(RESIDUAL), specs.get(RESIDUAL)
-    if isinstance(residual, Tensor) and wanted is not None and residual.dtype != wanted.dtype:
+    residual = found.get(RESIDUAL)
+    if RESIDUAL in specs and specs[RESIDUAL].dtype == torch.int16 and _in_pairs(residual):
         found[RESIDUAL] = residual.contiguous().view(torch.int16)[..., 0]
     if CODES in specs and _joined(format, param.shape):
         found[CODES] = _rejoined(format, param, found[CODES], forms[CODES])
@@ -137,6 +137,10 @@ def _whole(format: Format, shape: Sequence[int]) -> set[str]:
 
 def _bytes(format: Format, elements: int) -> int:
     return -(-elements * format.bits // 8)
+
+
+def _in_pairs(residual: Any) -> TypeGuard[Tensor]:
+    return isinstance(residual, Tensor) and residual.dtype == torch.uint8 and residual.shape[-1:] == (2,)
 
 
 def _joined(format: Format, shape: Sequence[int]) -> bool:
