@@ -10,7 +10,7 @@ FACTORS, PREPARE, RUN, SCALARS, CACHE, SNAPSHOT = (
 )
 CLIPPING, SETTINGS = "lionbits_reference/clipping.py", "lionbits/settings.py"
 
-_KEY = 'LaunchKey(plan, hyper, device, param.device, group["cautious"], raises, shards)'
+_KEY = 'LaunchKey(plan, hyper, device, param.device, group["cautious"], raises, shards, shares)'
 _PLACE = "(steps % HISTORY)"
 _SCALED = "scalars = replace(scalars, grad_scale=scalars.grad_scale * factors)"
 
@@ -151,7 +151,7 @@ LAUNCHES = (
         "the first mask of a launch for all",
         PREPARE,
         _KEY,
-        'LaunchKey(plan, hyper, device, param.device, group["cautious"] and next((k.cautious for k in found if k.plan == plan), group["cautious"]), raises, shards)',
+        'LaunchKey(plan, hyper, device, param.device, group["cautious"] and next((k.cautious for k in found if k.plan == plan), group["cautious"]), raises, shards, shares)',
     ),
     front_end(
         "betas of the first group for all",
