@@ -87,7 +87,12 @@ def build(source: Source, arch: int, verbose: bool = False, lines: bool = False)
     names, texts = ([header[i].encode() for header in source.headers] for i in (0, 1))
     program = nvrtc.createProgram(source.text, source.name, texts, names)
     try:
-        options = [*OPTIONS, f"--gpu-architecture=sm_{arch}", *["--ptxas-options=-v"] * verbose, *["--generate-line-info"] * lines]
+        options = [
+            *OPTIONS,
+            f"--gpu-architecture=sm_{arch}",
+            *["--ptxas-options=-v"] * verbose,
+            *["--generate-line-info"] * lines,
+        ]
         try:
             nvrtc.compileProgram(program, options)
         except nvrtc.NVRTCError as error:

@@ -34,7 +34,14 @@ def architecture(setting: str) -> int:
 
 
 def launch(
-    kernel: str, plan: Plan, table: Table, extents: Extents, arch: int, sizes: tuple[int, int], arguments: Sequence[Any], seed: int
+    kernel: str,
+    plan: Plan,
+    table: Table,
+    extents: Extents,
+    arch: int,
+    sizes: tuple[int, int],
+    arguments: Sequence[Any],
+    seed: int,
 ) -> None:
     """Execute a kernel as NVRTC compiles it, with the arguments that a GPU would get.
 

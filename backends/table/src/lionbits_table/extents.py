@@ -39,13 +39,25 @@ class Extents:
         self._grads: list[int] = []
         for j, (slot, grad) in enumerate(zip(*table.walked(slots, grads), strict=True)):
             state = {key: slot.state[key] for key in plan.state_spec(slot.param.shape)}
-            self._fixed += [extent(tensor, f"{name} of slot {j}") for name, tensor in {"param": slot.param, **state}.items()]
+            self._fixed += [
+                extent(tensor, f"{name} of slot {j}") for name, tensor in {"param": slot.param, **state}.items()
+            ]
             self._grads.append(extent(grad, "").bytes)
 
     def of_launch(self, table: Table, arguments: Sequence[object]) -> list[Extent]:
         """Return all that a launch may touch: slots, gradients that are bound, the table, tensors among the arguments."""
         starts = table.calls[:, 0].tolist()
-        grads = [Extent(at, size, f"gradient of slot {j}") for j, (at, size) in enumerate(zip(starts, self._grads, strict=True))]
-        tables = [extent(tensor, f"the table's {name}") for name, tensor in (("slots", table.slots), ("calls", table.calls), ("items", table.items))]
-        others = [extent(value, f"argument {i} after the table") for i, value in enumerate(arguments) if isinstance(value, Tensor)]
+        grads = [
+            Extent(at, size, f"gradient of slot {j}")
+            for j, (at, size) in enumerate(zip(starts, self._grads, strict=True))
+        ]
+        tables = [
+            extent(tensor, f"the table's {name}")
+            for name, tensor in (("slots", table.slots), ("calls", table.calls), ("items", table.items))
+        ]
+        others = [
+            extent(value, f"argument {i} after the table")
+            for i, value in enumerate(arguments)
+            if isinstance(value, Tensor)
+        ]
         return [*self._fixed, *grads, *tables, *others]

@@ -83,7 +83,10 @@ class Table:
 
     def walked(self, slots: Sequence[Slot], grads: Sequence[Tensor]) -> tuple[list[Slot], list[Tensor]]:
         """Return what kernels touch of the slots and gradients of the table: those themselves, or their copies."""
-        pairs = [(slot, grad) if (found := self._detours.get(j)) is None else found[1:] for j, (slot, grad) in enumerate(zip(slots, grads, strict=True))]
+        pairs = [
+            (slot, grad) if (found := self._detours.get(j)) is None else found[1:]
+            for j, (slot, grad) in enumerate(zip(slots, grads, strict=True))
+        ]
         return [slot for slot, _ in pairs], [grad for _, grad in pairs]
 
     def release(self) -> None:

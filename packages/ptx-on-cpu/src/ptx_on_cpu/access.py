@@ -37,7 +37,11 @@ def lower(instruction: Instruction, registers: Registers, offsets: dict[str, int
     if type is None or type.kind in ("x2", "bf", "pred") or type.name == "f16" or type.bytes * lanes > 16:
         return None
     if name == "ld":
-        return _parameter(instruction, registers, type, offsets) if space == "param" else _load(instruction, registers, space, type, lanes)
+        return (
+            _parameter(instruction, registers, type, offsets)
+            if space == "param"
+            else _load(instruction, registers, space, type, lanes)
+        )
     return None if space in ("param", "const") else _store(instruction, registers, space, type, lanes)
 
 
@@ -46,7 +50,11 @@ def _address(instruction: Instruction, registers: Registers, operand: Operand, s
     place = instruction.place
     assert isinstance(operand, Address)
     wide = TYPES["u64"]
-    if isinstance(operand.base, Register) and space == "shared" and registers.types.get(operand.base.name) == TYPES["b32"]:
+    if (
+        isinstance(operand.base, Register)
+        and space == "shared"
+        and registers.types.get(operand.base.name) == TYPES["b32"]
+    ):
         wide = TYPES["u32"]
     read = registers.defined(operand.base, wide, place, "the address")
     offset = np.uint64(operand.offset & (2**64 - 1))
@@ -169,7 +177,9 @@ def _memory(
         batch.memory.check(at, type.bytes, place)
         batch.counters.global_access(batch, threads, at, type.bytes, place)
         batch.accesses.record(batch, threads, at, type.bytes, place, write=True, atomic=True)
-        return (lambda i: batch.memory.load(at[i], type.bits)), (lambda i, values: batch.memory.store(at[i], type.bits, values))
+        return (lambda i: batch.memory.load(at[i], type.bits)), (
+            lambda i, values: batch.memory.store(at[i], type.bits, values)
+        )
     batch.shared.check(at, type.bytes, place)
     batch.counters.shared_access(batch, threads, at, type.bytes, place)
     batch.accesses.record_shared(batch, threads, at, type.bytes, place, write=True, atomic=True)
@@ -184,5 +194,3 @@ def _memory(
         batch.shared.store(blocks[i], at[i], type.bits, values, type.unsigned(0))
 
     return load, store
-
-

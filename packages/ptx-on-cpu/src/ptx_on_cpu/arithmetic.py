@@ -34,7 +34,13 @@ def rule(opcode: str) -> Rule | None:
         return integers.product(name, modifiers)
     if name == "rem":
         return integers.arithmetic(name, modifiers)
-    others = {"shf": bitwise.funnel, "lop3": bitwise.lop3, "prmt": bitwise.permute, "selp": bitwise.select, "cvt": convert}
+    others = {
+        "shf": bitwise.funnel,
+        "lop3": bitwise.lop3,
+        "prmt": bitwise.permute,
+        "selp": bitwise.select,
+        "cvt": convert,
+    }
     return others[name](modifiers) if name in others else _moved(name, modifiers)
 
 

@@ -71,5 +71,7 @@ def _result(operation: str, type: Type, found: Array, values: list[Array]) -> Ar
         return values[0]
     if operation == "cas":
         return np.where(found == values[0], values[1], found)
-    result = np.asarray(_FUNCTIONS[operation](found.view(type.numbers), np.ascontiguousarray(values[0]).view(type.numbers)))
+    result = np.asarray(
+        _FUNCTIONS[operation](found.view(type.numbers), np.ascontiguousarray(values[0]).view(type.numbers))
+    )
     return bits(result) if type.kind == "f" else result.view(type.unsigned)

@@ -59,7 +59,13 @@ class Batch:
         self.block_threads = block[0] * block[1] * block[2]
         self.pitch = -(-self.block_threads // WARP) * WARP
         self.count = len(blocks) * self.pitch
-        self.memory, self.parameters, self.counters, self.accesses, self.random = memory, parameters, counters, accesses, random
+        self.memory, self.parameters, self.counters, self.accesses, self.random = (
+            memory,
+            parameters,
+            counters,
+            accesses,
+            random,
+        )
         self.shared = Shared(len(blocks), shared)
         self._types = registers
         self._registers: list[Array | None] = [None] * len(registers)
@@ -131,4 +137,6 @@ class Batch:
 def special_known(name: str) -> bool:
     """True for a special register that :meth:`Batch.special` knows."""
     base, _, axis = name.partition(".")
-    return base in ("%lanemask_lt", "%laneid", "%lanemask_eq") or (base in ("%tid", "%ntid", "%ctaid", "%nctaid") and axis in ("x", "y", "z"))
+    return base in ("%lanemask_lt", "%laneid", "%lanemask_eq") or (
+        base in ("%tid", "%ntid", "%ctaid", "%nctaid") and axis in ("x", "y", "z")
+    )

@@ -25,9 +25,13 @@ def logic(name: str, modifiers: list[str]) -> Rule | None:
     if name == "cnot":
         return Rule(lambda a: (a == 0).astype(type.unsigned), (type,), type)
     if name == "and":  # a bit that is 0 decides
-        return Rule(lambda a, b: a & b, (type,) * 2, type, shadow=lambda v, s: (s[0] & s[1]) | (s[0] & v[1]) | (v[0] & s[1]))
+        return Rule(
+            lambda a, b: a & b, (type,) * 2, type, shadow=lambda v, s: (s[0] & s[1]) | (s[0] & v[1]) | (v[0] & s[1])
+        )
     if name == "or":
-        return Rule(lambda a, b: a | b, (type,) * 2, type, shadow=lambda v, s: (s[0] & s[1]) | (s[0] & ~v[1]) | (~v[0] & s[1]))
+        return Rule(
+            lambda a, b: a | b, (type,) * 2, type, shadow=lambda v, s: (s[0] & s[1]) | (s[0] & ~v[1]) | (~v[0] & s[1])
+        )
     return Rule(lambda a, b: a ^ b, (type,) * 2, type, shadow=lambda values, shadows: shadows[0] | shadows[1])
 
 
@@ -40,7 +44,11 @@ def lop3(modifiers: list[str]) -> Rule | None:
         found = np.uint32(0)
         for case in range(8):
             matching = [value if case >> (2 - i) & 1 else ~value for i, value in enumerate((a, b, c))]
-            found = found | np.where(table >> np.uint32(case) & np.uint32(1), np.bitwise_and.reduce(np.broadcast_arrays(*matching)), np.uint32(0))
+            found = found | np.where(
+                table >> np.uint32(case) & np.uint32(1),
+                np.bitwise_and.reduce(np.broadcast_arrays(*matching)),
+                np.uint32(0),
+            )
         return np.asarray(found)
 
     return Rule(result, (_B32,) * 3 + (_U32,), _B32)
@@ -87,7 +95,9 @@ def field(name: str, modifiers: list[str]) -> Rule | None:
     full, zero, one = type.unsigned(2**type.bits - 1), type.unsigned(0), type.unsigned(1)
 
     def mask(length: Array) -> Array:
-        return np.where(length >= type.bits, full, (one << np.minimum(length, np.uint32(type.bits - 1)).astype(type.unsigned)) - one)
+        return np.where(
+            length >= type.bits, full, (one << np.minimum(length, np.uint32(type.bits - 1)).astype(type.unsigned)) - one
+        )
 
     def shifted(value: Array, by: Array, left: bool) -> Array:
         amount = np.minimum(by, np.uint32(type.bits - 1)).astype(type.unsigned)
@@ -148,7 +158,11 @@ def permute(modifiers: list[str]) -> Rule | None:
         both = a.astype(np.uint64) | (b.astype(np.uint64) << np.uint64(32))
         found: Any = np.uint32(0)
         for place in range(4):
-            pick = control >> np.uint32(4 * place) & np.uint32(15) if not mode else _picked(mode, control & np.uint32(3), place)
+            pick = (
+                control >> np.uint32(4 * place) & np.uint32(15)
+                if not mode
+                else _picked(mode, control & np.uint32(3), place)
+            )
             byte = (both >> ((pick & np.uint32(7)).astype(np.uint64) * np.uint64(8))).astype(np.uint32) & np.uint32(255)
             if not mode:
                 sign = np.where(byte >= 128, np.uint32(255), np.uint32(0))

@@ -72,7 +72,7 @@ def _between_floats(to: Type, source: Type, rounding: str, saturate: bool) -> Ca
         return (lambda a: narrow_bf16(a, rounding)) if to.kind == "bf" else (lambda a: narrow_f16(a, rounding))
     if (to.name, source.name) == ("f32", "bf16") and not rounding and not saturate:
         return lambda a: bits((a.astype(np.uint32) << np.uint32(16)).view(np.float32))
-    if to.kind != "f" or source.kind != "f" or "f16" in (to.name, source.name) and (to.bits, source.bits) != (32, 16):
+    if to.kind != "f" or source.kind != "f" or ("f16" in (to.name, source.name) and (to.bits, source.bits) != (32, 16)):
         return None
     if to.bits > source.bits and not rounding and not saturate:
         return lambda a: bits(a.view(source.numbers).astype(to.numbers))
@@ -121,7 +121,9 @@ def _packed(how: list[str], to: str, source: str) -> Rule | None:
     def shadow(values: list[Array], shadows: list[Array]) -> Array:
         del values
         zero = np.uint32(0)
-        upper, lower = (np.where(each != 0, np.uint32(part), zero) for each, part in zip(shadows, (0xFFFF0000, 0xFFFF), strict=True))
+        upper, lower = (
+            np.where(each != 0, np.uint32(part), zero) for each, part in zip(shadows, (0xFFFF0000, 0xFFFF), strict=True)
+        )
         return upper | lower
 
     return Rule(result, (TYPES["f32"],) * 2, TYPES["b32"], shadow=shadow)

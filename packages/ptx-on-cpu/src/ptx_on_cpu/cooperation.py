@@ -73,7 +73,10 @@ def _shuffle(instruction: Instruction, registers: Registers, modifiers: list[str
         lane = numbers % WARP
         by = (read_by(batch, threads) & np.uint32(31)).astype(np.int64)
         clamp = read_clamp(batch, threads)
-        upper, segment = (clamp & np.uint32(31)).astype(np.int64), (clamp >> np.uint32(8) & np.uint32(31)).astype(np.int64)
+        upper, segment = (
+            (clamp & np.uint32(31)).astype(np.int64),
+            (clamp >> np.uint32(8) & np.uint32(31)).astype(np.int64),
+        )
         last = (lane & segment) | (upper & ~segment & 31)
         first = lane & segment
         wanted = {"up": lane - by, "down": lane + by, "bfly": lane ^ by, "idx": first | (by & ~segment & 31)}[mode]
@@ -145,7 +148,9 @@ def _vote(instruction: Instruction, registers: Registers, modifiers: list[str]) 
         numbers, masks = batch.numbers(threads), read_mask(batch, threads)
         chosen = np.broadcast_to(read(batch, threads), numbers.shape)
         one = np.uint32(1) << (numbers % WARP).astype(np.uint32)
-        yes, no = (_by_warp(np.bitwise_or, np.where(each, one, np.uint32(0)), masks, numbers) for each in (chosen, ~chosen))
+        yes, no = (
+            _by_warp(np.bitwise_or, np.where(each, one, np.uint32(0)), masks, numbers) for each in (chosen, ~chosen)
+        )
         results = {"any": yes != 0, "all": no == 0, "uni": (yes == 0) | (no == 0), "ballot": yes}
         write(batch, threads, results[modifiers[0]], None)
 
@@ -184,9 +189,10 @@ def _matrices(instruction: Instruction, registers: Registers, modifiers: list[st
                 address = at[numbers - lane + 8 * i + row] + (2 * column).astype(np.uint64)
                 batch.accesses.record_shared(batch, threads, address, 2, place, write=False)
                 parts.append(batch.shared.load(batch.block_of[threads], address, 16))
-            values, undefined = (low.astype(np.uint32) | high.astype(np.uint32) << np.uint32(16) for low, high in zip(*parts, strict=True))
+            values, undefined = (
+                low.astype(np.uint32) | high.astype(np.uint32) << np.uint32(16)
+                for low, high in zip(*parts, strict=True)
+            )
             write(batch, threads, values, undefined)
 
     return WarpStep(lambda batch, threads: np.asarray(2**32 - 1, dtype=np.uint32), step)
-
-

@@ -115,7 +115,12 @@ class Counters:
 
     def table(self, rows: int = 12) -> str:
         """Return the counts as a table in Markdown, with the most frequent opcodes and source lines."""
-        lines = ["| count | |", "|---|--:|", f"| warp instructions | {int(self.warps.sum())} |", f"| threads per warp instruction | {self.active:.2f} |"]
+        lines = [
+            "| count | |",
+            "|---|--:|",
+            f"| warp instructions | {int(self.warps.sum())} |",
+            f"| threads per warp instruction | {self.active:.2f} |",
+        ]
         for what, traffic, unit in (("global", self.sectors, "sectors"), ("shared", self.passes, "passes")):
             for place, each in traffic.items():
                 where = place.source or f"PTX line {place.line}"

@@ -91,7 +91,12 @@ def paired_shadow(values: list[Array], shadows: list[Array]) -> Array:
     """Return the undefined bits of a pair: an undefined half makes the same half undefined."""
     del values
     low, high = zip(*map(halves, shadows), strict=True)
-    return joined(*(np.where(sum(each != 0 for each in half) != 0, NAN | np.uint32(1 << 31), np.uint32(0)) for half in (low, high)))
+    return joined(
+        *(
+            np.where(sum(each != 0 for each in half) != 0, NAN | np.uint32(1 << 31), np.uint32(0))
+            for half in (low, high)
+        )
+    )
 
 
 def _fma(type: Type) -> Rule | None:

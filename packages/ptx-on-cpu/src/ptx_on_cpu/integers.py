@@ -35,10 +35,14 @@ def arithmetic(name: str, modifiers: list[str]) -> Rule | None:
         return Rule(_computed(functions[name], type), (type, type), type)
     if name in ("div", "rem"):
         part = int(name == "rem")
-        return Rule(lambda a, b: _divided(a, b, type)[part], (type,) * 2, type, 0, _division_shadow, makes_undefined=True)
+        return Rule(
+            lambda a, b: _divided(a, b, type)[part], (type,) * 2, type, 0, _division_shadow, makes_undefined=True
+        )
     if not type.signed:
         return None
-    return Rule((lambda a: _magnitude(a, type)) if name == "abs" else (lambda a: (~a) + type.unsigned(1)), (type,), type)
+    return Rule(
+        (lambda a: _magnitude(a, type)) if name == "abs" else (lambda a: (~a) + type.unsigned(1)), (type,), type
+    )
 
 
 def _computed(function: Callable[..., Any], type: Type) -> Callable[..., Array]:

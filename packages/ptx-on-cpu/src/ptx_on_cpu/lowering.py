@@ -38,7 +38,9 @@ def expect(instruction: Instruction, count: int) -> tuple[Operand, ...]:
         UnknownInstruction: there are more or fewer.
     """
     if len(instruction.operands) != count:
-        raise UnknownInstruction(f"{instruction.place}: {instruction.opcode} with {len(instruction.operands)} operands is not known")
+        raise UnknownInstruction(
+            f"{instruction.place}: {instruction.opcode} with {len(instruction.operands)} operands is not known"
+        )
     return instruction.operands
 
 
@@ -56,8 +58,6 @@ def _computed(instruction: Instruction, rule: Rule, registers: Registers) -> Ste
         write(batch, threads, rule.function(*values), shadow_of(rule, values, undefined))
 
     return careful if any(shadows) or rule.makes_undefined else _plain(reads, rule, write)
-
-
 
 
 def _plain(reads: list[Reader], rule: Rule, write: Callable[..., None]) -> Step:
@@ -103,7 +103,9 @@ def _comparison(instruction: Instruction, registers: Registers) -> Step | None:
         if any(shadows):
             found = [shadow(batch, threads) if shadow else None for shadow in shadows]
             if any(each is not None for each in found):
-                undefined = np.logical_or.reduce(np.broadcast_arrays(*[each != 0 for each in found if each is not None]))
+                undefined = np.logical_or.reduce(
+                    np.broadcast_arrays(*[each != 0 for each in found if each is not None])
+                )
         if write_opposite:
             opposite = ~compared
             if combined:
@@ -119,7 +121,12 @@ def _packing(instruction: Instruction, registers: Registers) -> Step | None:
     target, source = expect(instruction, 2)
     whole = TYPES.get(instruction.opcode.removeprefix("mov."))
     parts = target if isinstance(target, Vector) else source
-    if whole is None or whole.kind != "b" or not isinstance(parts, Vector) or whole.bits // len(parts.items) not in (16, 32):
+    if (
+        whole is None
+        or whole.kind != "b"
+        or not isinstance(parts, Vector)
+        or whole.bits // len(parts.items) not in (16, 32)
+    ):
         return None
     part, place = TYPES[f"b{whole.bits // len(parts.items)}"], instruction.place
     if isinstance(target, Vector):
@@ -153,4 +160,3 @@ def _joined(values: list[Array] | list[Array | None], bits: int, part: int) -> A
         if value is not None:
             found = found | value.astype(UNSIGNED[bits]) << UNSIGNED[bits](i * part)
     return found
-

@@ -59,14 +59,18 @@ class Memory:
         misaligned = (addresses & np.uint64(size - 1)) != 0
         if misaligned.any():
             address = int(addresses[misaligned][0])
-            raise MemoryFault(place, f"address {address:#x} of {size} bytes is not aligned to {size}; {self.nearest(address)}")
+            raise MemoryFault(
+                place, f"address {address:#x} of {size} bytes is not aligned to {size}; {self.nearest(address)}"
+            )
         last = np.searchsorted(self._starts, addresses, side="right") - 1
         inside = last >= 0
         if len(self._ends):
             inside &= addresses + np.uint64(size) <= self._ends[last]
         if not inside.all():
             address = int(addresses[~inside][0])
-            raise MemoryFault(place, f"address {address:#x} of {size} bytes is outside all buffers; {self.nearest(address)}")
+            raise MemoryFault(
+                place, f"address {address:#x} of {size} bytes is outside all buffers; {self.nearest(address)}"
+            )
 
     def nearest(self, address: int) -> str:
         """Return where an address is, by the buffer that it is in or that is nearest."""
@@ -121,9 +125,13 @@ class Shared:
         if ((addresses & np.uint64(size - 1)) != 0).any():
             wrong = int(addresses[(addresses & np.uint64(size - 1)) != 0][0])
             raise MemoryFault(place, f"shared address {wrong:#x} of {size} bytes is not aligned to {size}")
-        if (beyond := (addresses > np.uint64(self._size)) | (addresses + np.uint64(size) > np.uint64(self._size))).any():
+        if (
+            beyond := (addresses > np.uint64(self._size)) | (addresses + np.uint64(size) > np.uint64(self._size))
+        ).any():
             wrong = int(addresses[beyond][0])
-            raise MemoryFault(place, f"shared address {wrong:#x} of {size} bytes is outside the {self._size} bytes that there are")
+            raise MemoryFault(
+                place, f"shared address {wrong:#x} of {size} bytes is outside the {self._size} bytes that there are"
+            )
 
     def load(self, blocks: Array, addresses: Array, bits: int) -> tuple[Array, Array]:
         """Return values of so many bits, and their undefined bits."""

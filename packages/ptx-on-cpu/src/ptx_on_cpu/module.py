@@ -175,7 +175,9 @@ class Function:
         try:
             number = bool(value) if isinstance(value, np.bool_) else operator.index(value)
         except TypeError as error:
-            raise TypeError(f"argument {i} of {self.name} is {value!r}: it must be an integer; for a pointer, an address") from error
+            raise TypeError(
+                f"argument {i} of {self.name} is {value!r}: it must be an integer; for a pointer, an address"
+            ) from error
         if not -(1 << (type.bits - 1)) <= number < 1 << type.bits:
             raise TypeError(f"argument {i} of {self.name} is {value!r}: it must fit {type.name}")
         return np.asarray(number % 2**type.bits, dtype=type.unsigned)

@@ -89,7 +89,9 @@ _COMMENT = re.compile(r'"[^"\n]*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
 _FILE = re.compile(r'\.file\s+(\d+)\s+"([^"]*)"(?:\s*,\s*\d+)*')
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+\d+[^\n;]*")
 _SECTION = re.compile(r"\.section\s+\S+\s*\{[^}]*\}")
-_STATEMENT = re.compile(r"\s*(\.loc[^\n]*|[\w$]+:(?!:)|[{}]|\.(?:version|target|address_size)[^\n]*|[^;{}]*(?:\{[^{};]*\}[^;{}]*)*;)")
+_STATEMENT = re.compile(
+    r"\s*(\.loc[^\n]*|[\w$]+:(?!:)|[{}]|\.(?:version|target|address_size)[^\n]*|[^;{}]*(?:\{[^{};]*\}[^;{}]*)*;)"
+)
 _ENTRY = re.compile(r"(?:\.visible\s+|\.weak\s+)*\.entry\s+([\w$]+)\s*\(([^)]*)\)\s*([^{]*)\{")
 _INSTRUCTION = re.compile(r"(?:@(!?)(%[\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)$", re.DOTALL)
 _VARIABLE = re.compile(

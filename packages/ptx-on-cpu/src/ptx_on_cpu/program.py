@@ -137,7 +137,9 @@ def _operation(instruction: Instruction, kernel: Kernel, registers: Registers, o
         return Operation(Kind.EXIT, place, guard=guard)
     if opcode in ("bar.sync", "barrier.sync.aligned", "barrier.cta.sync.aligned"):
         if len(instruction.operands) != 1 or guard or not isinstance(instruction.operands[0], Number):
-            raise UnknownInstruction(f"{place}: a barrier of some threads, with a predicate or in a register is not known")
+            raise UnknownInstruction(
+                f"{place}: a barrier of some threads, with a predicate or in a register is not known"
+            )
         number = registers.reader(instruction.operands[0], TYPES["u32"], place)
         return Operation(Kind.BLOCK, place, mask=number)
     if opcode.split(".")[0] in ("membar", "fence"):
@@ -150,4 +152,3 @@ def _operation(instruction: Instruction, kernel: Kernel, registers: Registers, o
     if step is None:
         raise UnknownInstruction(f"{place}: {opcode} is not known")
     return Operation(Kind.PLAIN, place, step=step, guard=guard)
-

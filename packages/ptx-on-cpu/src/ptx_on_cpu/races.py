@@ -43,14 +43,28 @@ class Accesses:
         self._places: dict[Place, int] = {}
 
     def record(
-        self, batch: Batch, threads: Threads, addresses: Array, size: int, place: Place, write: bool, atomic: bool = False
+        self,
+        batch: Batch,
+        threads: Threads,
+        addresses: Array,
+        size: int,
+        place: Place,
+        write: bool,
+        atomic: bool = False,
     ) -> None:
         """Keep accesses to global memory."""
         if self._wanted:
             self._global.append(self._events(batch, threads, addresses, size, place, write, atomic))
 
     def record_shared(
-        self, batch: Batch, threads: Threads, addresses: Array, size: int, place: Place, write: bool, atomic: bool = False
+        self,
+        batch: Batch,
+        threads: Threads,
+        addresses: Array,
+        size: int,
+        place: Place,
+        write: bool,
+        atomic: bool = False,
     ) -> None:
         """Keep accesses to shared memory. Those of different thread blocks, or with a barrier between, have keys apart."""
         if self._wanted:
@@ -146,7 +160,9 @@ def _pairs(events: _Events, members: Array) -> list[tuple[int, int]]:
     found = []
     for i in members[events.write[members]]:
         begin, end = events.start[i], events.start[i] + np.uint64(events.size[i])
-        overlap = (events.start[members] < end) & (events.start[members] + events.size[members].astype(np.uint64) > begin)
+        overlap = (events.start[members] < end) & (
+            events.start[members] + events.size[members].astype(np.uint64) > begin
+        )
         met = members[overlap & (events.thread[members] != events.thread[i])]
         conflicts = [int(j) for j in met if _conflict(events, int(i), int(j))]
         found += [(int(i), j) for j in conflicts[:1]]

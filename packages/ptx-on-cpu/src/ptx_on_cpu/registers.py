@@ -90,7 +90,11 @@ class Registers:
         def extend(values: Array) -> Array:
             if not extended:
                 return values
-            return np.asarray(values.view(type.numbers).astype(f"i{held.bytes}")).view(held.unsigned) if type.signed else values
+            return (
+                np.asarray(values.view(type.numbers).astype(f"i{held.bytes}")).view(held.unsigned)
+                if type.signed
+                else values
+            )
 
         def write(batch: Batch, threads: Threads, values: Array, undefined: Array | None) -> None:
             batch.register(number)[threads] = extend(values)

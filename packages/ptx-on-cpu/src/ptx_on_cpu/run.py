@@ -26,7 +26,9 @@ class Run:
         self._exited = ~batch.exists
         self._ready: dict[Key, Array] = {}
         self._at_warp: dict[int, Array] = {}  # threads that wait for lanes, by instruction
-        self._at_barrier = np.full(batch.count, -1, dtype=np.int64)  # the instruction at which a thread waits for its block
+        self._at_barrier = np.full(
+            batch.count, -1, dtype=np.int64
+        )  # the instruction at which a thread waits for its block
         warps = batch.count // WARP
         halves = np.zeros(warps, dtype=np.int64) if batch.random is None else batch.random.integers(0, 2, warps)
         self._half = np.repeat(halves, WARP)
@@ -156,7 +158,9 @@ class Run:
             operations = [self._program.operations[i] for i in np.unique(at[block])]
             barriers = {int(each.mask(batch, ALL)) for each in operations if each.mask}
             if len(barriers) > 1:
-                raise DeadlockFault(operations[0].place, f"threads of a thread block wait at different barriers {sorted(barriers)}")
+                raise DeadlockFault(
+                    operations[0].place, f"threads of a thread block wait at different barriers {sorted(barriers)}"
+                )
             batch.block_epoch[block] += 1
             first = int(block) * batch.pitch
             numbers = np.arange(first, first + batch.block_threads)
@@ -187,7 +191,9 @@ class Run:
             block = self._batch.block_of[waiting[0]]
             there = int(np.count_nonzero(self._batch.block_of[waiting] == block))
             many = f"{there} of {self._batch.block_threads} threads"
-            raise DeadlockFault(place, f"{self._named(int(waiting[0]))} waits at a barrier that only {many} of its thread block reach")
+            raise DeadlockFault(
+                place, f"{self._named(int(waiting[0]))} waits at a barrier that only {many} of its thread block reach"
+            )
 
     def _named(self, thread: int) -> str:
         return f"thread {int(self._batch.in_block[thread])} of thread block {int(self._batch.blocks[self._batch.block_of[thread]])}"

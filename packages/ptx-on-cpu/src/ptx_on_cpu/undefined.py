@@ -46,7 +46,9 @@ def read(instruction: Instruction) -> list[str]:
 
 def leaders(kernel: Kernel) -> list[int]:
     """Return where basic blocks begin: at labels, and after instructions that leave."""
-    leaves = {i + 1 for i, each in enumerate(kernel.instructions) if each.opcode.split(".")[0] in ("bra", "ret", "exit")}
+    leaves = {
+        i + 1 for i, each in enumerate(kernel.instructions) if each.opcode.split(".")[0] in ("bra", "ret", "exit")
+    }
     return sorted({0, *kernel.labels.values(), *leaves} - {len(kernel.instructions)})
 
 
