@@ -76,7 +76,7 @@ def test_narrowing(rounding: str) -> None:
 
 
 def test_widening() -> None:
-    every = list(range(0, 65536, 7)) + [0x7C00, 0xFC00, 0x7C01, 1, 0x8001]
+    every = [*range(0, 65536, 7), 0x7C00, 0xFC00, 0x7C01, 1, 0x8001]
     wanted = []
     for v in every:
         exponent, fraction = v >> 10 & 31, v & 1023

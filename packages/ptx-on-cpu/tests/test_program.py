@@ -71,7 +71,7 @@ def test_texts_that_are_not_ptx_are_refused() -> None:
     for text in ("", "int main() { return 0; }", ".visible .entry k() { ret; }"):
         with pytest.raises((ParseError, UnknownInstruction)):
             Module(text)
-    with pytest.raises(ParseError, match="cannot read|no end"):
+    with pytest.raises(ParseError, match=r"cannot read|no end"):
         Module(f"{HEAD}.visible .entry k()\n{{ ret;")
     with pytest.raises(UnknownInstruction, match="func"):
         Module(f"{HEAD}.func helper()\n{{ ret; }}\n.visible .entry k()\n{{ ret; }}")

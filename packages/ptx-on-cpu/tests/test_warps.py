@@ -164,6 +164,14 @@ def test_global_addresses_race_unless_atomic_or_ordered() -> None:
     )
 
 
+def test_loads_may_race_where_that_is_allowed_but_stores_may_not() -> None:
+    one = np.zeros(4, dtype=np.uint32)
+    load = "mov.u32 %r1, %tid.x; ld.global.u32 %r2, [%d30]; setp.eq.u32 %p1, %r1, 0; @%p1 st.global.u32 [%d30], 1;"
+    launch(load, one, threads=8, racing_loads=True)
+    with pytest.raises(RaceFault):
+        launch("st.global.u32 [%d30], 1;", one, threads=8, racing_loads=True)
+
+
 def test_a_shuffle_orders_earlier_loads_before_later_stores_only() -> None:
     one = np.zeros(4, dtype=np.uint32)
     store = "setp.eq.u32 %p1, %r1, 0; @%p1 st.global.u32 [%d30], 1;"

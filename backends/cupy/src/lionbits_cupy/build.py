@@ -112,8 +112,11 @@ def cubin(source: Source, arch: int) -> bytes:
 
 def ptx(source: Source, arch: int) -> str:
     """Return the PTX of :func:`build` with lines of the source, from the disk if it was built before."""
-    made = cache.get(key(source, arch, "ptx"), lambda: build(source, arch, lines=True).ptx.encode())
-    return made.decode().rstrip("\0")
+
+    def make() -> bytes:
+        return build(source, arch, lines=True).ptx.encode()
+
+    return cache.get(key(source, arch, "ptx"), make).decode().rstrip("\0")
 
 
 def key(source: Source, arch: int, kind: str = "cubin") -> str:

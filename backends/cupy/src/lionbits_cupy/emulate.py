@@ -53,7 +53,7 @@ def obstacle() -> str:
         return f"CUDA kernels run on CUDA devices; for tests, on the CPU: set {ENVIRONMENT}=1"
     if execute.architecture(_setting()):
         missing = [name for name in ("ptx_on_cpu", "cupy") if importlib.util.find_spec(name) is None]
-        needed = "ptx-on-cpu: pip install ./packages/ptx-on-cpu (in a checkout of lionbits); and NVRTC: pip install cupy-cuda13x"
+        needed = "ptx-on-cpu and NVRTC: pip install ./packages/ptx-on-cpu cupy-cuda13x (in a checkout of lionbits)"
         return f"{ENVIRONMENT}={_setting()} needs {needed}" if missing else ""
     if importlib.util.find_spec("cuda_on_cpu") is None:
         return f"{ENVIRONMENT}=1 needs cuda-on-cpu: pip install ./packages/cuda-on-cpu (in a checkout of lionbits)"

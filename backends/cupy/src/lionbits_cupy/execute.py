@@ -53,13 +53,16 @@ def launch(
         sizes: thread blocks, and threads of each.
         arguments: all of the kernel's; tensors stand for their addresses.
         seed: the order of thread blocks and warps.
+
+    On an even tile, a thread without elements loads those of the slot's beginning, which others store, and uses none of
+    them. Such loads are allowed to race.
     """
     from ptx_on_cpu import Buffer
 
     blocks, threads = sizes
     buffers = [Buffer(*each) for each in extents.of_launch(table, arguments)]
     values = [value.data_ptr() if hasattr(value, "data_ptr") else value for value in arguments]
-    module(plan, arch).get_function(kernel)((blocks,), (threads,), values, buffers, seed=seed)
+    module(plan, arch).get_function(kernel)((blocks,), (threads,), values, buffers, seed=seed, racing_loads=True)
 
 
 @functools.lru_cache(maxsize=64)

@@ -45,7 +45,7 @@ class Extents:
             self._grads.append(extent(grad, "").bytes)
 
     def of_launch(self, table: Table, arguments: Sequence[object]) -> list[Extent]:
-        """Return all that a launch may touch: slots, gradients that are bound, the table, tensors among the arguments."""
+        """Return all that a launch may touch: slots, bound gradients, the table, tensors among the arguments."""
         starts = table.calls[:, 0].tolist()
         grads = [
             Extent(at, size, f"gradient of slot {j}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def combine(
     by_turn = np.argsort(turn, kind="stable")
     bounds = np.searchsorted(turn[by_turn], np.arange(int(turn.max(initial=-1)) + 2))
     before = np.zeros(len(addresses), dtype=type.unsigned)
-    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for begin, end in pairwise(bounds):
         now = order[by_turn[begin:end]]
         found = before[now] = load(now)
         store(now, _result(operation, type, found, [value[now] for value in values]))

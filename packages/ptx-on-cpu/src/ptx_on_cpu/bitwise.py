@@ -41,7 +41,7 @@ def lop3(modifiers: list[str]) -> Rule | None:
         return None
 
     def result(a: Array, b: Array, c: Array, table: Array) -> Array:
-        found = np.uint32(0)
+        found: Any = np.uint32(0)
         for case in range(8):
             matching = [value if case >> (2 - i) & 1 else ~value for i, value in enumerate((a, b, c))]
             found = found | np.where(
@@ -67,7 +67,7 @@ def shift(name: str, modifiers: list[str]) -> Rule | None:
         if type.signed:
             return np.asarray(a.view(type.numbers) >> by.view(type.numbers)).view(type.unsigned)
         shifted = a << by if name == "shl" else a >> by
-        return np.where(amount > last, type.unsigned(0), shifted)
+        return np.asarray(np.where(amount > last, type.unsigned(0), shifted))
 
     return Rule(result, (type, _U32), type, moved=1)
 
@@ -95,13 +95,12 @@ def field(name: str, modifiers: list[str]) -> Rule | None:
     full, zero, one = type.unsigned(2**type.bits - 1), type.unsigned(0), type.unsigned(1)
 
     def mask(length: Array) -> Array:
-        return np.where(
-            length >= type.bits, full, (one << np.minimum(length, np.uint32(type.bits - 1)).astype(type.unsigned)) - one
-        )
+        part = (one << np.minimum(length, np.uint32(type.bits - 1)).astype(type.unsigned)) - one
+        return np.asarray(np.where(length >= type.bits, full, part))
 
     def shifted(value: Array, by: Array, left: bool) -> Array:
         amount = np.minimum(by, np.uint32(type.bits - 1)).astype(type.unsigned)
-        return np.where(by >= type.bits, zero, value << amount if left else value >> amount)
+        return np.asarray(np.where(by >= type.bits, zero, value << amount if left else value >> amount))
 
     def extract(a: Array, start: Array, length: Array) -> Array:
         start, length = start & np.uint32(255), length & np.uint32(255)
@@ -192,4 +191,4 @@ def select(modifiers: list[str]) -> Rule | None:
     type = TYPES.get(modifiers[0]) if len(modifiers) == 1 else None
     if type is None or type.kind not in ("b", "u", "s", "f") or type.bits < 16 or type.name == "f16":
         return None
-    return Rule(lambda a, b, chosen: np.where(chosen, a, b), (type, type, PRED), type, moved=2)
+    return Rule(lambda a, b, chosen: np.asarray(np.where(chosen, a, b)), (type, type, PRED), type, moved=2)

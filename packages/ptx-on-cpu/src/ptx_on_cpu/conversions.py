@@ -64,7 +64,7 @@ def _to_integer(value: Array, to: Type, source: Type, rounding: str) -> Array:
     found = np.asarray(inside.astype(to.numbers))
     found = np.where(numbers >= beyond, to.numbers(highest), np.where(numbers < lowest, to.numbers(lowest), found))
     nan = to.unsigned(1 << (to.bits - 1) if 64 in (to.bits, source.bits) else 0)
-    return np.where(np.isnan(numbers), nan, found.view(to.unsigned))
+    return np.asarray(np.where(np.isnan(numbers), nan, found.view(to.unsigned)))
 
 
 def _between_floats(to: Type, source: Type, rounding: str, saturate: bool) -> Callable[[Array], Array] | None:

@@ -165,9 +165,8 @@ def _matrices(instruction: Instruction, registers: Registers, modifiers: list[st
         return None
     place, trans = instruction.place, "trans" in modifiers
     target, source = expect(instruction, 2)
-    assert isinstance(target, Vector) and isinstance(source, Address)
     count = int(number[1])
-    if len(target.items) != count:
+    if not isinstance(target, Vector) or not isinstance(source, Address) or len(target.items) != count:
         return None
     writes = [registers.writer(item, _B32, place) for item in target.items]
     wide = not isinstance(source.base, Number) and getattr(source.base, "name", "") in registers.types

@@ -30,7 +30,7 @@ def bits(values: Any) -> Array:
     width = values.dtype.itemsize * 8
     plain = values.view(TYPES[f"u{width}"].unsigned)
     unordered = np.isnan(values)
-    return np.where(unordered, _NANS[width], plain) if unordered.any() else plain
+    return np.asarray(np.where(unordered, _NANS[width], plain) if unordered.any() else plain)
 
 
 def arithmetic(name: str, modifiers: list[str]) -> Rule | None:
@@ -161,7 +161,7 @@ def comparison(operator: str, of: str) -> Rule | None:
 
         def result(a: Array, b: Array) -> Array:
             unordered = np.isnan(a.view(type.numbers)) | np.isnan(b.view(type.numbers))
-            return unordered if operator == "nan" else ~unordered
+            return np.asarray(unordered if operator == "nan" else ~unordered)
 
         return Rule(result, (type, type), PRED)
     unordered = operator.endswith("u")
@@ -172,6 +172,6 @@ def comparison(operator: str, of: str) -> Rule | None:
     def compared(a: Array, b: Array) -> Array:
         x, y = a.view(type.numbers), b.view(type.numbers)
         either = np.isnan(x) | np.isnan(y)
-        return compare(x, y) | either if unordered else compare(x, y) & ~either
+        return np.asarray(compare(x, y) | either if unordered else compare(x, y) & ~either)
 
     return Rule(compared, (type, type), PRED)

@@ -70,7 +70,8 @@ def _divided(a: Array, b: Array, type: Type) -> tuple[Array, Array]:
 def _division_shadow(values: list[Array], shadows: list[Array]) -> Array:
     """Return the undefined bits: all, where an operand has any or the divisor is 0."""
     undefined = (shadows[0] != 0) | (shadows[1] != 0) | (values[1] == 0)
-    return np.where(undefined, ~shadows[0].dtype.type(0), shadows[0].dtype.type(0))
+    zero = shadows[0].dtype.type(0)
+    return np.asarray(np.where(undefined, ~zero, zero))
 
 
 def product(name: str, modifiers: list[str]) -> Rule | None:
@@ -81,7 +82,12 @@ def product(name: str, modifiers: list[str]) -> Rule | None:
     if type is None or (part == "wide" and type.bits == 64):
         return None
     result = TYPES[f"{type.kind}{type.bits * 2}"] if part == "wide" else type
-    multiply = {"lo": np.multiply, "hi": lambda a, b: _high(a, b, type), "wide": lambda a, b: _wide(a, b, type)}[part]
+    parts: dict[str, Callable[..., Array]] = {
+        "lo": np.multiply,
+        "hi": lambda a, b: _high(a, b, type),
+        "wide": lambda a, b: _wide(a, b, type),
+    }
+    multiply = parts[part]
     if name == "mul":
         return Rule(multiply, (type, type), result)
     return Rule(lambda a, b, c: multiply(a, b) + c, (type, type, result), result)
@@ -95,7 +101,8 @@ def _wide(a: Array, b: Array, type: Type) -> Array:
 
 def _high(a: Array, b: Array, type: Type) -> Array:
     if type.bits < 64:
-        return (_wide(a, b, type) >> np.asarray(type.bits, TYPES[f"u{type.bits * 2}"].unsigned)).astype(type.unsigned)
+        by = TYPES[f"u{type.bits * 2}"].unsigned(type.bits)
+        return np.asarray((_wide(a, b, type) >> by).astype(type.unsigned))
     low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     crossed = (a & low) * (b >> half) + ((a & low) * (b & low) >> half)
     other = (a >> half) * (b & low) + (crossed & low)

@@ -35,7 +35,7 @@ class Module:
 
     Raises:
         ParseError: the text is not PTX.
-        UnknownInstruction: an opcode, a modifier or a directive is not known; all are looked at here, before anything runs.
+        UnknownInstruction: an opcode, a modifier or a directive is not known; this is found before anything runs.
     """
 
     def __init__(self, text: str) -> None:
@@ -95,6 +95,7 @@ class Function:
         shared: int = 0,
         seed: int = 0,
         races: bool = True,
+        racing_loads: bool = False,
         counters: Counters | None = None,
         together: int = TOGETHER,
     ) -> Counters:
@@ -107,6 +108,7 @@ class Function:
             shared: bytes of shared memory beside what the kernel declares.
             seed: the order of thread blocks and warps: 0 forward, any other by chance. Results must not depend on it.
             races: search for conflicting accesses.
+            racing_loads: allow loads from global memory to race with stores, for kernels that drop what they load.
             counters: of earlier launches, to add to; by default new ones that do not count sectors.
             together: threads that run at a time; more take more memory.
 
@@ -127,7 +129,7 @@ class Function:
         memory = Memory([*buffers, *self._variables])
         random = np.random.default_rng(seed) if seed else None
         counters = Counters(program.kernel.instructions) if counters is None else counters
-        accesses = Accesses(races)
+        accesses = Accesses(races, racing_loads)
         order = np.arange(math.prod(blocks)) if random is None else random.permutation(math.prod(blocks))
         pitch = -(-math.prod(sizes) // WARP) * WARP
         each = max(together // pitch, 1)

@@ -112,7 +112,7 @@ def number_of(text: str, place: Place | str) -> int:
         raise UnknownInstruction(f"{place}: {text!r} is not a number")
     sign, digits = found.groups()
     if digits[:2].lower() in ("0f", "0d"):
-        return int(digits[2:], 16)
+        return int(f"0x{digits[2:]}", 0)
     octal = len(digits) > 1 and digits.isdigit() and digits[0] == "0"
     value = int(digits, 8) if octal else int(digits, 0)
     return -value if sign else value

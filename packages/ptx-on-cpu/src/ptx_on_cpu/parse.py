@@ -186,9 +186,9 @@ def _body(kernel: Kernel, text: str, start: int, files: dict[str, str]) -> int:
         elif statement.endswith(":"):
             kernel.labels[statement[:-1]] = len(kernel.instructions)
         else:
-            statement = statement.removesuffix(";").strip()
-            if statement:
-                _statement(kernel, statement, Place(kernel.name, line, " ".join(statement.split()), source))
+            plain = " ".join(statement.removesuffix(";").split())
+            if plain:
+                _statement(kernel, plain, Place(kernel.name, line, plain, source))
     raise ParseError(f"{kernel.name} has no end")
 
 

@@ -34,10 +34,11 @@ class Accesses:
 
     Args:
         wanted: False keeps nothing and finds nothing.
+        racing_loads: True allows loads from global memory to race with stores.
     """
 
-    def __init__(self, wanted: bool) -> None:
-        self._wanted = wanted
+    def __init__(self, wanted: bool, racing_loads: bool = False) -> None:
+        self._wanted, self._racing_loads = wanted, racing_loads
         self._global: list[_Events] = []
         self._shared: list[_Events] = []
         self._places: dict[Place, int] = {}
@@ -53,7 +54,7 @@ class Accesses:
         atomic: bool = False,
     ) -> None:
         """Keep accesses to global memory."""
-        if self._wanted:
+        if self._wanted and (write or not self._racing_loads):
             self._global.append(self._events(batch, threads, addresses, size, place, write, atomic))
 
     def record_shared(
@@ -66,7 +67,7 @@ class Accesses:
         write: bool,
         atomic: bool = False,
     ) -> None:
-        """Keep accesses to shared memory. Those of different thread blocks, or with a barrier between, have keys apart."""
+        """Keep accesses to shared memory. Other thread blocks, and later epochs, have other keys."""
         if self._wanted:
             events = self._events(batch, threads, addresses, size, place, write, atomic)
             epochs = events.block_epoch + (events.warp_epoch if batch.pitch == WARP else 0)
@@ -122,8 +123,8 @@ class Accesses:
                 threads = " and ".join(_named(events, i) for i in (first, second))
                 raise RaceFault(
                     one,
-                    f"{threads} access {what} {int(events.start[second]) & mask:#x} with no barrier between, and one of them "
-                    f"writes; the second by\n  {other}",
+                    f"{threads} access {what} {int(events.start[second]) & mask:#x} with no barrier between, "
+                    f"and one of them writes; the second by\n  {other}",
                 )
 
 
@@ -134,8 +135,8 @@ def _named(events: _Events, i: int) -> str:
 def _suspects(events: _Events) -> list[tuple[int, int]]:
     """Return pairs of accesses that overlap, of different threads and with a store.
 
-    Accesses are sorted by address. A group of accesses that overlap, one after another, is looked at pair by pair only if
-    two threads are in it and one of them stores.
+    Accesses are sorted by address. A group of accesses that overlap, one after another, is compared pair by pair only
+    if two threads are in it and one of them stores.
     """
     order = np.lexsort((events.thread, events.start))
     start = events.start[order]
@@ -156,7 +157,7 @@ def _suspects(events: _Events) -> list[tuple[int, int]]:
 
 
 def _pairs(events: _Events, members: Array) -> list[tuple[int, int]]:
-    """Return the pairs of a group in which a store meets an access of another thread, one pair for each store at most."""
+    """Return pairs of a group in which a store meets an access of another thread, at most one for each store."""
     found = []
     for i in members[events.write[members]]:
         begin, end = events.start[i], events.start[i] + np.uint64(events.size[i])

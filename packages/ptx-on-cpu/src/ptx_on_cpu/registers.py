@@ -78,7 +78,7 @@ class Registers:
         return read
 
     def writer(self, operand: Operand, type: Type, place: Place, wider: bool = False) -> Writer:
-        """Return what writes a register from values of ``type``; a wider one, where allowed, as the type extends them."""
+        """Return what writes a register from values of ``type``; where allowed, extended to a wider register."""
         if operand == Name("_"):
             return lambda batch, threads, values, undefined: None
         number = self.number(operand, place)

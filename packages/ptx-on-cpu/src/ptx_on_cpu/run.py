@@ -145,7 +145,7 @@ class Run:
         present = np.zeros(len(keys), dtype=np.uint32)
         np.bitwise_or.at(present, group, np.uint32(1) << lane)
         wanted = masks & living[warp]
-        return (wanted & ~present[group]) == 0
+        return np.asarray((wanted & ~present[group]) == 0)
 
     def _arrive_at_barrier(self, at: int, operation: Operation, numbers: Array) -> None:
         self._at_barrier[numbers] = at
@@ -196,4 +196,5 @@ class Run:
             )
 
     def _named(self, thread: int) -> str:
-        return f"thread {int(self._batch.in_block[thread])} of thread block {int(self._batch.blocks[self._batch.block_of[thread]])}"
+        block = int(self._batch.blocks[self._batch.block_of[thread]])
+        return f"thread {int(self._batch.in_block[thread])} of thread block {block}"
