@@ -99,7 +99,7 @@ def test_the_variable_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 TILES, ACCESS, KERNELS, LION = "cuda/tiles.cuh", "cuda/access.cuh", "cuda/kernels.cu", "cuda/lion.cuh"
 
-#: A fault in the sources, the plan that shows it, and what executing the program says: a fault, or None for wrong results.
+#: A fault in the sources, the plan that shows it, and the error of the executed program; None for wrong results.
 FAULTS: dict[str, tuple[Edit, Plan, Any]] = {
     "no barrier before the warps' largest are read": (
         Edit(TILES, "        __syncthreads();\n        for", "        for"),
@@ -159,7 +159,7 @@ def test_a_misaligned_vector_is_found_with_its_line(tmp_path: Path) -> None:
     with with_fault(lionbits_cupy, [edit], tmp_path) as wrong:
         with pytest.raises(ptx_on_cpu.MemoryFault, match=r"not aligned to 16.*gradient of slot 0") as caught:
             step(wrong, PLANS[0], misaligned)
-        assert caught.value.place.source.startswith("tiles.cuh:")
+        assert caught.value.place.source.startswith("access.cuh:")
 
 
 def test_a_product_that_the_compiler_fuses_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
