@@ -55,20 +55,21 @@ def launch(kernel: str, prepared: Prepared, *arguments: Any) -> None:
     if not items:
         return
     threads = THREADS if thread_group(plan) == WARP else thread_group(plan)  # a barrier is of a whole thread block
-    call = (table.slots, table.calls, table.items, items, *arguments)
+    tables = (table.slots, table.calls, table.items)
     wanted = -(-items * thread_group(plan) // threads)
     device = table.items.device
     if device.type == "cpu":
-        emulate.launch(kernel, plan, table, extents, wanted, threads, call)
+        emulate.launch(kernel, plan, table, extents, wanted, threads, (*tables, items, *arguments))
         return
     import cupy
 
-    values = tuple(value.data_ptr() if isinstance(value, torch.Tensor) else value for value in call)
+    values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
+    call = (*(each.data_ptr() for each in tables), items, *values)
     stream = torch.cuda.current_stream(device)
     with cupy.cuda.Device(device.index):
         function = _functions(plan, device.index)[kernel]
         blocks = min(wanted, BLOCKS_PER_MULTIPROCESSOR * _multiprocessors(device.index))
-        function((blocks,), (threads,), values, stream=cupy.cuda.ExternalStream(stream.cuda_stream))
+        function((blocks,), (threads,), call, stream=cupy.cuda.ExternalStream(stream.cuda_stream))
 
 
 KERNELS = ("step_kernel", "count_kernel", "encode_kernel", "decode_kernel")
