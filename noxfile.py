@@ -29,7 +29,7 @@ BACKENDS = {
     "reference": (),
     "cpp": ("backends/table", "backends/cpp"),
     "triton": ("backends/table", "backends/triton"),
-    "cupy": ("backends/table", "packages/cuda-on-cpu", "backends/cupy"),
+    "cupy": ("backends/table", "packages/cuda-on-cpu", "packages/ptx-on-cpu", "backends/cupy"),
 }
 
 PACKAGES = (

@@ -26,6 +26,7 @@ PAGES = (
     "examples/README.md",
     "examples/*.py",
     "packages/cuda-on-cpu/README.md",
+    "packages/ptx-on-cpu/README.md",
     "packages/lionbits-bench/README.md",
     "packages/lionbits-cli/README.md",
     *(

@@ -37,7 +37,7 @@ def projects() -> dict[Path, dict[str, Any]]:
 
 def ours(name: str) -> bool:
     """True if a distribution, or a requirement, is of this repository."""
-    return name.startswith(("lionbits", "cuda-on-cpu"))
+    return name.startswith(("lionbits", "cuda-on-cpu", "ptx-on-cpu"))
 
 
 def build(folder: Path, out: Path) -> Path:
@@ -68,7 +68,7 @@ def faults(wheel: Path, project: dict[str, Any]) -> list[str]:
     found += [f"lacks {name}" for name in (f"{package}/py.typed", f"{info}/licenses/LICENSE") if name not in files]
     metadata = files[f"{info}/METADATA"].decode()
     found += [f"does not state {line!r}" for line in STATED if f"\n{line}" not in metadata]
-    for sibling in re.findall(r"\nRequires-Dist: ((?:lionbits|cuda-on-cpu)[^;\s]*)", metadata):
+    for sibling in re.findall(r"\nRequires-Dist: ((?:lionbits|cuda-on-cpu|ptx-on-cpu)[^;\s]*)", metadata):
         if not sibling.endswith(f"=={project['version']}") and not sibling.startswith("lionbits["):
             found.append(f"asks for {sibling} of any version")
     return [f"{wheel.name} {fault}" for fault in found]

@@ -100,7 +100,9 @@ class Launches:
         monkeypatch.setattr(
             emulate,
             "launch",
-            lambda kernel, plan, table, wanted, threads, call: self.calls.append((kernel, wanted, threads, call)),
+            lambda kernel, plan, table, extents, wanted, threads, call: self.calls.append(
+                (kernel, wanted, threads, call)
+            ),
         )
 
 

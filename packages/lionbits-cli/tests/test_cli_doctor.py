@@ -62,6 +62,9 @@ def test_what_only_pretends_to_be_a_gpu_is_reported(
     shown = capsys.readouterr().out
     assert "interpreted" in shown
     assert "emulated" in shown
+    monkeypatch.setenv("LIONBITS_CUPY_EMULATE", "ptx:80")
+    assert main(["doctor"]) == 0
+    assert "ptx:80: NVRTC's PTX" in capsys.readouterr().out
     monkeypatch.delenv("LIONBITS_CUPY_EMULATE")
     assert main(["doctor"]) == 0
     assert "emulated" not in capsys.readouterr().out

@@ -18,7 +18,7 @@ FILE = Path(__file__).with_name("public_api.txt")
 MODULES = (
     *("lionbits", "lionbits.interop", "lionbits_reference", "lionbits_reference.spec"),
     *(f"lionbits_{backend}{part}" for backend in ("cpp", "triton", "cupy") for part in ("", ".optim")),
-    *("lionbits_table", "cuda_on_cpu", "lionbits_conformance", "lionbits_conformance.fault_injection"),
+    *("lionbits_table", "cuda_on_cpu", "ptx_on_cpu", "lionbits_conformance", "lionbits_conformance.fault_injection"),
     *("lionbits_conformance.mutation_testing", "lionbits_conformance.mutants", "lionbits_conformance.oracle"),
 )
 

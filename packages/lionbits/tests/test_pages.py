@@ -20,6 +20,8 @@ NEEDS = {f"backends/{name}/README.md": name for name in ("cpp", "triton", "cupy"
 def test_its_code_runs_as_it_stands(piece: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder of its own, beside the names `torch` and `model`."""
     reason = select.diagnose(NEEDS[piece], torch.device("cpu")) if piece in NEEDS else ""
+    if piece == "packages/ptx-on-cpu/README.md":
+        pytest.importorskip("ptx_on_cpu")
     if piece == "packages/cuda-on-cpu/README.md":
         reason = pytest.importorskip("cuda_on_cpu").obstacle()
     if reason:

@@ -41,7 +41,8 @@ def supports(plan: Plan, device: torch.device) -> str:
 
 def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:
     """Build the device table of the slots."""
-    return Prepared(plan, table(plan, slots, grads))
+    made = table(plan, slots, grads)
+    return Prepared(plan, made, emulate.extents(made, plan, slots, grads))
 
 
 def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> None:

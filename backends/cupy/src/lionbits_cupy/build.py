@@ -64,13 +64,14 @@ def version() -> tuple[int, int]:
     return major, minor
 
 
-def build(source: Source, arch: int, verbose: bool = False) -> Build:
+def build(source: Source, arch: int, verbose: bool = False, lines: bool = False) -> Build:
     """Compile a source for GPUs of a compute capability.
 
     Args:
         source: its kernels are ``extern "C"``.
         arch: compute capability, as 90 for 9.0.
         verbose: add ptxas' report of each kernel to the log.
+        lines: say in the PTX which line of the source each instruction is from; it changes no instruction.
 
     Raises:
         CompileError: there is an error in the source.
@@ -86,7 +87,12 @@ def build(source: Source, arch: int, verbose: bool = False) -> Build:
     names, texts = ([header[i].encode() for header in source.headers] for i in (0, 1))
     program = nvrtc.createProgram(source.text, source.name, texts, names)
     try:
-        options = [*OPTIONS, f"--gpu-architecture=sm_{arch}", *["--ptxas-options=-v"] * verbose]
+        options = [
+            *OPTIONS,
+            f"--gpu-architecture=sm_{arch}",
+            *["--ptxas-options=-v"] * verbose,
+            *["--generate-line-info"] * lines,
+        ]
         try:
             nvrtc.compileProgram(program, options)
         except nvrtc.NVRTCError as error:
@@ -104,9 +110,18 @@ def cubin(source: Source, arch: int) -> bytes:
     return cache.get(key(source, arch), lambda: build(source, arch).cubin)
 
 
-def key(source: Source, arch: int) -> str:
-    """Return a digest of all that a cubin depends on."""
-    return hashlib.sha256(repr((VERSION, version(), OPTIONS, arch, tuple(source))).encode()).hexdigest()
+def ptx(source: Source, arch: int) -> str:
+    """Return the PTX of :func:`build` with lines of the source, from the disk if it was built before."""
+
+    def make() -> bytes:
+        return build(source, arch, lines=True).ptx.encode()
+
+    return cache.get(key(source, arch, "ptx"), make).decode().rstrip("\0")
+
+
+def key(source: Source, arch: int, kind: str = "cubin") -> str:
+    """Return a digest of all that a cubin, or the PTX, depends on."""
+    return hashlib.sha256(repr((VERSION, kind, version(), OPTIONS, arch, tuple(source))).encode()).hexdigest()
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lionbits_reference.spec import Plan, Slot
-from lionbits_table import Table
+from lionbits_table import Extents, Table
 
 from . import build, emulate
 from .source import SPAN, WARP, block, source, thread_group
@@ -29,6 +29,7 @@ class Prepared(NamedTuple):
 
     plan: Plan
     table: Table
+    extents: Extents | None = None  # what kernels may touch, where that is checked
 
 
 def table(plan: Plan, slots: Sequence[Slot], grads: Sequence[torch.Tensor]) -> Table:
@@ -49,25 +50,26 @@ def launch(kernel: str, prepared: Prepared, *arguments: Any) -> None:
         prepared: the plan that it specialises on, and the table of the slots.
         arguments: what follows the table; tensors stand for their addresses.
     """
-    plan, table = prepared
+    plan, table, extents = prepared
     items = len(table.items)
     if not items:
         return
     threads = THREADS if thread_group(plan) == WARP else thread_group(plan)  # a barrier is of a whole thread block
-    values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
-    call = [t.data_ptr() for t in (table.slots, table.calls, table.items)] + [items, *values]
+    tables = (table.slots, table.calls, table.items)
     wanted = -(-items * thread_group(plan) // threads)
     device = table.items.device
     if device.type == "cpu":
-        emulate.launch(kernel, plan, table, wanted, threads, call)
+        emulate.launch(kernel, plan, table, extents, wanted, threads, (*tables, items, *arguments))
         return
     import cupy
 
+    values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
+    call = (*(each.data_ptr() for each in tables), items, *values)
     stream = torch.cuda.current_stream(device)
     with cupy.cuda.Device(device.index):
         function = _functions(plan, device.index)[kernel]
         blocks = min(wanted, BLOCKS_PER_MULTIPROCESSOR * _multiprocessors(device.index))
-        function((blocks,), (threads,), tuple(call), stream=cupy.cuda.ExternalStream(stream.cuda_stream))
+        function((blocks,), (threads,), call, stream=cupy.cuda.ExternalStream(stream.cuda_stream))
 
 
 KERNELS = ("step_kernel", "count_kernel", "encode_kernel", "decode_kernel")

@@ -81,6 +81,14 @@ class Table:
             self._captured += [host] if capturing else []  # every replay reads it again
             self._addresses = addresses
 
+    def walked(self, slots: Sequence[Slot], grads: Sequence[Tensor]) -> tuple[list[Slot], list[Tensor]]:
+        """Return what kernels touch of the slots and gradients of the table: those themselves, or their copies."""
+        pairs = [
+            (slot, grad) if (found := self._detours.get(j)) is None else found[1:]
+            for j, (slot, grad) in enumerate(zip(slots, grads, strict=True))
+        ]
+        return [slot for slot, _ in pairs], [grad for _, grad in pairs]
+
     def release(self) -> None:
         """Copy kernels' results from contiguous copies to the tensors that kernels cannot walk."""
         for detour in self._detours.values():

@@ -73,6 +73,10 @@ def machine() -> Table:
     for variable, meaning in PRETENCES.items():
         if os.environ.get(variable) == "1":
             drawn.add(variable, f"1: {meaning}, for tests; slow")
+    if (value := os.environ.get("LIONBITS_CUPY_EMULATE", "")).startswith("ptx"):
+        drawn.add(
+            "LIONBITS_CUPY_EMULATE", f"{value}: NVRTC's PTX of the CUDA C++ kernels is executed on the CPU, for tests"
+        )
     charts = all(importlib.util.find_spec(name) for name in ("matplotlib", "rich"))
     missing = f"not installed; for train and report: {install.command('cli')}"
     drawn.add("matplotlib and rich", "installed" if charts else missing)
