@@ -4,11 +4,13 @@
 placed like their parameter, where torch's tools look: in a state dict. Formats and what is kept follow from whole
 shapes and placements alone, never from the number of ranks: so a checkpoint of N ranks loads on M.
 
-``local`` says which part is on this rank; ``slots`` gives it to backends; ``dtensors`` converts state to DTensors and
-back; ``validation`` refuses what cannot be sharded.
+``local`` says which part is on this rank; ``slots`` gives it to backends; ``gradients`` moves those that are placed
+otherwise than their parameters; ``dtensors`` converts state to DTensors and back; ``validation`` refuses what cannot be
+sharded.
 """
 
 from .dtensors import from_dtensor, placed_like, to_dtensor
+from .gradients import redistributed
 from .local import ShardGroup, coordinate, cuts_rows, distributed, local_tensor, shard_group, total
 from .slots import LocalTensors, PaddedShard, slot
 from .validation import check, check_gradient, check_moving, check_settings
@@ -27,6 +29,7 @@ __all__ = [
     "from_dtensor",
     "local_tensor",
     "placed_like",
+    "redistributed",
     "shard_group",
     "slot",
     "to_dtensor",

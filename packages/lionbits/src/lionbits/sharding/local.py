@@ -35,7 +35,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return torch_private.local(tensor) if distributed(tensor) else tensor
 
 
-def placement(tensor: Tensor) -> tuple[Any, Any]:
+def placement(tensor: object) -> tuple[Any, Any]:
     """Mesh and placements of a DTensor, which equal those of another that is cut alike; of any other, (None, None)."""
     return getattr(tensor, "device_mesh", None), getattr(tensor, "placements", None)
 

@@ -47,16 +47,17 @@ def check_moving(param: Tensor) -> None:
 
 
 def check_gradient(param: Tensor, grad: Tensor) -> None:
-    """Refuse a gradient that is not placed like its parameter.
+    """Refuse a gradient that cannot be brought to the placements of its parameter: of another mesh, or of none.
 
     Raises:
-        RuntimeError: naming both placements.
+        RuntimeError: naming mesh and placements of both.
     """
-    if placement(param) != placement(grad):
+    if placement(param)[0] != placement(grad)[0]:
         raise RuntimeError(
-            f"the gradient of a parameter of shape {tuple(param.shape)} has placements "
-            f"{getattr(grad, 'placements', None)}, the parameter {getattr(param, 'placements', None)}; both must be "
-            f"placed alike, on one mesh. Call redistribute() on the gradient, which adds up what is Partial."
+            f"the gradient of a parameter of shape {tuple(param.shape)} has mesh and placements {placement(grad)}, the "
+            f"parameter {placement(param)}; both must be DTensors of one mesh, or neither. Make the gradient a DTensor "
+            f"of that mesh: DTensor.from_local() where each rank has a part or a term of it, distribute_tensor() where "
+            f"rank 0 has all."
         )
 
 
