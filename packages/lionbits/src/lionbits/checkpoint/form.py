@@ -273,6 +273,8 @@ def checked_form(state_dict: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
             raise TypeError(f"param_groups[{i}] of the state dict is a {type(group).__name__}; it must be a dict.")
         if "params" not in group:
             raise ValueError(f"param_groups[{i}] of the state dict lacks 'params'.")
+    groups = [matching.with_current_names(group) for group in groups]
+    for i, group in enumerate(groups):
         _check_ids(i, group)
     return groups
 
