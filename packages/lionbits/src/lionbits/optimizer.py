@@ -264,6 +264,8 @@ class Lion(Optimizer):
     def init_state(self) -> None:
         """Create zero state for every parameter that requires a gradient and has none yet. Nothing else changes.
 
+        Parameters on the meta device get theirs when they hold values: at their first step, or at another call.
+
         Torch's checkpoint tools take a step at learning rate 0 if there is no state at all, which counts as one, and
         leave out parameters that never had a gradient. Call this before them to avoid both.
         """

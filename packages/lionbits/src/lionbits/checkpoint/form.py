@@ -124,6 +124,7 @@ class StateLoader:
         for group, values in zip(groups, completed, strict=True):
             grouping.check({**values, "params": group["params"]}, self._backend, self._pager)
         known = [(held[key], param, group) for key, (param, group) in owners(groups, completed) if key in held]
+        validation.check_real([param for _, param, _ in known])
         weights = [_take_residual(opaque.state, param, group) for opaque, param, group in known]
         keeping.tell_of_replaced(cast("Lion", optimizer), completed)
         self._whole = [

@@ -68,6 +68,11 @@ def fuse_into_backward(model: nn.Module, optimizer: Lion, *, replace: bool = Fal
             "optimizer is fused into a backward already. Call remove() on what that returned first, or pass "
             "replace=True."
         )
+    if any(param.is_meta for param in found):
+        raise ValueError(
+            f"model={type(model).__name__} has parameters on the meta device, whose hooks to_empty() would remove. Call "
+            f"to_empty() first, then fuse_into_backward."
+        )
     if _reduced_later(found):
         raise ValueError(f"model={type(model).__name__} {_REDUCED_LATER}")
     others = [other for param in found for other in _others(param, optimizer)]

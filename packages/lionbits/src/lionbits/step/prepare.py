@@ -42,6 +42,7 @@ def collect(
     position = first
     for group in param_groups:
         settings.check(group)
+        _check_real(group["params"])
         hyper = Hyper.of(group["betas"], group["seed"], group["rounding"])
         for param in group["params"]:
             if param.grad is not None:
@@ -60,12 +61,12 @@ def collect(
 
 
 def learning(param_groups: Sequence[Group]) -> list[tuple[Plan, ParamEntry]]:
-    """Return every parameter that has a gradient or may get one, with its plan."""
+    """Return every parameter that has a gradient or may get one, with its plan; none on the meta device."""
     params = [(group, param) for group in param_groups for param in group["params"]]
     return [
         (settings.plan(group, param, param.dtype), ParamEntry(param, group, position))
         for position, (group, param) in enumerate(params)
-        if param.requires_grad or param.grad is not None
+        if (param.requires_grad or param.grad is not None) and not param.is_meta
     ]
 
 
@@ -188,6 +189,21 @@ def check_momentum(plan: Plan, param: Tensor, state: State, prefetcher: Prefetch
             raise ValueError(f"{where} has {has}; it must be a strided tensor that holds values.")
     entries.check_form(specs, param, state)
     prefetcher.formats.check(plan.format.name, param, state)
+
+
+def _check_real(params: Sequence[Tensor]) -> None:
+    """Refuse a parameter that is to be trained and is still on the meta device, or was replaced there.
+
+    Raises:
+        RuntimeError: naming its shape.
+    """
+    for param in params:
+        if param.is_meta and (param.requires_grad or param.grad is not None):
+            raise RuntimeError(
+                f"a parameter of shape {tuple(param.shape)} is on the meta device and holds no values. Call the model's "
+                f"to_empty() and load or initialise its values before the step. Parameters that are no DTensors are "
+                f"replaced by to_empty(): make the optimizer after it."
+            )
 
 
 def _checked_gradient(param: Tensor) -> Tensor:
