@@ -101,6 +101,10 @@ class Lion(Optimizer):
     #: The same for the last steps of single parameters. Never copied either.
     _parameter_steps: dict[Tensor, ParameterStep] | None = None
 
+    #: Digest of what the ranks that share parameters agreed on, by their last check; None: they were not compared
+    #: yet. Never copied either.
+    _agreed: str | None = None
+
     #: The hooks that update parameters during backward, if any. Never copied: hooks belong to parameters.
     _in_backward: InBackward | None = None
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from lionbits import Lion, Lion8bit, PagedLion8bit, fuse_into_backward

@@ -87,19 +87,19 @@ def refuses_to_fuse(order: str) -> None:
     if order == "wrapped afterwards":
         fuse_into_backward(model, optimizer)
         running: nn.Module = DistributedDataParallel(model)
-        step = pytest.raises(RuntimeError, match="DistributedDataParallel.*after the update.*fully_shard")
+        step = pytest.raises(RuntimeError, match=r"DistributedDataParallel.*after the update.*fully_shard")
     elif order == "module":
         running = DistributedDataParallel(model)
-        with pytest.raises(ValueError, match="Block.*DistributedDataParallel.*after the update.*fully_shard"):
+        with pytest.raises(ValueError, match=r"Block.*DistributedDataParallel.*after the update.*fully_shard"):
             fuse_into_backward(running.module, optimizer)
     elif order == "part":
         running = DistributedDataParallel(model)
-        with pytest.raises(ValueError, match="Linear.*DistributedDataParallel"):
+        with pytest.raises(ValueError, match=r"Linear.*DistributedDataParallel"):
             fuse_into_backward(model.up, optimizer)
     else:  # which makes its DistributedDataParallel at the first forward
         running = replicate(model)
         fuse_into_backward(running, optimizer)
-        step = pytest.raises(RuntimeError, match="DistributedDataParallel.*replicate")
+        step = pytest.raises(RuntimeError, match=r"DistributedDataParallel.*replicate")
     with step:
         running(torch.full((8, 64), 1.0 + dist.get_rank())).square().sum().backward()
     assert_same([param.detach() for param in model.parameters()], before)

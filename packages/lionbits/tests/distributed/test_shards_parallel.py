@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import (
 
 from lionbits import Lion, fuse_into_backward
 
-from .problem import SETTINGS, assert_equal, gradient, part
+from .problem import SETTINGS, assert_equal, gradient
 from .world import World, meshes, takes_part
 
 VOCABULARY, WIDTH = 64, 32
@@ -99,12 +99,13 @@ def trains_in_parallel(plan: Callable[[], dict[str, Any]], settings: dict[str, A
     optimizer, plain = (Lion(one.named_parameters(), **settings) for one in (model, twin))
     if fused:
         fuse_into_backward(model, optimizer)
+    kept = None
     for step in (1, 2, 3):
         backward(model, step)
         placed = [getattr(param.grad, "placements", None) for param in model.parameters()]
         optimizer.step()
         assert placed == [getattr(param.grad, "placements", None) for param in model.parameters()]
-        kept = optimizer._step_cache if step == 1 else kept
+        kept = kept or optimizer._step_cache
         assert optimizer._step_cache is kept
         optimizer.zero_grad()
         backward(twin, step)

@@ -48,8 +48,9 @@ def names_of(groups: Iterable[Group]) -> list[list[str]] | None:
 def with_current_names(group: Group) -> Group:
     """A group of a state dict with the names that its parameters have now.
 
-    torch's tools for distributed checkpoints list parameters by name instead of by number. Where a model has grown since
-    it was saved, ``set_optimizer_state_dict`` lists the present parameters, and ``param_names`` is that of the checkpoint.
+    torch's tools for distributed checkpoints list parameters by name instead of by number. Where a model has grown
+    since it was saved, ``set_optimizer_state_dict`` lists the present parameters, and ``param_names`` is that of the
+    checkpoint.
 
     Args:
         group: of a state dict.

@@ -11,9 +11,9 @@ sharded.
 
 from .dtensors import from_dtensor, placed_like, to_dtensor
 from .gradients import redistributed
-from .local import ShardGroup, coordinate, cuts_rows, distributed, local_tensor, shard_group, total
+from .local import ShardGroup, coordinate, cuts_rows, distributed, local_tensor, placement, shard_group, total
 from .slots import LocalTensors, PaddedShard, slot
-from .validation import check, check_gradient, check_moving, check_settings
+from .validation import check, check_gradient, check_moving, check_settings, needs_whole
 
 __all__ = [
     "LocalTensors",
@@ -28,7 +28,9 @@ __all__ = [
     "distributed",
     "from_dtensor",
     "local_tensor",
+    "needs_whole",
     "placed_like",
+    "placement",
     "redistributed",
     "shard_group",
     "slot",

@@ -66,10 +66,10 @@ def from_dtensor(param: Tensor, specs: Mapping[str, TensorSpec], state: Mapping[
             )
         elif _part(value) != _part(param):
             raise ValueError(
-                f"{key} of a parameter of shape {tuple(param.shape)} is the part at {_part(value)} along the dimensions "
-                f"of the mesh that cut it, and this rank holds the part at {_part(param)}: the state dict is of another "
-                f"rank. Save on every rank to a file of its own, or use torch.distributed.checkpoint, or a full state "
-                f"dict."
+                f"{key} of a parameter of shape {tuple(param.shape)} is the part at {_part(value)} along the "
+                f"dimensions of the mesh that cut it, and this rank holds the part at {_part(param)}: the state dict "
+                f"is of another rank. Save on every rank to a file of its own, or use torch.distributed.checkpoint, or "
+                f"a full state dict."
             )
         else:
             local[key] = local_tensor(value)

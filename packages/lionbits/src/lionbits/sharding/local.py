@@ -56,7 +56,7 @@ def shard_group(param: Tensor) -> ShardGroup | None:
 
 def total(numbers: Tensor, where: ShardGroup | None, *, largest: bool = False) -> Tensor:
     """The sums (or the largest) of numbers about parts, in place: numbers about whole tensors. A collective call."""
-    if where is None:
+    if where is None or where.mesh.get_coordinate() is None:  # of a rank that has no part of them
         return numbers
     import torch.distributed as dist
 

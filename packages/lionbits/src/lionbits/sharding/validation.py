@@ -11,7 +11,7 @@ from torch import Tensor
 from lionbits import torch_private
 from lionbits_reference.spec import MIN_COLUMNS, Plan, checks, matrix_shape
 
-from .local import cut_dims, distributed, placement
+from .local import coordinate, cut_dims, distributed, placement
 
 #: Settings that are about whole tensors, each with the values that are not.
 _ELEMENTWISE: dict[str, tuple[Any, ...]] = {
@@ -61,6 +61,13 @@ def check_gradient(param: Tensor, grad: Tensor) -> None:
         )
 
 
+def needs_whole(group: Mapping[str, Any]) -> bool:
+    """True if a step of this group's parameters needs numbers about whole tensors, which ranks add up."""
+    return not group["block_wise"] or any(
+        group[name] not in values for name, values in _ELEMENTWISE.items() if name != "optim_bits"
+    )
+
+
 def check_settings(group: Mapping[str, Any], plan: Plan, param: Tensor) -> None:
     """Refuse settings for which one would have to know more of the whole tensor than its part tells.
 
@@ -71,6 +78,12 @@ def check_settings(group: Mapping[str, Any], plan: Plan, param: Tensor) -> None:
         _check_flattened(group, plan)
     if plan.draws_for_param and distributed(param):
         _check_positions(param)
+    if distributed(param) and not coordinate(param) and needs_whole(group):
+        raise ValueError(
+            f"this rank is outside the mesh of a parameter of shape {tuple(param.shape)} ({placement(param)[0]}), and "
+            f"clipping, cautious, block_wise=False or nonfinite='raise' is about the whole tensor, of which it learns "
+            f"nothing. Give the optimizer of each rank the parameters of meshes that the rank is in."
+        )
 
 
 def _check_positions(param: Tensor) -> None:

@@ -70,8 +70,8 @@ def fuse_into_backward(model: nn.Module, optimizer: Lion, *, replace: bool = Fal
         )
     if any(param.is_meta for param in found):
         raise ValueError(
-            f"model={type(model).__name__} has parameters on the meta device, whose hooks to_empty() would remove. Call "
-            f"to_empty() first, then fuse_into_backward."
+            f"model={type(model).__name__} has parameters on the meta device, whose hooks to_empty() would remove. "
+            f"Call to_empty() first, then fuse_into_backward."
         )
     if _reduced_later(found):
         raise ValueError(f"model={type(model).__name__} {_REDUCED_LATER}")
@@ -92,8 +92,8 @@ def fuse_into_backward(model: nn.Module, optimizer: Lion, *, replace: bool = Fal
 
 
 _REDUCED_LATER = (
-    "has parameters of a DistributedDataParallel (replicate() makes one, too), which averages gradients over ranks after "
-    "the update in backward has used them: ranks would diverge. Use fully_shard (FSDP2), or do not fuse."
+    "has parameters of a DistributedDataParallel (replicate() makes one, too), which averages gradients over ranks "
+    "after the update in backward has used them: ranks would diverge. Use fully_shard (FSDP2), or do not fuse."
 )
 
 
@@ -230,8 +230,8 @@ class InBackward:
         """Note that ``param`` is updated.
 
         Raises:
-            RuntimeError: it has been, since the last step; or, at the first gradient, a DistributedDataParallel has been
-                made of the model.
+            RuntimeError: it has been, since the last step; or, at the first gradient, a DistributedDataParallel has
+                been made of the model.
         """
         if self._first:
             if _reduced_later(self._params):

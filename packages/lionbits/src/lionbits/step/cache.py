@@ -19,7 +19,7 @@ from lionbits.paging import Prefetcher
 from lionbits.state.counts import Counts
 from lionbits_reference.spec import Backend
 
-from . import prepare
+from . import agreement, prepare
 from .launch import Counts as Skipped
 from .run import run
 from .snapshot import GroupSnapshot, StateSnapshot, TensorSnapshot
@@ -197,10 +197,12 @@ def update(optimizer: Lion) -> None:
     """Update every parameter that has a gradient, with the kept launch groups if they are still valid.
 
     Raises:
-        TypeError, ValueError, RuntimeError, FloatingPointError: as :class:`StepCache`.
+        TypeError, ValueError, RuntimeError, FloatingPointError: as :class:`StepCache` and :func:`agreement.check`.
     """
     held = optimizer.param_groups, optimizer.state, optimizer._backend
     grads = None if optimizer._step_cache is None else optimizer._step_cache.grads(*held)
+    if grads is None or optimizer._agreed is None:
+        optimizer._agreed = agreement.check(optimizer)
     if optimizer._step_cache is None or grads is None:
         optimizer._step_cache = StepCache(*held, optimizer._get_prefetcher(), before=optimizer._step_cache)
         grads = optimizer._step_cache.first_grads()

@@ -200,9 +200,9 @@ def _check_real(params: Sequence[Tensor]) -> None:
     for param in params:
         if param.is_meta and (param.requires_grad or param.grad is not None):
             raise RuntimeError(
-                f"a parameter of shape {tuple(param.shape)} is on the meta device and holds no values. Call the model's "
-                f"to_empty() and load or initialise its values before the step. Parameters that are no DTensors are "
-                f"replaced by to_empty(): make the optimizer after it."
+                f"a parameter of shape {tuple(param.shape)} is on the meta device and holds no values. Call the "
+                f"model's to_empty() and load or initialise its values before the step. Parameters that are no DTensors "
+                f"are replaced by to_empty(): make the optimizer after it."
             )
 
 
