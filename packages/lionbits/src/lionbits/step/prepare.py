@@ -201,8 +201,8 @@ def _check_real(params: Sequence[Tensor]) -> None:
         if param.is_meta and (param.requires_grad or param.grad is not None):
             raise RuntimeError(
                 f"a parameter of shape {tuple(param.shape)} is on the meta device and holds no values. Call the "
-                f"model's to_empty() and load or initialise its values before the step. Parameters that are no DTensors "
-                f"are replaced by to_empty(): make the optimizer after it."
+                f"model's to_empty() and load or initialise its values before the step. Parameters that are no "
+                f"DTensors are replaced by to_empty(): make the optimizer after it."
             )
 
 
