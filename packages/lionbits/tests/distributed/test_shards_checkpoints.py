@@ -27,7 +27,7 @@ from ..family import assert_same
 from .problem import SETTINGS, Bag, assert_equal, sharded, states, train, whole
 from .world import World, meshes, takes_part
 
-RANKS = (1, 2, 3, 4)
+RANKS = (1, 2, 3, 4, "2x2")
 FORMS: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {"optim_bits": 4, "percentile_clipping": 50},
     torch.bfloat16: {"optim_bits": 8, "param_rounding": "compensated", "cautious": "mask"},
@@ -37,7 +37,7 @@ FORMS: dict[torch.dtype, dict[str, Any]] = {
 LATE = "kernel"
 
 
-def build(dtype: torch.dtype, ranks: int | None, **more: Any) -> tuple[nn.Module, Lion]:
+def build(dtype: torch.dtype, ranks: int | str | None, **more: Any) -> tuple[nn.Module, Lion]:
     """A model, on so many ranks or plain, and its optimizer."""
     module: nn.Module = Bag(dtype) if ranks is None else sharded(Bag(dtype), meshes()[ranks])
     return module, Lion(module.named_parameters(), **{**SETTINGS, **FORMS[dtype], **more})
@@ -51,16 +51,20 @@ def whole_run(dtype: torch.dtype, *steps: int) -> tuple[nn.Module, Lion]:
     return module, optimizer
 
 
-def saves(dtype: torch.dtype, folder: str, ranks: int) -> None:
+def group_of(ranks: int | str) -> dist.ProcessGroup:
+    """All ranks of a mesh."""
+    return meshes()[4 if ranks == "2x2" else ranks].get_group()
+
+
+def saves(dtype: torch.dtype, folder: str, ranks: int | str) -> None:
     if takes_part(ranks):
         module, optimizer = build(dtype, ranks)
         train(module, optimizer, [1], without=[LATE])
         model_state, state = get_state_dict(module, optimizer)
-        group = meshes()[ranks].get_group()
-        dcp.save({"model": model_state, "optim": state}, checkpoint_id=folder, process_group=group)
+        dcp.save({"model": model_state, "optim": state}, checkpoint_id=folder, process_group=group_of(ranks))
 
 
-def loads(dtype: torch.dtype, folder: str, ranks: int) -> None:
+def loads(dtype: torch.dtype, folder: str, ranks: int | str) -> None:
     """Also, the next step is that of a run that was never interrupted."""
     if takes_part(ranks):
         module, optimizer = build(dtype, ranks, lr=0.5, seed=7)
@@ -69,7 +73,7 @@ def loads(dtype: torch.dtype, folder: str, ranks: int) -> None:
                 param.zero_()
         model_state, state = get_state_dict(module, optimizer)
         template = {"model": model_state, "optim": state}
-        dcp.load(template, checkpoint_id=folder, process_group=meshes()[ranks].get_group())
+        dcp.load(template, checkpoint_id=folder, process_group=group_of(ranks))
         set_state_dict(module, optimizer, model_state_dict=template["model"], optim_state_dict=template["optim"])
         assert_equal(module, optimizer, *whole_run(dtype), "loaded")
         train(module, optimizer, [2, 3])
@@ -78,7 +82,7 @@ def loads(dtype: torch.dtype, folder: str, ranks: int) -> None:
 
 @pytest.mark.parametrize("saving", RANKS)
 @pytest.mark.parametrize("dtype", FORMS, ids=str)
-def test_what_n_ranks_save_m_ranks_load(world: World, tmp_path: Path, dtype: torch.dtype, saving: int) -> None:
+def test_what_n_ranks_save_m_ranks_load(world: World, tmp_path: Path, dtype: torch.dtype, saving: int | str) -> None:
     """Momentum, step counts, norms and what bfloat16 dropped; a parameter that had no gradient yet is no hole."""
     world(saves, dtype, str(tmp_path), saving)
     for loading in RANKS:
