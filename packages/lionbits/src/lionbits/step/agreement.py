@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lionbits import groups as grouping
 from lionbits import settings, sharding
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ Group = dict[str, Any]
 
 #: What one rank says: (what it is about, what it is here).
 Entries = list[tuple[str, str]]
+
+#: Parameters of a group on one mesh: the group, and number, name and parameter of each.
+Part = tuple[Group, list[tuple[int, str, Tensor]]]
 
 #: Differences that a message names.
 _SHOWN = 3
@@ -55,9 +59,13 @@ def check(optimizer: Lion) -> str | None:
 
     Raises:
         RuntimeError: ranks differ; naming in what. Every rank of the mesh raises it, and nothing was changed.
+        TypeError, ValueError: groups or settings that no step accepts.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return optimizer._agreed
+    grouping.check_once(optimizer.param_groups)
+    for group in optimizer.param_groups:
+        settings.check(group)
     held = _by_mesh(optimizer.param_groups)
     digest = _digest([_lasting(group, params) for _, parts in held for group, params in parts])
     if digest != optimizer._agreed:
@@ -67,12 +75,9 @@ def check(optimizer: Lion) -> str | None:
     return digest if started else None
 
 
-def _by_mesh(groups: Sequence[Group]) -> list[tuple[DeviceMesh, list[tuple[Group, list[tuple[int, str, Tensor]]]]]]:
-    """Meshes of several ranks that this rank is in, in an order that is the same on all ranks, with what they share.
-
-    Of each group with parameters on the mesh: the group, and number, name and parameter of each.
-    """
-    meshes: dict[Any, list[tuple[Group, list[tuple[int, str, Tensor]]]]] = {}
+def _by_mesh(groups: Sequence[Group]) -> list[tuple[DeviceMesh, list[Part]]]:
+    """Meshes of several ranks that this rank is in, in an order that is the same on all ranks, with what they share."""
+    meshes: dict[Any, list[Part]] = {}
     number = 0
     for group in groups:
         names = group.get("param_names") or [""] * len(group["params"])
