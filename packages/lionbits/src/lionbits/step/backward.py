@@ -101,15 +101,15 @@ def _reduced_later(params: Sequence[Tensor]) -> bool:
     """True if some DistributedDataParallel adds up gradients of these parameters, after they are accumulated.
 
     It leaves no mark on a parameter, as its hooks are known to C++ alone, and a model may be wrapped at any time. So it
-    is looked for among all objects of this process: a pass of some 100 ms over a million of them.
+    is looked for among all objects of this process.
     """
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return False
-    ours, kind = set(map(id, params)), nn.parallel.DistributedDataParallel
+    ours, objects = set(map(id, params)), gc.get_objects()
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, nn.parallel.DistributedDataParallel)}
     return any(
         id(param) in ours and name not in ddp.parameters_to_ignore
-        for ddp in gc.get_objects()
-        if issubclass(type(ddp), kind)
+        for ddp in (found for found in objects if type(found) in kinds)
         for name, param in ddp.module.named_parameters()
     )
 
