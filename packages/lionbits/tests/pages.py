@@ -24,6 +24,7 @@ ELSEWHERE = {
     "docs/checkpoints.md": "test_docs_checkpoints.py",
     "docs/distributed.md#FSDP2": "distributed/test_shards_docs.py",
     "docs/distributed.md#Checkpoints": "distributed/test_shards_docs.py",
+    "docs/distributed.md#Tensor parallelism": "distributed/test_shards_docs.py",
     "docs/distributed.md#transformers Trainer": "ecosystem/test_with_docs.py",
     "docs/distributed.md#Lightning": "ecosystem/test_with_docs.py",
     "docs/distributed.md#accelerate": "ecosystem/test_with_docs.py",

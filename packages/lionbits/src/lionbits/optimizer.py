@@ -101,6 +101,10 @@ class Lion(Optimizer):
     #: The same for the last steps of single parameters. Never copied either.
     _parameter_steps: dict[Tensor, ParameterStep] | None = None
 
+    #: Digest of what the ranks that share parameters agreed on, by their last check; None: they were not compared
+    #: yet. Never copied either.
+    _agreed: str | None = None
+
     #: The hooks that update parameters during backward, if any. Never copied: hooks belong to parameters.
     _in_backward: InBackward | None = None
 
@@ -263,6 +267,8 @@ class Lion(Optimizer):
     @outside_inference_mode
     def init_state(self) -> None:
         """Create zero state for every parameter that requires a gradient and has none yet. Nothing else changes.
+
+        Parameters on the meta device get theirs when they hold values: at their first step, or at another call.
 
         Torch's checkpoint tools take a step at learning rate 0 if there is no state at all, which counts as one, and
         leave out parameters that never had a gradient. Call this before them to avoid both.

@@ -19,14 +19,15 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
     set_state_dict,
 )
+from torch.distributed.fsdp import fully_shard
 
-from lionbits import Lion
+from lionbits import Lion, convert, save
 
 from ..family import assert_same
 from .problem import SETTINGS, Bag, assert_equal, sharded, states, train, whole
 from .world import World, meshes, takes_part
 
-RANKS = (1, 2, 3, 4)
+RANKS = (1, 2, 3, 4, "2x2")
 FORMS: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {"optim_bits": 4, "percentile_clipping": 50},
     torch.bfloat16: {"optim_bits": 8, "param_rounding": "compensated", "cautious": "mask"},
@@ -36,7 +37,7 @@ FORMS: dict[torch.dtype, dict[str, Any]] = {
 LATE = "kernel"
 
 
-def build(dtype: torch.dtype, ranks: int | None, **more: Any) -> tuple[nn.Module, Lion]:
+def build(dtype: torch.dtype, ranks: int | str | None, **more: Any) -> tuple[nn.Module, Lion]:
     """A model, on so many ranks or plain, and its optimizer."""
     module: nn.Module = Bag(dtype) if ranks is None else sharded(Bag(dtype), meshes()[ranks])
     return module, Lion(module.named_parameters(), **{**SETTINGS, **FORMS[dtype], **more})
@@ -50,16 +51,20 @@ def whole_run(dtype: torch.dtype, *steps: int) -> tuple[nn.Module, Lion]:
     return module, optimizer
 
 
-def saves(dtype: torch.dtype, folder: str, ranks: int) -> None:
+def group_of(ranks: int | str) -> dist.ProcessGroup:
+    """All ranks of a mesh."""
+    return meshes()[4 if ranks == "2x2" else ranks].get_group()
+
+
+def saves(dtype: torch.dtype, folder: str, ranks: int | str) -> None:
     if takes_part(ranks):
         module, optimizer = build(dtype, ranks)
         train(module, optimizer, [1], without=[LATE])
         model_state, state = get_state_dict(module, optimizer)
-        group = meshes()[ranks].get_group()
-        dcp.save({"model": model_state, "optim": state}, checkpoint_id=folder, process_group=group)
+        dcp.save({"model": model_state, "optim": state}, checkpoint_id=folder, process_group=group_of(ranks))
 
 
-def loads(dtype: torch.dtype, folder: str, ranks: int) -> None:
+def loads(dtype: torch.dtype, folder: str, ranks: int | str) -> None:
     """Also, the next step is that of a run that was never interrupted."""
     if takes_part(ranks):
         module, optimizer = build(dtype, ranks, lr=0.5, seed=7)
@@ -68,7 +73,7 @@ def loads(dtype: torch.dtype, folder: str, ranks: int) -> None:
                 param.zero_()
         model_state, state = get_state_dict(module, optimizer)
         template = {"model": model_state, "optim": state}
-        dcp.load(template, checkpoint_id=folder, process_group=meshes()[ranks].get_group())
+        dcp.load(template, checkpoint_id=folder, process_group=group_of(ranks))
         set_state_dict(module, optimizer, model_state_dict=template["model"], optim_state_dict=template["optim"])
         assert_equal(module, optimizer, *whole_run(dtype), "loaded")
         train(module, optimizer, [2, 3])
@@ -77,7 +82,7 @@ def loads(dtype: torch.dtype, folder: str, ranks: int) -> None:
 
 @pytest.mark.parametrize("saving", RANKS)
 @pytest.mark.parametrize("dtype", FORMS, ids=str)
-def test_what_n_ranks_save_m_ranks_load(world: World, tmp_path: Path, dtype: torch.dtype, saving: int) -> None:
+def test_what_n_ranks_save_m_ranks_load(world: World, tmp_path: Path, dtype: torch.dtype, saving: int | str) -> None:
     """Momentum, step counts, norms and what bfloat16 dropped; a parameter that had no gradient yet is no hole."""
     world(saves, dtype, str(tmp_path), saving)
     for loading in RANKS:
@@ -224,3 +229,77 @@ def sees_the_start(when: str) -> None:
 def test_state_before_the_first_step(world: World, when: str) -> None:
     """With init_state() a run that saves before its first step is the run it would have been; torch counts a step."""
     world(sees_the_start, when)
+
+
+def writes_one_file(folder: str, mesh: str | int, right: int) -> None:
+    """Rank 0 saves its part; ranks that hold another refuse it, and copies of the same part take it."""
+    place, file = meshes()[mesh], f"{folder}/rank0.pt"
+    module = sharded(Bag(), place)
+    optimizer = Lion(module.parameters(), **SETTINGS, optim_bits=8)
+    train(module, optimizer, [1, 2])
+    if dist.get_rank() == 0:
+        save(optimizer.state_dict(), file)
+    dist.barrier()
+    again = Lion(module.parameters(), **SETTINGS, optim_bits=8)
+    found = torch.load(file, weights_only=True)
+    if (dist.get_rank() % right) == 0:
+        again.load_state_dict(found)
+        assert_same(states(again), states(optimizer))
+    else:
+        with pytest.raises(ValueError, match=r"parameter 0: exp_avg.*another rank.*file of its own.*full state dict"):
+            again.load_state_dict(found)
+        with pytest.raises(ValueError, match=r"another rank"):
+            convert(found, again)
+        assert not again.state
+    dist.barrier()
+    mine = f"{folder}/rank{dist.get_rank()}.pt"
+    save(optimizer.state_dict(), mine)
+    last = Lion(module.parameters(), **SETTINGS, optim_bits=8)
+    last.load_state_dict(torch.load(mine, weights_only=True))
+    assert_same(states(last), states(optimizer))
+
+
+@pytest.mark.parametrize(("mesh", "right"), [(4, 4), ("2x2", 2)])
+def test_the_file_of_one_rank_is_not_that_of_another(world: World, tmp_path: Path, mesh: Any, right: int) -> None:
+    """``if rank == 0: save`` leads there. With HSDP, rank 2 holds a copy of what rank 0 has."""
+    world(writes_one_file, str(tmp_path), mesh, right)
+
+
+class Growing(nn.Module):
+    """Layers by name."""
+
+    def __init__(self, names: str) -> None:
+        super().__init__()
+        for name in names:
+            self.add_module(name, nn.Linear(64, 32, bias=False))
+            nn.init.constant_(self.get_submodule(name).weight, ord(name) / 100)
+
+
+def grows(folder: str, before: str, after: str, shards: bool) -> None:
+    held = []
+    for names in (before, after):
+        module = fully_shard(Growing(names), mesh=meshes()[4]) if shards else Growing(names)
+        held.append((module, Lion(module.named_parameters(), **SETTINGS, optim_bits=8)))
+    (module, optimizer), (larger, other) = held
+    train(module, optimizer, [1, 2])
+    dcp.save({"optimizer": get_optimizer_state_dict(module, optimizer)}, checkpoint_id=folder)
+    wanted = copy.deepcopy(get_optimizer_state_dict(larger, other))
+    dcp.load({"optimizer": wanted}, checkpoint_id=folder, planner=dcp.DefaultLoadPlanner(allow_partial_load=True))
+    set_optimizer_state_dict(larger, other, wanted)
+    assert other.param_groups[0]["param_names"] == [f"{name}.weight" for name in after]
+    for name in after:
+        param = larger.get_parameter(f"{name}.weight")
+        now = whole(other.momentum(param))
+        old = whole(optimizer.momentum(module.get_parameter(f"{name}.weight"))) if name in before else now * 0
+        assert_same(now, old)
+        assert other.state[param]["step"] == (2 if name in before else 1)  # 1: torch's step with zero gradients
+    train(larger, other, [3])
+
+
+@pytest.mark.parametrize("shards", [True, False])
+@pytest.mark.parametrize(("before", "after"), [("ab", "abc"), ("ab", "cab"), ("ab", "cb")])
+def test_a_model_that_has_grown_is_loaded_partly(
+    world: World, tmp_path: Path, before: str, after: str, shards: bool
+) -> None:
+    """By name, whatever comes before: names in the checkpoint are those of the smaller model."""
+    world(grows, str(tmp_path), before, after, shards)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed._composable import replicate
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
-from lionbits import Lion
+from lionbits import Lion, fuse_into_backward
 
 from ..family import assert_same
 from .problem import SETTINGS
@@ -75,6 +77,54 @@ def zero_redundancy(bits: int) -> None:
 def test_zero_redundancy_equals_ddp(world: World, bits: int) -> None:
     """Also when it is consolidated and resumed, alone or under DDP. To nearest: noise counts from a rank's first."""
     world(zero_redundancy, bits)
+
+
+def refuses_to_fuse(order: str) -> None:
+    model = Block()
+    before = [param.detach().clone() for param in model.parameters()]
+    optimizer = Lion(model.parameters(), **SETTINGS)
+    step = nullcontext()
+    if order == "wrapped afterwards":
+        fuse_into_backward(model, optimizer)
+        running: nn.Module = DistributedDataParallel(model)
+        step = pytest.raises(RuntimeError, match=r"DistributedDataParallel.*after the update.*fully_shard")
+    elif order == "module":
+        running = DistributedDataParallel(model)
+        with pytest.raises(ValueError, match=r"Block.*DistributedDataParallel.*after the update.*fully_shard"):
+            fuse_into_backward(running.module, optimizer)
+    elif order == "part":
+        running = DistributedDataParallel(model)
+        with pytest.raises(ValueError, match=r"Linear.*DistributedDataParallel"):
+            fuse_into_backward(model.up, optimizer)
+    else:  # which makes its DistributedDataParallel at the first forward
+        running = replicate(model)
+        fuse_into_backward(running, optimizer)
+        step = pytest.raises(RuntimeError, match=r"DistributedDataParallel.*replicate")
+    with step:
+        running(torch.full((8, 64), 1.0 + dist.get_rank())).square().sum().backward()
+    assert_same([param.detach() for param in model.parameters()], before)
+
+
+@pytest.mark.parametrize("order", ["module", "part", "wrapped afterwards", "replicate"])
+def test_what_is_averaged_later_is_not_used_in_backward(world: World, order: str) -> None:
+    """Whether DDP is seen or not: at the latest when the first gradient arrives."""
+    world(refuses_to_fuse, order)
+
+
+def fuses_what_ddp_leaves_alone() -> None:
+    model, twin = Block(), Block()
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["down.weight", "down.bias"])
+    running = DistributedDataParallel(model)
+    fused, plain = (Lion(one.down.parameters(), **SETTINGS) for one in (model, twin))
+    fuse_into_backward(model.down, fused)
+    for one, optimizer in ((running, fused), (twin, plain)):
+        one(torch.ones(8, 64)).square().sum().backward()
+        optimizer.step()
+    assert_same([p.detach() for p in model.parameters()], [p.detach() for p in twin.parameters()])
+
+
+def test_parameters_that_ddp_ignores_are_fused(world: World) -> None:
+    world(fuses_what_ddp_leaves_alone)
 
 
 def flat(use_orig_params: bool) -> None:

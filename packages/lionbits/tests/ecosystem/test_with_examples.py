@@ -25,6 +25,7 @@ NEEDS = {
         ["--steps", "20", "--base-steps", "80", "--seeds", "1", "--width", "64", "--lr", "1e-3"],
     ),
     "paged.py": ([], ["--dir", "."]),
+    "tensor_parallel.py": ([], []),
 }
 
 WRITTEN = {
@@ -36,9 +37,13 @@ WRITTEN = {
 }
 
 
+#: What starts a script that wants several processes.
+STARTERS = {"tensor_parallel.py": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
+
+
 def run(folder: Path, name: str, *arguments: str) -> str:
     """Output of an example, as a user would start it."""
-    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    command = [sys.executable, *STARTERS.get(name, []), str(EXAMPLES / name), *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -129,6 +129,7 @@ class StateLoader:
         for group, values in zip(groups, completed, strict=True):
             grouping.check({**values, "params": group["params"]}, self._backend, self._pager)
         known = [(held[key], param, group) for key, (param, group) in owners(groups, completed) if key in held]
+        validation.check_real([param for _, param, _ in known])
         weights = [_take_residual(opaque.state, param, group) for opaque, param, group in known]
         keeping.tell_of_replaced(cast("Lion", optimizer), completed)
         self._whole = [
@@ -278,6 +279,8 @@ def checked_form(state_dict: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
             raise TypeError(f"param_groups[{i}] of the state dict is a {type(group).__name__}; it must be a dict.")
         if "params" not in group:
             raise ValueError(f"param_groups[{i}] of the state dict lacks 'params'.")
+    groups = [matching.with_current_names(group) for group in groups]
+    for i, group in enumerate(groups):
         _check_ids(i, group)
     return groups
 

@@ -45,6 +45,24 @@ def names_of(groups: Iterable[Group]) -> list[list[str]] | None:
     return None if any(names is None for names in found) else [list(names or ()) for names in found]
 
 
+def with_current_names(group: Group) -> Group:
+    """A group of a state dict with the names that its parameters have now.
+
+    torch's tools for distributed checkpoints list parameters by name instead of by number. Where a model has grown
+    since it was saved, ``set_optimizer_state_dict`` lists the present parameters, and ``param_names`` is that of the
+    checkpoint.
+
+    Args:
+        group: of a state dict.
+    """
+    ids, names = group["params"], group.get("param_names")
+    if not isinstance(ids, (list, tuple)) or not isinstance(names, (list, tuple)):
+        return group
+    listed = all(isinstance(key, str) for key in [*ids, *names])
+    outdated = listed and set(ids) != set(names) and not set(ids).isdisjoint(names)
+    return {**group, "param_names": list(ids)} if outdated else group
+
+
 def by_name(own: Sequence[Sequence[str]], names: Sequence[str], ids: Sequence[Any]) -> list[list[Any]]:
     """For each group of the optimizer, the saved ids of its parameters.
 

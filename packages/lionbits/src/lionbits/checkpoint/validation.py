@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,20 @@ def examined(key: Any, param: Tensor, group: Mapping[str, Any], state: Any, *, o
     _check_norms(key, own)
     _check_values(key, plan, own)
     return plain | own
+
+
+def check_real(params: Sequence[Tensor]) -> None:
+    """Refuse state for parameters on the meta device, where it would be lost.
+
+    Raises:
+        ValueError: naming the shape of one.
+    """
+    for param in params:
+        if param.is_meta:
+            raise ValueError(
+                f"the state dict has state of a parameter of shape {tuple(param.shape)}, which is on the meta device "
+                f"here. Call the model's to_empty() first, then load."
+            )
 
 
 def _as_held(plan: Plan, param: Tensor, own: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch.utils import dlpack
 
 from lionbits_reference.spec import TensorSpec
 
-from .local import box, distributed, dtensor, local_tensor, placement
+from .local import box, coordinate, cut_dims, distributed, dtensor, local_tensor, placement
 
 State = dict[str, Any]
 
@@ -70,9 +70,22 @@ def from_dtensor(
                 f"{key} of a parameter of shape {tuple(param.shape)} has mesh and placements {placement(value)}, the "
                 f"parameter {placement(param)}. Use torch.distributed.checkpoint, or a full state dict."
             )
+        elif _part(value) != _part(param):
+            raise ValueError(
+                f"{key} of a parameter of shape {tuple(param.shape)} is the part at {_part(value)} along the "
+                f"dimensions of the mesh that cut it, and this rank holds the part at {_part(param)}: the state dict "
+                f"is of another rank. Save on every rank to a file of its own, or use torch.distributed.checkpoint, or "
+                f"a full state dict."
+            )
         else:
             local[key] = local_tensor(value)
     return local
+
+
+def _part(tensor: Tensor) -> list[int]:
+    """Which part of a DTensor its local tensor is: coordinates in its mesh, which are pickled with it."""
+    at = coordinate(tensor)
+    return [at[i] for i, dim in enumerate(cut_dims(tensor)) if dim is not None and at]
 
 
 def _fits(value: Tensor, spec: TensorSpec) -> bool:

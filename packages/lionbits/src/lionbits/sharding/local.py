@@ -36,7 +36,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return torch_private.local(tensor) if distributed(tensor) else tensor
 
 
-def placement(tensor: Tensor) -> tuple[Any, Any]:
+def placement(tensor: object) -> tuple[Any, Any]:
     """Mesh and placements of a DTensor, which equal those of another that is cut alike; of any other, (None, None)."""
     return getattr(tensor, "device_mesh", None), getattr(tensor, "placements", None)
 
@@ -57,7 +57,7 @@ def shard_group(param: Tensor) -> ShardGroup | None:
 
 def total(numbers: Tensor, where: ShardGroup | None, *, largest: bool = False) -> Tensor:
     """The sums (or the largest) of numbers about parts, in place: numbers about whole tensors. A collective call."""
-    if where is None:
+    if where is None or where.mesh.get_coordinate() is None:  # of a rank that has no part of them
         return numbers
     import torch.distributed as dist
 

@@ -84,15 +84,19 @@ class LocalTensors:
 
     Args:
         params: some of them distributed, with gradients.
+
+    Attributes:
+        moving: places of the gradients that are placed otherwise than their parameters.
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
-        self._places = [(j, placement(param)) for j, param in enumerate(params) if distributed(param)]
+        self._places = [(j, placement(param.grad)) for j, param in enumerate(params) if distributed(param)]
+        self.moving = [j for j, placed in self._places if placed != placement(params[j])]
 
     def of(self, params: list[Tensor], grads: list[Any]) -> bool:
-        """Put local tensors in place of distributed ones, if all are placed as they were."""
+        """Put local tensors in place of distributed ones, if all gradients are placed as they were."""
         for j, placed in self._places:
-            if placement(grads[j]) != placed:  # a parameter's own never change
+            if placement(grads[j]) != placed:  # a parameter's own placements never change
                 return False
             params[j], grads[j] = torch_private.local(params[j]), torch_private.local(grads[j])
         return True

@@ -11,7 +11,7 @@ from torch import Tensor
 from lionbits import torch_private
 from lionbits_reference.spec import MIN_COLUMNS, Plan, checks, matrix_shape
 
-from .local import cut_dims, distributed, placement
+from .local import coordinate, cut_dims, distributed, placement
 
 #: Settings that are about whole tensors, each with the values that are not.
 _ELEMENTWISE: dict[str, tuple[Any, ...]] = {
@@ -47,17 +47,25 @@ def check_moving(param: Tensor) -> None:
 
 
 def check_gradient(param: Tensor, grad: Tensor) -> None:
-    """Refuse a gradient that is not placed like its parameter.
+    """Refuse a gradient that cannot be brought to the placements of its parameter: of another mesh, or of none.
 
     Raises:
-        RuntimeError: naming both placements.
+        RuntimeError: naming mesh and placements of both.
     """
-    if placement(param) != placement(grad):
+    if placement(param)[0] != placement(grad)[0]:
         raise RuntimeError(
-            f"the gradient of a parameter of shape {tuple(param.shape)} has placements "
-            f"{getattr(grad, 'placements', None)}, the parameter {getattr(param, 'placements', None)}; both must be "
-            f"placed alike, on one mesh. Call redistribute() on the gradient, which adds up what is Partial."
+            f"the gradient of a parameter of shape {tuple(param.shape)} has mesh and placements {placement(grad)}, the "
+            f"parameter {placement(param)}; both must be DTensors of one mesh, or neither. Make the gradient a DTensor "
+            f"of that mesh: DTensor.from_local() where each rank has a part or a term of it, distribute_tensor() where "
+            f"rank 0 has all."
         )
+
+
+def needs_whole(group: Mapping[str, Any]) -> bool:
+    """True if a step of this group's parameters needs numbers about whole tensors, which ranks add up."""
+    return not group["block_wise"] or any(
+        group[name] not in values for name, values in _ELEMENTWISE.items() if name != "optim_bits"
+    )
 
 
 def check_settings(group: Mapping[str, Any], plan: Plan, param: Tensor) -> None:
@@ -70,6 +78,12 @@ def check_settings(group: Mapping[str, Any], plan: Plan, param: Tensor) -> None:
         _check_flattened(group, plan)
     if plan.draws_for_param and distributed(param):
         _check_positions(param)
+    if distributed(param) and not coordinate(param) and needs_whole(group):
+        raise ValueError(
+            f"this rank is outside the mesh of a parameter of shape {tuple(param.shape)} ({placement(param)[0]}), and "
+            f"clipping, cautious, block_wise=False or nonfinite='raise' is about the whole tensor, of which it learns "
+            f"nothing. Give the optimizer of each rank the parameters of meshes that the rank is in."
+        )
 
 
 def _check_positions(param: Tensor) -> None:

@@ -6,6 +6,7 @@ depends on another parameter.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,8 +48,9 @@ def fuse_into_backward(model: nn.Module, optimizer: Lion, *, replace: bool = Fal
 
     Raises:
         TypeError: ``model`` is no module, or ``optimizer`` none of lionbits. ValueError: the optimizer holds none of
-            its parameters, or is fused already, or another one is; the model is one of DDP or FSDP1;
-            ``nonfinite="raise"``. Nothing was changed.
+            its parameters, or is fused already, or another one is; a DDP averages gradients of the model, or it is one
+            of FSDP1; ``nonfinite="raise"``. Nothing was changed. A model that is wrapped in a DDP afterwards is refused
+            when its first gradient arrives, in ``backward()``, with RuntimeError.
     """
     _check_model(model)
     checks.flag("replace", replace)
@@ -66,6 +68,13 @@ def fuse_into_backward(model: nn.Module, optimizer: Lion, *, replace: bool = Fal
             "optimizer is fused into a backward already. Call remove() on what that returned first, or pass "
             "replace=True."
         )
+    if any(param.is_meta for param in found):
+        raise ValueError(
+            f"model={type(model).__name__} has parameters on the meta device, whose hooks to_empty() would remove. "
+            f"Call to_empty() first, then fuse_into_backward."
+        )
+    if _reduced_later(found):
+        raise ValueError(f"model={type(model).__name__} {_REDUCED_LATER}")
     others = [other for param in found for other in _others(param, optimizer)]
     _check_others(model, others, replace=replace)
     for group in optimizer.param_groups:
@@ -80,6 +89,29 @@ def fuse_into_backward(model: nn.Module, optimizer: Lion, *, replace: bool = Fal
         if other.remove is not None:
             other.remove()
     return fused
+
+
+_REDUCED_LATER = (
+    "has parameters of a DistributedDataParallel (replicate() makes one, too), which averages gradients over ranks "
+    "after the update in backward has used them: ranks would diverge. Use fully_shard (FSDP2), or do not fuse."
+)
+
+
+def _reduced_later(params: Sequence[Tensor]) -> bool:
+    """True if some DistributedDataParallel adds up gradients of these parameters, after they are accumulated.
+
+    It leaves no mark on a parameter, as its hooks are known to C++ alone, and a model may be wrapped at any time. So it
+    is looked for among all objects of this process.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    ours, objects = set(map(id, params)), gc.get_objects()
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, nn.parallel.DistributedDataParallel)}
+    return any(
+        id(param) in ours and name not in ddp.parameters_to_ignore
+        for ddp in (found for found in objects if type(found) in kinds)
+        for name, param in ddp.module.named_parameters()
+    )
 
 
 class _Other(NamedTuple):
@@ -163,9 +195,9 @@ class InBackward:
     """
 
     def __init__(self, optimizer: Lion, params: list[Tensor]) -> None:
-        self._optimizer = optimizer
+        self._optimizer, self._params = optimizer, params
         self._updated: set[int] = set()
-        self._complete = False
+        self._complete, self._first = False, True
         self.complete()
         self._hooks = [_Update(self, optimizer, param) for param in params]
         optimizer._in_backward = self
@@ -190,7 +222,7 @@ class InBackward:
 
     def forget(self) -> None:
         """Drop what is kept of the present state: the optimizer has another."""
-        self._complete = False
+        self._complete, self._first = False, True
         for hook in self._hooks:
             hook.forget()
 
@@ -198,8 +230,13 @@ class InBackward:
         """Note that ``param`` is updated.
 
         Raises:
-            RuntimeError: it has been, since the last step.
+            RuntimeError: it has been, since the last step; or, at the first gradient, a DistributedDataParallel has
+                been made of the model.
         """
+        if self._first:
+            if _reduced_later(self._params):
+                raise RuntimeError(f"the model {_REDUCED_LATER} Call remove() on what fuse_into_backward returned.")
+            self._first = False
         if id(param) in self._updated:
             raise RuntimeError(
                 f"a parameter of shape {tuple(param.shape)} has a second gradient since the last optimizer.step(), and "

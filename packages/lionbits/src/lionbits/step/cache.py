@@ -19,7 +19,7 @@ from lionbits.paging import Prefetcher
 from lionbits.state.counts import Counts
 from lionbits_reference.spec import Backend
 
-from . import prepare, shared_blocks
+from . import agreement, prepare, shared_blocks
 from .launch import Counts as Skipped
 from .run import run
 from .snapshot import GroupSnapshot, StateSnapshot, TensorSnapshot
@@ -68,22 +68,24 @@ class StepCache:
             )
         if before is not None:
             before.recount()
-        prepare.prepare(launch_groups, states, prefetcher)
+        self._params: list[Tensor] = [entry.param for found in launch_groups for entry in found.entries]
+        self._local = sharding.LocalTensors(self._params) if any(map(sharding.distributed, self._params)) else None
+        params, grads = self._now()
+        self._tensors = TensorSnapshot(params, grads)
+        self._first = self._redistributed(grads)
+        prepare.prepare(launch_groups, self._first, states, prefetcher)
         self.captured = False
         self._before = None if before is None else before.recorded()
         self._launch_groups, self._devices = launch_groups, devices
         self._skips = list(dict.fromkeys((found.key.device, found.key.shard_group) for found in launch_groups))
         self._requested, self._prefetcher = requested, prefetcher
         self._counted: list[State] = [state for found in launch_groups for state in found.states]
-        self._params: list[Tensor] = [entry.param for found in launch_groups for entry in found.entries]
-        self._local = sharding.LocalTensors(self._params) if any(map(sharding.distributed, self._params)) else None
         serving = set(map(id, self._params))
         self._others = [param for group in groups for param in group["params"] if id(param) not in serving]
         self._groups = GroupSnapshot(groups)
         self._updates = Counts(self._counted, [count for found in launch_groups for count in found.counts])
         tensors = (pair for found in launch_groups for pair in found.state_tensors())
         self._states = StateSnapshot(states, self._counted, tensors)
-        self._tensors = TensorSnapshot(*self._now())
         self._sound = True
 
     def grads(
@@ -117,11 +119,18 @@ class StepCache:
             for found in self._launch_groups:
                 found.scalars.write()
             self._groups.seen(groups)
-        return grads
+        return self._redistributed(grads)
 
     def first_grads(self) -> list[Any]:
-        """The gradients that this was prepared for, until its first run."""
-        return self._now()[1]
+        """The gradients that this was prepared for. It gives them up, as it keeps none between steps."""
+        grads, self._first = self._first, []
+        return grads
+
+    def _redistributed(self, grads: list[Any]) -> list[Any]:
+        """Put gradients in place that lie as their parameters do. Ranks do so once a step, in the same order."""
+        for j in self._local.moving if self._local is not None else ():
+            grads[j] = sharding.redistributed(self._params[j])
+        return grads
 
     def _now(self) -> tuple[list[Tensor], list[Any]]:
         params, grads = list(self._params), [param.grad for param in self._params]
@@ -190,11 +199,13 @@ def update(optimizer: Lion) -> None:
     """Update every parameter that has a gradient, with the kept launch groups if they are still valid.
 
     Raises:
-        TypeError, ValueError, RuntimeError, FloatingPointError: as :class:`StepCache`.
+        TypeError, ValueError, RuntimeError, FloatingPointError: as :class:`StepCache` and :func:`agreement.check`.
     """
     held = optimizer.param_groups, optimizer.state, optimizer._backend
     optimizer._get_prefetcher().exported.take_back()
     grads = None if optimizer._step_cache is None else optimizer._step_cache.grads(*held)
+    if grads is None or optimizer._agreed is None:
+        optimizer._agreed = agreement.check(optimizer)
     if optimizer._step_cache is None or grads is None:
         optimizer._step_cache = StepCache(*held, optimizer._get_prefetcher(), before=optimizer._step_cache)
         grads = optimizer._step_cache.first_grads()

@@ -43,6 +43,7 @@ def collect(
     position = first
     for group in param_groups:
         settings.check(group)
+        _check_real(group["params"])
         hyper = Hyper.of(group["betas"], group["seed"], group["rounding"])
         for param in group["params"]:
             if param.grad is not None:
@@ -63,12 +64,12 @@ def collect(
 
 
 def learning(param_groups: Sequence[Group]) -> list[tuple[Plan, ParamEntry]]:
-    """Return every parameter that has a gradient or may get one, with its plan."""
+    """Return every parameter that has a gradient or may get one, with its plan; none on the meta device."""
     params = [(group, param) for group in param_groups for param in group["params"]]
     return [
         (settings.plan(group, param, param.dtype), ParamEntry(param, group, position))
         for position, (group, param) in enumerate(params)
-        if param.requires_grad or param.grad is not None
+        if (param.requires_grad or param.grad is not None) and not param.is_meta
     ]
 
 
@@ -102,13 +103,19 @@ def allocate(
     advice.on_wide_momentum([(entry.group, entry.param) for (_, entry), new in zip(params, fresh, strict=True) if new])
 
 
-def prepare(launch_groups: Sequence[LaunchGroup], held: MutableMapping[Tensor, State], prefetcher: Prefetcher) -> None:
+def prepare(
+    launch_groups: Sequence[LaunchGroup],
+    grads: Sequence[Tensor],
+    held: MutableMapping[Tensor, State],
+    prefetcher: Prefetcher,
+) -> None:
     """Create missing state, and let backends prepare. If memory is short nothing has changed.
 
     A residual that the plan does not use is removed: float32 parameters are completed by it, others stay as they are.
 
     Args:
         launch_groups: with their backends.
+        grads: of all their parameters; of a shard, the local tensor.
         held: the state of the optimizer, checked.
         prefetcher: that places state.
 
@@ -124,11 +131,13 @@ def prepare(launch_groups: Sequence[LaunchGroup], held: MutableMapping[Tensor, S
         if weights is not None:
             entry.local.copy_(weights)
         del held[entry.param][entries.RESIDUAL]
+    at = 0
     for group in launch_groups:
-        _fill(group, held, prefetcher)
+        own, at = grads[at : at + len(group.entries)], at + len(group.entries)
+        _fill(group, own, held, prefetcher)
 
 
-def _fill(group: LaunchGroup, held: Mapping[Tensor, State], prefetcher: Prefetcher) -> None:
+def _fill(group: LaunchGroup, grads: Sequence[Tensor], held: Mapping[Tensor, State], prefetcher: Prefetcher) -> None:
     plan = group.key.plan
     group.groups = [entry.group for entry in group.entries]
     group.states = [held[entry.param] for entry in group.entries]
@@ -138,7 +147,6 @@ def _fill(group: LaunchGroup, held: Mapping[Tensor, State], prefetcher: Prefetch
     ]
     group.padded = {j: slot for j, slot in enumerate(found) if isinstance(slot, sharding.PaddedShard)}
     slots = [slot.slot if isinstance(slot, sharding.PaddedShard) else slot for slot in found]
-    grads = [sharding.local_tensor(_gradient(entry.param)) for entry in group.entries]
     grads = group.with_padding(grads)
     group.counts = [counts.read(state, "state") for state in group.states]
     group.scalars = SlotScalars(group.groups, group.counts, group.key.device)
@@ -197,14 +205,24 @@ def check_momentum(plan: Plan, param: Tensor, state: State, prefetcher: Prefetch
     prefetcher.formats.check(plan.format.name, param, state)
 
 
-def _gradient(param: Tensor) -> Tensor:
-    grad = param.grad
-    assert grad is not None
-    return grad
+def _check_real(params: Sequence[Tensor]) -> None:
+    """Refuse a parameter that is to be trained and is still on the meta device, or was replaced there.
+
+    Raises:
+        RuntimeError: naming its shape.
+    """
+    for param in params:
+        if param.is_meta and (param.requires_grad or param.grad is not None):
+            raise RuntimeError(
+                f"a parameter of shape {tuple(param.shape)} is on the meta device and holds no values. Call the "
+                f"model's to_empty() and load or initialise its values before the step. Parameters that are no "
+                f"DTensors are replaced by to_empty(): make the optimizer after it."
+            )
 
 
 def _checked_gradient(param: Tensor) -> Tensor:
-    grad = _gradient(param)
+    grad = param.grad
+    assert grad is not None
     where = f"the gradient of a parameter of shape {tuple(param.shape)}"
     if grad.layout != torch.strided:
         raise RuntimeError(f"lionbits does not support sparse gradients: {where} is {grad.layout}. Use sparse=False.")
