@@ -7,6 +7,7 @@ queued on streams, and runs later, in an order that a seed draws among those tha
 from .faults import CaptureViolation, Deadlock, DeviceFault, UseOfFreedMemory
 from .guard import obstacle
 from .simulate import Simulation, launch, simulated_cuda
+from .views import View
 
 __all__ = [
     "CaptureViolation",
@@ -14,6 +15,7 @@ __all__ = [
     "DeviceFault",
     "Simulation",
     "UseOfFreedMemory",
+    "View",
     "launch",
     "obstacle",
     "simulated_cuda",

@@ -73,12 +73,14 @@ class Memory:
         allocated: bytes in use, by device.
         peak: the most there were.
         pinned_bytes: bytes of pinned memory in use, each allocation rounded up to a power of two, as torch does.
-        failures: of the allocations to come, so many raise ``torch.OutOfMemoryError``.
+        failures: so many of the allocations to come raise ``torch.OutOfMemoryError``,
+        failing_size: of those of at least so many bytes.
     """
 
     def __init__(self, schedule: Schedule, capacity: int, devices: int) -> None:
         self._schedule, self.capacity = schedule, capacity
-        self.allocated, self.peak, self.failures, self.pinned_bytes = [0] * devices, [0] * devices, 0, 0
+        self.allocated, self.peak, self.failures, self.failing_size = [0] * devices, [0] * devices, 0, 0
+        self.pinned_bytes = 0
         self._cached: list[Block] = []
         self._pending: list[tuple[Block, list[Moment]]] = []
         self._addresses: list[int] = []
@@ -92,8 +94,9 @@ class Memory:
         """
         self._collect()
         taken = -(-size // UNIT) * UNIT
-        if self.failures or self.allocated[queue.device] + taken > self.capacity:
-            self.failures = max(self.failures - 1, 0)
+        fails = self.failures > 0 and size >= self.failing_size
+        self.failures -= fails
+        if fails or self.allocated[queue.device] + taken > self.capacity:
             raise torch.OutOfMemoryError(
                 f"CUDA out of memory. Tried to allocate {size} bytes on the simulated device {queue.device}, of whose "
                 f"{self.capacity} bytes {self.allocated[queue.device]} are allocated."

@@ -19,6 +19,9 @@ from .state import current
 #: What devices say that they are.
 CAPABILITY, NAME, MULTIPROCESSORS = (9, 0), "simulated CUDA device", 4
 
+#: What torch says that it is built for.
+VERSION = "13.0"
+
 #: Functions that make tensors, and take ``pin_memory=True``.
 FACTORIES = ("empty", "empty_like", "empty_strided", "zeros", "ones", "full", "tensor", "rand", "randn", "arange")
 
@@ -95,6 +98,7 @@ def patched() -> Iterator[None]:
     with ExitStack() as stack:
         for name, value in CUDA.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        stack.enter_context(mock.patch.object(torch.version, "cuda", VERSION))
         for name in FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, _pinning(getattr(torch, name))))
         stack.enter_context(mock.patch.object(Tensor, "pin_memory", _pin_memory, create=True))

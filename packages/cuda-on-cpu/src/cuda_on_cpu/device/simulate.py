@@ -29,9 +29,9 @@ class Simulation:
         """Bytes of pinned memory in use, each allocation rounded up to a power of two, as torch does it."""
         return state.current().memory.pinned_bytes
 
-    def fail_allocations(self, count: int) -> None:
-        """Let the next allocations on any device raise ``torch.OutOfMemoryError``, so many of them."""
-        self._world.memory.failures = count
+    def fail_allocations(self, count: int, at_least: int = 0) -> None:
+        """Let the next ``count`` allocations of ``at_least`` so many bytes raise ``torch.OutOfMemoryError``."""
+        self._world.memory.failures, self._world.memory.failing_size = count, at_least
 
     def finish(self) -> None:
         """Run all work of all streams.
