@@ -12,7 +12,7 @@ from lionbits import Lion
 
 from .family import assert_same, gradient, weights
 from .simulated import simulated
-from .test_simulated_cuda import SETTINGS, SHAPES, moved, optimizer_of, result, step
+from .test_simulated_cuda import SEEDS, SETTINGS, SHAPES, moved, optimizer_of, result, step
 
 CAPTURED = ["resident", "resident, 32 bits", "resident, clipped", "resident, one scale"]
 
@@ -49,7 +49,7 @@ def uncaptured(settings: dict[str, Any], steps: int) -> dict[str, Any]:
 def test_replays_are_steps(name: str, backend: str) -> None:
     """Also after an ordinary step in between, whose gradients are elsewhere."""
     expected = uncaptured(SETTINGS[name], 5)
-    for seed in range(3):
+    for seed in range(SEEDS[backend]):
         with simulated(seed, backend):
             params = moved(weights(shapes=SHAPES), "cuda")
             optimizer = optimizer_of(params, backend, **SETTINGS[name])
@@ -90,10 +90,11 @@ def test_a_rate_that_changes_before_the_capture(backend: str) -> None:
         for number in (2, 3):
             fill(params, number)
             graph.replay()
+        optimizer.state_dict()  # which reads the counts of replays
         return result(optimizer, params)
 
     expected = run("cpu")
-    for seed in range(3):
+    for seed in range(SEEDS[backend]):
         with simulated(seed, backend):
             assert_same(run("cuda"), expected)
 
@@ -124,8 +125,7 @@ def test_paged_steps_are_not_captured(name: str) -> None:
         before = result(optimizer, params)
         for position, param in enumerate(params):
             param.grad = gradient(param, position, 2).to("cuda")
-        optimizer_step = torch.cuda.graph(torch.cuda.CUDAGraph())
-        with pytest.raises(RuntimeError, match="is_paged=True"), optimizer_step:
+        with pytest.raises(RuntimeError, match="is_paged=True"), torch.cuda.graph(torch.cuda.CUDAGraph()):
             optimizer.step()
         assert_same(result(optimizer, params), before)
         assert optimizer.state[params[0]]["step"] == 1

@@ -74,6 +74,7 @@ class StepCache:
         self._requested, self._prefetcher = requested, prefetcher
         self._counted: list[State] = [state for found in launch_groups for state in found.states]
         self._params: list[Tensor] = [entry.param for found in launch_groups for entry in found.entries]
+        self._params_on = {param.device for param in self._params}
         self._local = sharding.LocalTensors(self._params) if any(map(sharding.distributed, self._params)) else None
         serving = set(map(id, self._params))
         self._others = [param for group in groups for param in group["params"] if id(param) not in serving]
@@ -91,7 +92,13 @@ class StepCache:
 
         Raises:
             TypeError, ValueError: a learning rate, decay or ``maximize`` that is not accepted.
+            RuntimeError: a graph captures the step, and its state is paged.
         """
+        if any(self._prefetcher.pager.moves(device) and capturing(device) for device in self._params_on):
+            raise RuntimeError(
+                "is_paged=True: a step with paged state cannot be captured in a graph, as the host waits for its pages. "
+                "Use is_paged=False, or leave the step out of the capture."
+            )
         params, grads = list(self._params), [param.grad for param in self._params]
         try:
             unchanged = (
