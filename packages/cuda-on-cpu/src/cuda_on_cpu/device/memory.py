@@ -28,6 +28,9 @@ UNIT = 512
 #: How likely a freed block is to be handed out again, where one fits.
 REUSE = 0.9
 
+#: How many times as large as what is asked for a block is at most that is handed out again.
+MOST = 2
+
 _numbers = itertools.count(1)
 _owners: dict[int, tuple[Memory, Block]] = {}  # by the number that C++ has
 
@@ -103,7 +106,7 @@ class Memory:
             )
         block = self._reused(taken, queue) or self._fresh(taken, queue)
         block.size, block.graph = size, queue.graph
-        self.allocated[queue.device] += taken
+        self.allocated[queue.device] += block.buffer.numel()
         self.peak[queue.device] = max(self.peak[queue.device], self.allocated[queue.device])
         return self._tensor(block, size, queue.device)
 
@@ -180,7 +183,7 @@ class Memory:
         fitting = [
             block
             for block in self._cached
-            if block.queue is queue and block.buffer.numel() == taken and block.graph is graph
+            if block.queue is queue and block.graph is graph and taken <= block.buffer.numel() <= MOST * taken
         ]
         if not fitting or self._schedule.random.random() > REUSE:
             return None
