@@ -8,6 +8,7 @@ import importlib
 import random
 import struct
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.machinery import ModuleSpec
@@ -16,9 +17,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from cuda_on_cpu import device
 from torch import Tensor
 
+from cuda_on_cpu import device
 from lionbits_reference.spec import Plan
 
 #: Backends that run on it.
@@ -48,19 +49,27 @@ def _serve_cupy(stack: ExitStack, seed: int) -> None:
             kernels[plan] = {name: _kernel(plan, name, chance) for name in launch.KERNELS}
         return kernels[plan]
 
-    cuda = SimpleNamespace(Device=lambda index: contextlib.nullcontext(), ExternalStream=_stream, Stream=SimpleNamespace(from_external=_stream))
+    cuda: Any = ModuleType("cupy.cuda")
+    cuda.Device, cuda.ExternalStream = lambda index: contextlib.nullcontext(), _deprecated
+    cuda.Stream = SimpleNamespace(from_external=_stream)
     cupy = ModuleType("cupy")
     cupy.__spec__ = ModuleSpec("cupy", None)  # so that it counts as installed
     cupy.cuda = cuda  # type: ignore[attr-defined]
-    stack.enter_context(mock.patch.dict(sys.modules, {"cupy": cupy}))
+    stack.enter_context(mock.patch.dict(sys.modules, {"cupy": cupy, "cupy.cuda": cuda}))
     stack.enter_context(mock.patch.object(launch, "_functions", functions))
     launch.architecture.cache_clear()
     launch._multiprocessors.cache_clear()
 
 
 def _stream(found: Any) -> SimpleNamespace:
-    """A stream by its address, or by torch's object."""
-    return SimpleNamespace(ptr=found if isinstance(found, int) else found.cuda_stream)
+    """A stream as CuPy makes it of another library's."""
+    return SimpleNamespace(ptr=found.__cuda_stream__()[1])
+
+
+def _deprecated(address: int) -> SimpleNamespace:
+    """What CuPy 14 says of ``ExternalStream``."""
+    warnings.warn("ExternalStream is deprecated", DeprecationWarning, stacklevel=2)
+    return SimpleNamespace(ptr=address)
 
 
 def _kernel(plan: Plan, name: str, chance: random.Random) -> Callable[..., None]:
@@ -102,5 +111,5 @@ def _serve_triton(stack: ExitStack) -> None:
         device.launch(str(kernel), run, torch.cuda.current_stream(table.items.device).cuda_stream, used)
 
     for module in (backend, package):
-        stack.enter_context(mock.patch.object(module, "supports", lambda plan, where: ""))
+        stack.enter_context(mock.patch.object(module, "supports", return_value=""))
     stack.enter_context(mock.patch.object(backend, "launch", launch))

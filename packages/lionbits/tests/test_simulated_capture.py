@@ -71,6 +71,7 @@ def test_replays_are_steps(name: str, backend: str) -> None:
 @pytest.mark.parametrize("backend", ["reference", "cupy"])
 def test_a_rate_that_changes_before_the_capture(backend: str) -> None:
     """The captured step uploads it, from memory that replays read again."""
+
     def run(device: str) -> dict[str, Any]:
         params = moved(weights(shapes=SHAPES), device)
         optimizer = optimizer_of(params, backend if device == "cuda" else "reference", optim_bits=8)

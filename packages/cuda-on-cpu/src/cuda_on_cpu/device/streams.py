@@ -52,6 +52,9 @@ class Stream:
         """Index of its device."""
         return self.queue.device
 
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.cuda_stream
+
     def record_event(self, event: Event | None = None) -> Event:
         """Record an event after all work so far."""
         event = Event() if event is None else event

@@ -96,7 +96,7 @@ class StepCache:
         """
         if any(self._prefetcher.pager.moves(device) and capturing(device) for device in self._params_on):
             raise RuntimeError(
-                "is_paged=True: a step with paged state cannot be captured in a graph, as the host waits for its pages. "
+                "is_paged=True: a step with paged state cannot be captured in a graph, as the host waits for pages. "
                 "Use is_paged=False, or leave the step out of the capture."
             )
         params, grads = list(self._params), [param.grad for param in self._params]
