@@ -73,7 +73,7 @@ def _stream(stream: torch.cuda.Stream) -> Any:
     """Return CuPy's object for a stream of torch; CuPy 14 warns of ``ExternalStream``, which is all that 13 has."""
     from cupy import cuda
 
-    if hasattr(cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
+    if hasattr(stream, "__cuda_stream__") and hasattr(cuda.Stream, "from_external"):
         return cuda.Stream.from_external(stream)
     return cuda.ExternalStream(stream.cuda_stream)
 
