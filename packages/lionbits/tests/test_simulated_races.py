@@ -158,6 +158,7 @@ def test_the_right_code_has_no_race(settings: dict[str, Any]) -> None:
     assert not shows(on_device(lionbits, lionbits_reference, settings), expected, range(6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("race", RACES)
 def test_races_show(race: str) -> None:
     edit, settings = RACES[race]
