@@ -77,7 +77,7 @@ def noise(rounding: str, salt: int, step: Tensor, start: int, pitch: int, shape:
     """
     if rounding == "nearest":
         return NEAREST
-    words, phase = keys(rounding, torch.tensor(word(salt), dtype=torch.int32, device=step.device), step)
+    words, phase = keys(rounding, torch.full((), word(salt), dtype=torch.int32, device=step.device), step)
     rows, columns = shape
     half, odd = pairs(columns, step.device)
     row = torch.arange(rows, device=step.device)[:, None] * (pitch // 2) + start // 2

@@ -65,11 +65,19 @@ def launch(kernel: str, prepared: Prepared, *arguments: Any) -> None:
 
     values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
     call = (*(each.data_ptr() for each in tables), items, *values)
-    stream = torch.cuda.current_stream(device)
     with cupy.cuda.Device(device.index):
         function = _functions(plan, device.index)[kernel]
         blocks = min(wanted, BLOCKS_PER_MULTIPROCESSOR * _multiprocessors(device.index))
-        function((blocks,), (threads,), call, stream=cupy.cuda.ExternalStream(stream.cuda_stream))
+        function((blocks,), (threads,), call, stream=_stream(torch.cuda.current_stream(device)))
+
+
+def _stream(stream: torch.cuda.Stream) -> Any:
+    """Return CuPy's object for a stream of torch; CuPy 14 warns of ``ExternalStream``, which is all that 13 has."""
+    from cupy import cuda
+
+    if hasattr(stream, "__cuda_stream__") and hasattr(cuda.Stream, "from_external"):
+        return cuda.Stream.from_external(stream)
+    return cuda.ExternalStream(stream.cuda_stream)
 
 
 KERNELS = ("step_kernel", "count_kernel", "encode_kernel", "decode_kernel")

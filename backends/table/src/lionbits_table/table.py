@@ -48,7 +48,7 @@ class Table:
         pairs = list(zip(slots, grads, strict=True))
         self._detours = {j: _detour(plan, *pair) for j, pair in enumerate(pairs) if not _walkable(plan, *pair)}
         self._addresses: list[int] = []
-        self._captured: list[Tensor] = []
+        self._captured: dict[tuple[int, ...], Tensor] = {}  # pinned memory that replays read, by the addresses in it
         records: list[Record] = []
         items: list[tuple[int, int, int]] = []
         for j, (slot, grad) in enumerate(pairs):
@@ -60,6 +60,7 @@ class Table:
         self.slots = torch.empty(len(records), len(Record._fields), dtype=torch.int64, device=device)
         self.items = torch.empty(len(items), 3, dtype=torch.int64, device=device)
         self.calls = torch.empty(len(records), 2, dtype=torch.int64, device=device)
+        self._spare = self._pinned()
         _upload(np.array(records, dtype=np.int64), self.slots)
         _upload(np.array(items, dtype=np.int64).reshape(-1, 3), self.items)
 
@@ -77,9 +78,27 @@ class Table:
         capturing = self.calls.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if capturing or self._captured or addresses != self._addresses:
             at = np.array(addresses, dtype=np.int64)
-            host = _upload(np.stack((at, at % EVEN == 0), axis=1), self.calls)
-            self._captured += [host] if capturing else []  # every replay reads it again
+            values = np.stack((at, at % EVEN == 0), axis=1)
+            if capturing:
+                self._capture(tuple(addresses), values)
+            else:
+                _upload(values, self.calls)
+                self._spare = self._pinned() if self._spare is None else self._spare
             self._addresses = addresses
+
+    def _capture(self, addresses: tuple[int, ...], values: np.ndarray) -> None:
+        """Upload the values at each replay, from pinned memory of before: none may be allocated in a capture."""
+        if addresses not in self._captured:
+            host, self._spare = self._pinned() if self._spare is None else self._spare, None
+            assert host is not None
+            self._captured[addresses] = host.copy_(torch.from_numpy(values))
+        self.calls.copy_(self._captured[addresses], non_blocking=True)
+
+    def _pinned(self) -> Tensor | None:
+        """Return pinned memory for ``calls``; None on the CPU."""
+        if self.calls.device.type == "cpu":
+            return None
+        return torch.empty(self.calls.shape, dtype=torch.int64, device="cpu", pin_memory=True)
 
     def walked(self, slots: Sequence[Slot], grads: Sequence[Tensor]) -> tuple[list[Slot], list[Tensor]]:
         """Return what kernels touch of the slots and gradients of the table: those themselves, or their copies."""
@@ -95,13 +114,12 @@ class Table:
             _copy(detour.copy, detour.slot, self._plan)
 
 
-def _upload(values: np.ndarray, to: Tensor) -> Tensor:
-    """Upload the values, without waiting if the host's memory allows that, and return the tensor on the host."""
+def _upload(values: np.ndarray, to: Tensor) -> None:
+    """Upload the values, without waiting if the host's memory allows that."""
     host = torch.from_numpy(values)
     if to.device.type != "cpu":
         host = host.pin_memory()
     to.copy_(host, non_blocking=True)
-    return host
 
 
 def _walkable(plan: Plan, slot: Slot, grad: Tensor) -> bool:

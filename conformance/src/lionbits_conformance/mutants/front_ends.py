@@ -236,8 +236,8 @@ FRONT_ENDS = (
     front_end(
         "numbers of the wrong slots for a page",
         "lionbits/paging/prefetch.py",
-        "self._at = [torch.tensor(page.places, device=self._there) for page in self._pages]",
-        "self._at = [torch.tensor(page.places, device=self._there) * 0 for page in self._pages]",
+        "self._at = [_places(page.places, self._there) for page in self._pages]",
+        "self._at = [_places(page.places, self._there) * 0 for page in self._pages]",
     ),
     front_end(
         "settings of the checkpoint ignored",

@@ -138,8 +138,8 @@ LAUNCHES = (
     front_end(
         "rates of the first group for all",
         SCALARS,
-        "self._upload([column[id(group)] for group in groups]",
-        "self._upload([0 for group in groups]",
+        "upload([column[id(group)] for group in groups]",
+        "upload([0 for group in groups]",
     ),
     front_end(
         "the mask's factor by the first one's size",

@@ -89,8 +89,22 @@ def library(
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     kept = _folder() / f"{file.stem}-{key}.so"
     if not _is_whole(kept):
-        _compile(text, flags, kept)
+        _compile(text, [*flags, str(INCLUDE / "runtime.cpp")], kept)
     return kept, kernels
+
+
+def host_library(file: Path, flags: Sequence[str]) -> Path:
+    """Return the library of a file of plain C++, built unless it is in the cache.
+
+    Raises:
+        CompileError: there is no compiler, or it refuses the source.
+    """
+    text = file.read_text()
+    key = hashlib.sha256("\0".join([text, *flags, *_compiler()]).encode()).hexdigest()[:32]
+    kept = _folder() / f"{file.stem}-{key}.so"
+    if not _is_whole(kept):
+        _compile(text, flags, kept)
+    return kept
 
 
 def _source(file: Path, define: Mapping[str, str]) -> str:
@@ -119,7 +133,7 @@ def _compile(text: str, flags: Sequence[str], kept: Path) -> None:
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix="building-") as folder:
         source, built, digest = (Path(folder) / name for name in ("entry.cpp", "built.so", "digest"))
         source.write_text(text)
-        _run([*flags, str(source), str(INCLUDE / "runtime.cpp"), "-o", str(built)])
+        _run([str(source), *flags, "-o", str(built)])
         built.chmod(0o600)  # whatever the umask: what others can write is not loaded
         digest.write_text(_digest(built))
         digest.chmod(0o600)

@@ -52,7 +52,8 @@ class StagingBuffers:
     Attributes:
         memory: uint8, of all buffers.
         size: bytes of one.
-        free: for each buffer, the event after which it may be filled.
+        free: for each buffer, the event after which it may be filled: at first, that the current stream has done all
+            work so far, which may use this memory under an earlier name.
     """
 
     memory: Tensor
@@ -138,7 +139,7 @@ class Prefetcher:
             memory = self._empty(count, size, device)
             if memory is not None:
                 self.stats.passing_bytes = count * size
-                return StagingBuffers(memory, size, [None] * count)
+                return StagingBuffers(memory, size, [self.streams_of(device).computed()] * count)
         return None
 
     def _empty(self, count: int, size: int, device: torch.device) -> Tensor | None:
@@ -198,7 +199,7 @@ class PagedCalls:
         self._resident: Prepared = None
         if self._near:
             self._resident = backend.prepare(plan, [slots[j] for j in self._near], [grads[j] for j in self._near])
-        self._resident_at = torch.tensor(self._near, dtype=torch.int64, device=self._there)
+        self._resident_at = _places(self._near, self._there)
         self._staged: list[StagedPage | None] = []
         self._buffers: StagingBuffers | None = None
         self._cut()
@@ -248,7 +249,7 @@ class PagedCalls:
         self._page_size = self._prefetcher.page_size
         self._buffers = None
         self._pages = cut(self._plan, self._slots, self._far, self._page_size, self._pager.paged_compute)
-        self._at = [torch.tensor(page.places, device=self._there) for page in self._pages]
+        self._at = [_places(page.places, self._there) for page in self._pages]
         if self._pages:
             self._prefetcher.expect(self._pages, self._device)
 
@@ -300,6 +301,12 @@ class PagedCalls:
 def empty(size: int, device: torch.device, *, pinned: bool) -> Tensor:
     """Return ``size`` uninitialised bytes on the device."""
     return torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
+
+
+def _places(places: Sequence[int], device: torch.device) -> Tensor:
+    """Return places as int64 on the device, without a host sync."""
+    host = torch.tensor(places, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
 
 
 @contextmanager

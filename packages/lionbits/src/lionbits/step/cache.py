@@ -80,6 +80,7 @@ class StepCache:
         self._skips = list(dict.fromkeys((found.key.device, found.key.shard_group) for found in launch_groups))
         self._requested, self._prefetcher = requested, prefetcher
         self._counted: list[State] = [state for found in launch_groups for state in found.states]
+        self._params_on = {param.device for param in self._params}
         serving = set(map(id, self._params))
         self._others = [param for group in groups for param in group["params"] if id(param) not in serving]
         self._groups = GroupSnapshot(groups)
@@ -95,7 +96,13 @@ class StepCache:
 
         Raises:
             TypeError, ValueError: a learning rate, decay or ``maximize`` that is not accepted.
+            RuntimeError: a graph captures the step, and its state is paged.
         """
+        if any(self._prefetcher.pager.moves(device) and capturing(device) for device in self._params_on):
+            raise RuntimeError(
+                "is_paged=True: a step with paged state cannot be captured in a graph, as the host waits for pages. "
+                "Use is_paged=False, or leave the step out of the capture."
+            )
         params, grads = list(self._params), [param.grad for param in self._params]
         try:
             unchanged = (

@@ -31,22 +31,25 @@ class SlotScalars:
         column = {key: j for j, key in enumerate(distinct)}
         self._groups = list(distinct.values())
         self._device = device
-        self._held: list[Tensor] = []
-        self._column = self._upload([column[id(group)] for group in groups], torch.int64)
+        self._column = upload([column[id(group)] for group in groups], torch.int64, device)
         self._rates = torch.empty(3, len(groups), dtype=torch.float32, device=device)
-        self.step = self._upload(steps, torch.int64)
+        self.step = upload(steps, torch.int64, device)
         self._scalars: Scalars | None = None
         self.write()
 
     def write(self) -> None:
-        """Write the rates that the groups have now; a tensor learning rate stays on its device."""
+        """Write the rates that the groups have now; a tensor learning rate stays on its device.
+
+        A captured graph fills them in: an upload would need pinned memory, which may not be allocated in a capture.
+        """
         lr = [group["lr"] for group in self._groups]
         keep = [decay_factor(group["lr"], group["weight_decay"]) for group in self._groups]
         sign = [-1.0 if group["maximize"] else 1.0 for group in self._groups]
-        if any(isinstance(rate, Tensor) for rate in lr):
+        captured = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if captured or any(isinstance(rate, Tensor) for rate in lr):
             rates = torch.stack([vector(row, self._device) for row in (lr, keep, sign)])
         else:
-            rates = self._upload([lr, keep, sign], torch.float32)
+            rates = upload([lr, keep, sign], torch.float32, self._device)
         torch.index_select(rates, 1, self._column, out=self._rates)  # where a captured graph reads them
         self._scalars = None
 
@@ -64,26 +67,19 @@ class SlotScalars:
             return self._scalars
         return replace(self._scalars, grad_scale=self._scalars.grad_scale * unscale)
 
-    def _upload(self, values: Any, dtype: torch.dtype) -> Tensor:
-        return upload(values, dtype, self._device, self._held)
 
-
-def upload(values: Any, dtype: torch.dtype, device: torch.device, held: list[Tensor] | None = None) -> Tensor:
+def upload(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return numbers as a tensor on the device, rounded once, without a host sync.
 
     Args:
         values: numbers, or lists of numbers.
         dtype: of the tensor.
         device: of the tensor.
-        held: keeps the tensor on the host if a graph is being captured: every replay reads it again.
     """
     host = torch.tensor(values, dtype=dtype, device="cpu")
     if device.type != "cuda":
         return host.to(device)
-    host = host.pin_memory()
-    if held is not None and torch.cuda.is_current_stream_capturing():
-        held.append(host)
-    return host.to(device, non_blocking=True)
+    return host.pin_memory().to(device, non_blocking=True)
 
 
 def vector(values: Sequence[float | Tensor], device: torch.device) -> Tensor:

@@ -1,0 +1,132 @@
+"""Steps that are captured in a graph on simulated devices, where the rules of capture are enforced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lionbits import Lion
+
+from .family import assert_same, gradient, weights
+from .simulated import simulated
+from .test_simulated_cuda import SEEDS, SETTINGS, SHAPES, moved, optimizer_of, result, step
+
+CAPTURED = ["resident", "resident, 32 bits", "resident, clipped", "resident, one scale"]
+
+
+def fill(params: list[nn.Parameter], number: int) -> None:
+    """Write the gradients of a step to where a graph reads them."""
+    for position, param in enumerate(params):
+        assert param.grad is not None
+        param.grad.copy_(gradient(param, position, number))
+
+
+def captured(optimizer: Lion, params: list[nn.Parameter]) -> torch.cuda.CUDAGraph:
+    """A first step, and the graph of another, in gradients that stay."""
+    for param in params:
+        param.grad = torch.empty_like(param)
+    fill(params, 1)
+    optimizer.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    return graph
+
+
+def uncaptured(settings: dict[str, Any], steps: int) -> dict[str, Any]:
+    params = weights(shapes=SHAPES)
+    optimizer = optimizer_of(params, "reference", **settings)
+    for number in range(1, steps + 1):
+        step(optimizer, params, number)
+    return result(optimizer, params)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cupy"])
+@pytest.mark.parametrize("name", CAPTURED)
+def test_replays_are_steps(name: str, backend: str) -> None:
+    """Also after an ordinary step in between, whose gradients are elsewhere."""
+    expected = uncaptured(SETTINGS[name], 5)
+    for seed in range(SEEDS[backend]):
+        with simulated(seed, backend):
+            params = moved(weights(shapes=SHAPES), "cuda")
+            optimizer = optimizer_of(params, backend, **SETTINGS[name])
+            graph = captured(optimizer, params)
+            for number in (2, 3):
+                fill(params, number)
+                graph.replay()
+            kept = [param.grad for param in params]
+            step(optimizer, params, 4)
+            for param, grad in zip(params, kept, strict=True):
+                param.grad = grad
+            fill(params, 5)
+            graph.replay()
+            assert optimizer.state_dict()["state"][0]["step"] == 5
+            assert_same(result(optimizer, params), expected)
+            torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cupy"])
+def test_a_rate_that_changes_before_the_capture(backend: str) -> None:
+    """The captured step uploads it, from memory that replays read again."""
+
+    def run(device: str) -> dict[str, Any]:
+        params = moved(weights(shapes=SHAPES), device)
+        optimizer = optimizer_of(params, backend if device == "cuda" else "reference", optim_bits=8)
+        for param in params:
+            param.grad = torch.empty_like(param)
+        fill(params, 1)
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = 0.003
+        if device == "cpu":
+            for number in (2, 3):
+                fill(params, number)
+                optimizer.step()
+            return result(optimizer, params)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            optimizer.step()
+        for number in (2, 3):
+            fill(params, number)
+            graph.replay()
+        optimizer.state_dict()  # which reads the counts of replays
+        return result(optimizer, params)
+
+    expected = run("cpu")
+    for seed in range(SEEDS[backend]):
+        with simulated(seed, backend):
+            assert_same(run("cuda"), expected)
+
+
+def test_a_captured_step_pins_and_waits_for_nothing() -> None:
+    with simulated(1, "cupy") as devices:
+        params = moved(weights(shapes=SHAPES), "cuda")
+        optimizer = optimizer_of(params, "cupy", optim_bits=8)
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+        torch.cuda.synchronize()
+        before = devices.counts.copy()
+        optimizer.step()
+        steady = devices.counts - before
+        assert not steady["pinned allocations"]
+        assert not steady["host waits"]
+        assert not steady["uploads"]
+
+
+@pytest.mark.parametrize("name", ["paged", "paged, on the host"])
+def test_paged_steps_are_not_captured(name: str) -> None:
+    """They are refused before anything is counted."""
+    with simulated(0, "cupy"):
+        params = moved(weights(shapes=SHAPES), "cuda")
+        optimizer = optimizer_of(params, "cupy", **SETTINGS[name])
+        step(optimizer, params, 1)
+        before = result(optimizer, params)
+        for position, param in enumerate(params):
+            param.grad = gradient(param, position, 2).to("cuda")
+        with pytest.raises(RuntimeError, match="is_paged=True"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            optimizer.step()
+        assert_same(result(optimizer, params), before)
+        assert optimizer.state[params[0]]["step"] == 1
