@@ -16,7 +16,7 @@ from .problem import SETTINGS, assert_equal
 from .world import World, meshes, takes_part
 
 
-def fused_equals_step(ranks: int, bits: int) -> None:
+def fused_equals_step(ranks: int, bits: int, min_8bit_size: int) -> None:
     """Every rank has inputs of its own; all parameters are updated when backward ends, and no gradient is left."""
     if not takes_part(ranks):
         return
@@ -28,7 +28,7 @@ def fused_equals_step(ranks: int, bits: int) -> None:
         for layer in layers:
             fully_shard(layer, mesh=meshes()[ranks])
         fully_shard(model, mesh=meshes()[ranks])
-        optimizer = Lion(model.parameters(), **{**SETTINGS, "optim_bits": bits})
+        optimizer = Lion(model.parameters(), **{**SETTINGS, "optim_bits": bits, "min_8bit_size": min_8bit_size})
         if fused:
             fuse_into_backward(model, optimizer)
         for step in range(3):
@@ -43,8 +43,8 @@ def fused_equals_step(ranks: int, bits: int) -> None:
     assert_equal(*held)
 
 
-@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize(("bits", "min_8bit_size"), [(32, 300), (8, 300), (8, 40), (4, 40)])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_fused_shards_equal_a_step_after_backward(world: World, ranks: int, bits: int) -> None:
-    """Bit for bit."""
-    world(fused_equals_step, ranks, bits)
+def test_fused_shards_equal_a_step_after_backward(world: World, ranks: int, bits: int, min_8bit_size: int) -> None:
+    """Bit for bit; with vectors in codes, too, whose blocks ranks share."""
+    world(fused_equals_step, ranks, bits, min_8bit_size)

@@ -96,12 +96,12 @@ class Run(NamedTuple):
 def run_of(param: Tensor) -> Run | None:
     """Which elements of a parameter that is one row are on this rank, if several ranks share that row.
 
-    None if rows are whole, or cut along another dimension than the first.
+    None if rows are whole, or cut along another dimension than the first. A rank outside the mesh has no elements.
     """
-    cuts = _cuts(param)
-    rows = matrix_shape(param.shape)[0]
-    if not cuts or any(dim != 0 for dim, _ in cuts) or rows != 1 or param.shape[0] == 1:
+    if not _shares_row(param):
         return None
+    if not coordinate(param):
+        return Run(0, 0, param.numel())
     here = box(param, param.shape)[0]
     across = math.prod(param.shape[1:])
     return Run(here.start * across, here.stop * across, param.numel())
@@ -109,7 +109,14 @@ def run_of(param: Tensor) -> Run | None:
 
 def shares_blocks(param: Tensor, format: Format) -> bool:
     """True if ranks hold parts of a row of blocks, some of which cuts may divide."""
-    return format.block_size > 0 and run_of(param) is not None
+    return format.block_size > 0 and _shares_row(param)
+
+
+def _shares_row(param: Tensor) -> bool:
+    cuts = _cuts(param)
+    if not cuts or any(dim != 0 for dim, _ in cuts):
+        return False
+    return matrix_shape(param.shape)[0] == 1 and param.shape[0] > 1
 
 
 def lead(format: Format, run: Run | None) -> int:

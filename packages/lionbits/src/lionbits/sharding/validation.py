@@ -11,7 +11,7 @@ from torch import Tensor
 from lionbits import torch_private
 from lionbits_reference.spec import MIN_COLUMNS, Plan, checks, matrix_shape
 
-from .local import coordinate, cut_dims, distributed, placement
+from .local import coordinate, cut_dims, distributed, placement, shares_blocks
 
 #: Settings that are about whole tensors, each with the values that are not.
 _ELEMENTWISE: dict[str, tuple[Any, ...]] = {
@@ -78,11 +78,13 @@ def check_settings(group: Mapping[str, Any], plan: Plan, param: Tensor) -> None:
         _check_flattened(group, plan)
     if plan.draws_for_param and distributed(param):
         _check_positions(param)
-    if distributed(param) and not coordinate(param) and needs_whole(group):
+    is_outside = distributed(param) and not coordinate(param)
+    if is_outside and (needs_whole(group) or shares_blocks(param, plan.format)):
         raise ValueError(
             f"this rank is outside the mesh of a parameter of shape {tuple(param.shape)} ({placement(param)[0]}), and "
-            f"clipping, cautious, block_wise=False or nonfinite='raise' is about the whole tensor, of which it learns "
-            f"nothing. Give the optimizer of each rank the parameters of meshes that the rank is in."
+            f"clipping, cautious, block_wise=False, nonfinite='raise' or scales that ranks share ask for numbers about "
+            f"the whole tensor, of which it learns nothing. Give the optimizer of each rank the parameters of meshes "
+            f"that the rank is in."
         )
 
 

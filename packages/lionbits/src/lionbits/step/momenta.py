@@ -44,7 +44,8 @@ def write(optimizer: Lion, param: Tensor, momentum: Tensor) -> None:
     if plan.format.tensor_wise and sharding.shard_group(param) is not None:
         hint = "Set it on one process and load a full state dict."
         raise checks.refusal(ValueError, "block_wise", False, "has a scale that no part of a tensor tells", hint)
-    device = optimizer._pager.computes_on(param.device)
+    shares = sharding.shares_blocks(param, plan.format)
+    device = param.device if shares else optimizer._pager.computes_on(param.device)
     local = _checked(param, momentum).detach().to(device)
     moves, state = optimizer._get_prefetcher(), optimizer.state.get(param)
     moves.settle()
@@ -56,7 +57,7 @@ def write(optimizer: Lion, param: Tensor, momentum: Tensor) -> None:
     specs = plan.format.momentum_spec(param.shape)
     held: dict[str, Tensor] = {key: optimizer.state[param][key] for key in specs}
     on_device = {key: tensor.to(device) for key, tensor in held.items()}
-    if sharding.shares_blocks(param, plan.format):
+    if shares:
         there = sharding.gather(plan.format, param, specs, on_device)
         new = encoded(plan.format, there, sharding.whole(local, like=param))
         new = sharding.cut(plan.format, param, specs, new)
