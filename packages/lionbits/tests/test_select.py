@@ -14,8 +14,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from lionbits import Lion, Lion4bit, Lion8bit, install
+from lionbits import Lion, Lion4bit, Lion8bit, install, select
 from lionbits.select import BackendUnavailable
+from lionbits_reference.spec import FLOAT32, Plan
 
 from .family import Variant, assert_same, free_gradients, snapshot, train, weights
 
@@ -267,4 +268,4 @@ def test_a_checkpoint_does_not_know_its_backend(toy: Maker) -> None:
 def test_where_nothing_serves_every_reason_is_reported() -> None:
     """The reference refuses no device but those that hold no values."""
     with pytest.raises(ValueError, match=r"no backend serves .* on meta \(reference: .+\)"):
-        Lion([torch.nn.Parameter(torch.empty(64, 64, device="meta"))])
+        select.serving(None, Plan(torch.float32, torch.float32, FLOAT32), torch.device("meta"))

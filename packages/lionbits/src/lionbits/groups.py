@@ -260,9 +260,9 @@ def check(group: Group, backend: Backend | None, pager: Pager) -> None:
             raise type(error)(f"a parameter of shape {tuple(param.shape)}: {error}") from None
         if pager.moves(param.device):
             sharding.check_moving(param)
-        if param.is_meta:
-            continue  # a step asks which backend serves, once the parameter holds values
-        select.serving(backend, plan, pager.computes_on(param.device))
+        device = pager.computes_on(param.device)
+        if device.type != "meta":  # a step asks which backend serves, once the parameter holds values
+            select.serving(backend, plan, device)
 
 
 def name_format(group: Group) -> None:
