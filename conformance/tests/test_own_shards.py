@@ -74,7 +74,7 @@ FAULTS: dict[str, tuple[Edit, list[Path]]] = {
         EXCHANGE,
     ),
     "scales are cut as the parameter is": (
-        Edit(CARRIED, "return {SCALE} if format", "return set() and format"),
+        Edit(CARRIED, "return {SCALE} if format", "return set() if format"),
         EXCHANGE,
     ),
     "codes loaded in place are lost": (
