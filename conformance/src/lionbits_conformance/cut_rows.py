@@ -72,7 +72,7 @@ def _pieces(case: Case, slot: Slot, j: int) -> list[_Piece]:
         return [_Piece(at, case.plan, slot)]
     unit = max(2, 8 // format.bits)
     generator = torch.Generator().manual_seed(case.tensors[j].seed)
-    cuts = sorted(unit * int(torch.randint(0, count // unit + 1, (), generator=generator)) for _ in range(3))
+    cuts = sorted(unit * int(torch.randint(0, count // unit + 1, (), generator=generator)) for _ in range(2))
     runs = pairwise([0, *cuts, count])
     return [_piece(case.plan, slot, at, *span) for run in runs for span in _spans(*run, count, format.block_size)]
 
