@@ -81,7 +81,7 @@ FAULTS: dict[str, tuple[Edit, list[Path]]] = {
         Edit(EXPORTED, "held.copy_(sharding.packed_codes(format, param, exported))", "held.add_(0)"),
         STATE_DICTS,
     ),
-    "codes are taken back at every step": (
+    "codes are written back at every step": (
         Edit(EXPORTED, "exported))\n        self.forget()\n", "exported))\n"),
         STATE_DICTS,
     ),

@@ -12,7 +12,7 @@ import pytest
 from lionbits_cupy import build
 from lionbits_cupy.build import Source
 
-cupy = pytest.importorskip("cupy")
+cupy = pytest.importorskip("cupy", reason="it compiles the kernels")
 
 HEADER = """\
 template <int N>

@@ -19,7 +19,7 @@ from lionbits_cupy import build, emulate, execute
 from lionbits_reference.spec import Format, Hyper, Plan, Scalars, Slot
 
 pytest.importorskip("cupy", reason="it compiles the kernels")
-ptx_on_cpu = pytest.importorskip("ptx_on_cpu")
+ptx_on_cpu = pytest.importorskip("ptx_on_cpu", reason="it executes the kernels")
 
 HYPER = Hyper.of((0.9, 0.99), seed=2**63 + 11)
 _F32, _BF16, _F16 = torch.float32, torch.bfloat16, torch.float16

@@ -11,15 +11,11 @@ import pytest
 from .differential import FORMS, DifferentialRun, address_caching_backend
 from .family import FAMILY, Variant
 
-if importlib.util.find_spec("cuda_on_cpu") is None:
-    collect_ignore_glob = ["test_simulated_*.py"]
-else:
+if importlib.util.find_spec("cuda_on_cpu") is not None:
     from cuda_on_cpu import device
     from cuda_on_cpu.device import guard
 
-    if device.obstacle():
-        collect_ignore_glob = ["test_simulated_*.py"]
-    else:
+    if not device.obstacle():
         guard.library()  # before the first backward of the process
 
 _QUIET = pytest.mark.filterwarnings("ignore:optim_bits=2:UserWarning")  # what 2 bits cost; it has its own test

@@ -16,18 +16,22 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 
-from cuda_on_cpu import device
 from lionbits_reference.spec import Plan
+
+device = pytest.importorskip("cuda_on_cpu.device", reason="it simulates the devices")
+if _OBSTACLE := device.obstacle():
+    pytest.skip(_OBSTACLE, allow_module_level=True)
 
 #: Backends that run on it.
 BACKENDS = ("reference", "cupy", "triton")
 
 
 @contextmanager
-def simulated(seed: int, backend: str = "reference", **more: Any) -> Iterator[device.Simulation]:
+def simulated(seed: int, backend: str = "reference", **more: Any) -> Iterator[Any]:
     """Simulated devices, on which a backend serves."""
     with device.simulated_cuda(seed, **more) as devices, ExitStack() as stack:
         if backend == "cupy":

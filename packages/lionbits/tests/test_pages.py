@@ -21,9 +21,9 @@ def test_its_code_runs_as_it_stands(piece: str, tmp_path: Path, monkeypatch: pyt
     """In a folder of its own, beside the names `torch` and `model`."""
     reason = select.diagnose(NEEDS[piece], torch.device("cpu")) if piece in NEEDS else ""
     if piece == "packages/ptx-on-cpu/README.md":
-        pytest.importorskip("ptx_on_cpu")
+        pytest.importorskip("ptx_on_cpu", reason="its README is run")
     if piece == "packages/cuda-on-cpu/README.md":
-        reason = pytest.importorskip("cuda_on_cpu").obstacle()
+        reason = pytest.importorskip("cuda_on_cpu", reason="its README is run").obstacle()
     if reason:
         pytest.skip(reason)
     monkeypatch.chdir(tmp_path)

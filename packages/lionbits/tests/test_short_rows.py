@@ -203,7 +203,7 @@ def test_a_byte_that_is_no_code_is_refused() -> None:
 
 
 def test_a_snapshot_does_not_undo_later_steps() -> None:
-    """What a state dict was given before a step is taken back once."""
+    """What a state dict was given before a step is written back once."""
     param, optimizer = _trained((401,), 4)
     _, straight = _trained((401,), 4)
     optimizer.state_dict()

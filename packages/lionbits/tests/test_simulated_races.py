@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 import lionbits
 import lionbits_reference
-from cuda_on_cpu import device
 from lionbits_conformance.patched_import import Edit, patched_import
 
 from .family import gradient, same, weights
-from .simulated import simulated
+from .simulated import device, simulated
 
 SHAPES = ((20, 70), (900,))
 DEVICE = {"is_paged": True, "page_budget": 0}

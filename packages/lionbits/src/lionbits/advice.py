@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -160,11 +160,10 @@ def on_wide_momentum(members: Iterable[tuple[Group, torch.Tensor]]) -> None:
     wide = [(group, param) for group, param in members if not sharding.can_hold(param, _wanted(group, param))]
     if not wide or any(sharding.coordinate(wide[0][1])):
         return
-    shown = ", ".join(_name(group, param) for group, param in wide[:5]) + (", ..." if len(wide) > 5 else "")
     warn(
-        f"{len(wide)} sharded parameter(s) keep float32 momentum ({shown}): they are cut along another dimension than "
-        f"the first, and not into whole blocks of every row. Lower block_size to a divisor of the columns on a rank, "
-        f"shard the first dimension, or give them optim_bits=32 to say that this is meant."
+        f"{len(wide)} sharded parameter(s) keep float32 momentum ({_listed(wide)}): they are cut along another "
+        f"dimension than the first, and not into whole blocks of every row. Lower block_size to a divisor of the "
+        f"columns on a rank, shard the first dimension, or give them optim_bits=32 to say that this is meant."
     )
 
 
@@ -181,11 +180,10 @@ def on_small_parameters(groups: Iterable[Group]) -> None:
     total, wide = (sum(param.numel() for _, param in some) for some in (members, small))
     if wide <= WIDE * total:
         return
-    shown = ", ".join(_name(group, param) for group, param in small[:5]) + (", ..." if len(small) > 5 else "")
     warn(
         f"{wide:,} of {total:,} elements ({wide / total:.0%}) keep float32 momentum although fewer bits were asked "
-        f"for: {len(small)} parameter(s) ({shown}) have fewer than min_8bit_size elements. Lower min_8bit_size, or "
-        f"give them optim_bits=32 to say that this is meant."
+        f"for: {len(small)} parameter(s) ({_listed(small)}) have fewer than min_8bit_size elements. Lower "
+        f"min_8bit_size, or give them optim_bits=32 to say that this is meant."
     )
 
 
@@ -196,6 +194,11 @@ def _asks_codes(group: Group) -> bool:
 def _wanted(group: Group, param: torch.Tensor) -> Format:
     """Return the format that settings give the parameter if nothing cuts it."""
     return settings.state_format(group).for_parameter(param.shape, group["min_8bit_size"])
+
+
+def _listed(members: Sequence[tuple[Group, torch.Tensor]]) -> str:
+    """Return the names of the first few."""
+    return ", ".join(_name(group, param) for group, param in members[:5]) + (", ..." if len(members) > 5 else "")
 
 
 def _name(group: Group, param: torch.Tensor) -> str:

@@ -122,7 +122,7 @@ def by_dcp(module: nn.Module, optimizer: Lion, folder: Path, way: str) -> None:
 
 
 def in_place(module: nn.Module, optimizer: Lion, folder: Path, way: str) -> None:
-    """Into the tensors of ``state_dict()``, which are the optimizer's or are taken back by the next step."""
+    """Into the tensors of ``state_dict()``, which are the optimizer's, or are written back by the next step."""
     group = None if WAYS[way] == "2x2" else meshes()[WAYS[way]].get_group()
     optimizer.init_state()
     dcp.load({"optim": optimizer.state_dict()}, checkpoint_id=folder / "numbers", process_group=group)

@@ -83,7 +83,7 @@ def backward(model: nn.Module, step: int) -> None:
 
 
 def by_hand(model: nn.Module) -> None:
-    """Bring every gradient to its parameter's placements, as one has to for optimizers that do not."""
+    """Redistribute every gradient to its parameter's placements, as one has to for optimizers that do not."""
     for param in model.parameters():
         if isinstance(param.grad, DTensor):
             param.grad = param.grad.redistribute(param.device_mesh, param.placements)

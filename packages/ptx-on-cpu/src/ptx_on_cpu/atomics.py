@@ -18,7 +18,8 @@ _KNOWN = {
     **dict.fromkeys(("and", "or", "xor", "exch", "cas"), ("b32", "b64")),
 }
 
-_FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+#: What atomics and ``redux`` do with two numbers.
+REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "add": np.add,
     "min": np.minimum,
     "max": np.maximum,
@@ -73,6 +74,6 @@ def _result(operation: str, type: Type, found: Array, values: list[Array]) -> Ar
     if operation == "cas":
         return np.where(found == values[0], values[1], found)
     result = np.asarray(
-        _FUNCTIONS[operation](found.view(type.numbers), np.ascontiguousarray(values[0]).view(type.numbers))
+        REDUCTIONS[operation](found.view(type.numbers), np.ascontiguousarray(values[0]).view(type.numbers))
     )
     return bits(result) if type.kind == "f" else result.view(type.unsigned)

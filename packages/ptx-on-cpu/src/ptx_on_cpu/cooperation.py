@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .atomics import REDUCTIONS
 from .batch import WARP, Batch, Threads
 from .faults import UndefinedFault
 from .lowering import Step, expect
@@ -15,15 +16,6 @@ from .registers import Reader, Registers
 from .types import PRED, TYPES, Array
 
 _U32, _B32 = TYPES["u32"], TYPES["b32"]
-
-_REDUCTIONS: dict[str, Any] = {
-    "add": np.add,
-    "min": np.minimum,
-    "max": np.maximum,
-    "and": np.bitwise_and,
-    "or": np.bitwise_or,
-    "xor": np.bitwise_xor,
-}
 
 
 class WarpStep(NamedTuple):
@@ -105,7 +97,7 @@ def _reduction(instruction: Instruction, registers: Registers, modifiers: list[s
     if len(modifiers) != 2:
         return None
     operation, of = modifiers
-    if operation not in _REDUCTIONS or of not in (("u32", "s32") if operation in ("add", "min", "max") else ("b32",)):
+    if operation not in REDUCTIONS or of not in (("u32", "s32") if operation in ("add", "min", "max") else ("b32",)):
         return None
     type = TYPES[of]
     target, source, mask = expect(instruction, 3)
@@ -115,7 +107,7 @@ def _reduction(instruction: Instruction, registers: Registers, modifiers: list[s
 
     def step(batch: Batch, threads: Threads) -> None:
         values = read(batch, threads).view(type.numbers)
-        found = _by_warp(_REDUCTIONS[operation], values, read_mask(batch, threads), batch.numbers(threads))
+        found = _by_warp(REDUCTIONS[operation], values, read_mask(batch, threads), batch.numbers(threads))
         write(batch, threads, np.ascontiguousarray(found.astype(type.numbers)).view(type.unsigned), None)
 
     return WarpStep(read_mask, step)

@@ -7,21 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from .types import PRED, TYPES, Array, Rule, Type
+from .types import COMPARISONS, PRED, TYPES, Array, Rule, Type
 
 #: The NaN of every float32 result.
 NAN = np.uint32(0x7FFFFFFF)
 
 _NANS: dict[int, Any] = {16: np.uint16(0x7FFF), 32: NAN, 64: np.uint64(0xFFF8000000000000)}
-
-_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
-    "eq": np.equal,
-    "ne": np.not_equal,
-    "lt": np.less,
-    "le": np.less_equal,
-    "gt": np.greater,
-    "ge": np.greater_equal,
-}
 
 
 def bits(values: Any) -> Array:
@@ -165,7 +156,7 @@ def comparison(operator: str, of: str) -> Rule | None:
 
         return Rule(result, (type, type), PRED)
     unordered = operator.endswith("u")
-    compare = _COMPARISONS.get(operator.removesuffix("u"))
+    compare = COMPARISONS.get(operator.removesuffix("u"))
     if compare is None:
         return None
 

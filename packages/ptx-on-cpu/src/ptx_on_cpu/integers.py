@@ -7,16 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .types import PRED, TYPES, Array, Rule, Type
+from .types import COMPARISONS, PRED, TYPES, Array, Rule, Type
 
-_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
-    "eq": np.equal,
-    "ne": np.not_equal,
-    "lt": np.less,
-    "le": np.less_equal,
-    "gt": np.greater,
-    "ge": np.greater_equal,
-}
 _UNSIGNED_COMPARISONS = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
 
 
@@ -122,7 +114,7 @@ def comparison(operator: str, of: str) -> Rule | None:
         if type.kind != "u":
             return None
         operator = _UNSIGNED_COMPARISONS[operator]
-    if operator not in (("eq", "ne") if type.kind == "b" else _COMPARISONS):
+    if operator not in (("eq", "ne") if type.kind == "b" else COMPARISONS):
         return None
-    compare = _COMPARISONS[operator]
+    compare = COMPARISONS[operator]
     return Rule(lambda a, b: compare(a.view(type.numbers), b.view(type.numbers)), (type, type), PRED)

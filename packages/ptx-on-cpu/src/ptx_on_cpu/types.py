@@ -90,3 +90,14 @@ class Rule:
     moved: int = 0
     shadow: Callable[[list[Array], list[Array]], Array] | None = None
     makes_undefined: bool = False
+
+
+#: Comparisons by their modifiers; of floats these are false where one is NaN, but for ``ne``.
+COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+}

@@ -204,8 +204,8 @@ class Memory:
         return guard.bytes_at(block.address, size, device, number)
 
 
-def take_back() -> None:
-    """Take back the blocks whose last tensors have died since the last call."""
+def reclaim() -> None:
+    """Free the blocks whose last tensors have died since the last call."""
     for number in guard.freed():
         memory, block = _owners.pop(number)
         memory.free(block)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .faults import DeviceFault
 from .guard import library
-from .memory import Memory, take_back
+from .memory import Memory, reclaim
 from .schedule import Queue, Schedule
 
 
@@ -57,14 +57,14 @@ class World:
 
 
 def current() -> World:
-    """Return the devices, with all memory taken back that is no longer used.
+    """Return the devices, with all memory reclaimed that is no longer used.
 
     Raises:
         DeviceFault: there are none.
     """
     if _world is None:
         raise DeviceFault("there is no simulated device here: the tensor is used outside of `simulated_cuda()`")
-    take_back()
+    reclaim()
     return _world
 
 

@@ -99,9 +99,9 @@ class Prefetcher:
         """Wait until the host has all state that is kept there, so that readers after a step see that step.
 
         Nothing else makes the host wait, and this only if something was copied. Codes that were loaded into a state
-        dict are taken back.
+        dict are written back.
         """
-        self.exported.take_back()
+        self.exported.write_back()
         for streams in self._streams.values():
             streams.settle()
 

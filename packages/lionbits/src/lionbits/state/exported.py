@@ -1,4 +1,4 @@
-"""Codes in state dicts that are copies: what is loaded into them there is taken back before state is read again.
+"""Codes in state dicts that are copies: what is loaded into them is written back before state is read again.
 
 Tensors of a state dict are the optimizer's own, so that ``torch.distributed.checkpoint.load`` into ``state_dict()``
 loads the optimizer. Codes that may share bytes with codes of other ranks are not: there a state dict has one per byte.
@@ -33,8 +33,8 @@ class ExportedCodes:
         if exported.numel() and exported.shape != held.shape and sharding.codes_are_copied(format, param):
             self._copies.append(_Copy(format, param, held, exported))
 
-    def take_back(self) -> None:
-        """Copy all codes to where they are held, as they may have been loaded into since, and forget the copies."""
+    def write_back(self) -> None:
+        """Write all copies back to the codes that are held, as they may have been loaded into, and forget them."""
         for format, param, held, exported in self._copies:
             held.copy_(sharding.packed_codes(format, param, exported))
         self.forget()

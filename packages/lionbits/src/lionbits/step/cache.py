@@ -209,7 +209,7 @@ def update(optimizer: Lion) -> None:
         TypeError, ValueError, RuntimeError, FloatingPointError: as :class:`StepCache` and :func:`agreement.check`.
     """
     held = optimizer.param_groups, optimizer.state, optimizer._backend
-    optimizer._get_prefetcher().exported.take_back()
+    optimizer._get_prefetcher().exported.write_back()
     grads = None if optimizer._step_cache is None else optimizer._step_cache.grads(*held)
     if grads is None or optimizer._agreed is None:
         optimizer._agreed = agreement.check(optimizer)

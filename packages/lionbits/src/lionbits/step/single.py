@@ -65,7 +65,7 @@ class ParameterStep:
         """
         param, optimizer = self._param, self._optimizer
         group, position = found
-        optimizer._get_prefetcher().exported.take_back()
+        optimizer._get_prefetcher().exported.write_back()
         held = [group], self._states, optimizer._backend
         known = self._step_cache is not None and optimizer.state.get(param) is self._states[param]
         grads = self._step_cache.grads(*held) if known and self._step_cache is not None else None
