@@ -9,7 +9,7 @@ otherwise than their parameters; ``dtensors`` converts state to DTensors and bac
 it; ``whole`` puts parts together; ``validation`` refuses what cannot be sharded.
 """
 
-from .carried import as_dtensors, codes_are_copied, from_carried, packed_codes, state_spec, to_carried
+from .carried import RESIDUAL, as_dtensors, codes_are_copied, from_carried, packed_codes, state_spec, to_carried
 from .dtensors import from_dtensor, placed_like
 from .gradients import redistributed
 from .local import (
@@ -30,6 +30,7 @@ from .validation import check, check_gradient, check_moving, check_settings, nee
 from .whole import carried_whole, cut, decode, gather, whole
 
 __all__ = [
+    "RESIDUAL",
     "LocalTensors",
     "PaddedShard",
     "Run",

@@ -22,7 +22,7 @@ State = Mapping[str, Any]
 MOMENTUM = frozenset({"exp_avg", "exp_avg_codes", "exp_avg_scale"})
 
 #: The residual of a compensated bfloat16 parameter.
-RESIDUAL = "param_residual"
+RESIDUAL = sharding.RESIDUAL
 
 #: The history of percentile clipping.
 NORMS = "grad_norms"
