@@ -19,6 +19,7 @@ from .interrupts import uninterrupted
 from .paging import PagingStats, Prefetcher
 from .spelling import known_arguments
 from .step import launch, momenta, prepare
+from .step.agreement import Agreed
 from .step.backward import InBackward, tell_of_others
 from .step.cache import StepCache, update
 from .step.single import ParameterStep, step_parameter
@@ -101,9 +102,9 @@ class Lion(Optimizer):
     #: The same for the last steps of single parameters. Never copied either.
     _parameter_steps: dict[Tensor, ParameterStep] | None = None
 
-    #: Digest of what the ranks that share parameters agreed on, by their last check; None: they were not compared
-    #: yet. Never copied either.
-    _agreed: str | None = None
+    #: What the ranks that share parameters agreed on, by their last check; None: they were not compared yet. Never
+    #: copied either.
+    _agreed: Agreed | None = None
 
     #: The hooks that update parameters during backward, if any. Never copied: hooks belong to parameters.
     _in_backward: InBackward | None = None

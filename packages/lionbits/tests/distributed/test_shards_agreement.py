@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -66,6 +67,58 @@ def test_ranks_that_differ_are_told_in_what(world: World, fault: str) -> None:
 def test_ranks_of_a_mesh_of_two_dimensions(world: World, fault: str) -> None:
     """Copies too."""
     world(tells, fault, "2x2")
+
+
+#: What one rank changes after the first steps, and what its message has to say.
+LATER: dict[str, tuple[dict[str, Any], str]] = {
+    "gradient": ({}, r"the gradient of parameter 1 \(b\) is none here and was there"),
+    "setting": (
+        {"betas": (0.8, 0.9)},
+        r"betas of the group of parameter 0 is \[0\.8, 0\.9\] here and was \[0\.9, 0\.99\]",
+    ),
+}
+
+
+def tells_later(change: str, mesh: int | str) -> None:
+    """Rank 2 alone makes the change. When it has been told, and takes the change back, the step goes on for all."""
+    settings, message = LATER[change]
+    module = sharded(Bag(shapes=SHAPES), meshes()[mesh])
+    optimizer = Lion(module.named_parameters(), **SETTINGS, grad_clip=1.0)
+    train(module, optimizer, [1, 2])
+    store = dist.group.WORLD.get_group_store()
+    timeout = store.timeout
+    if dist.get_rank() == 2:
+        store.set_timeout(timedelta(seconds=1))
+        params = [sharding.local_tensor(param.detach()).clone() for param in module.parameters()]
+        moments = copy.deepcopy(states(optimizer))
+        group = optimizer.param_groups[0]
+        usual = {key: group[key] for key in settings}
+        group |= settings
+        with pytest.raises(RuntimeError, match=f"rank 2 has to compare .* within 1 seconds: {message}"):
+            train(module, optimizer, [3], without=["b"] if change == "gradient" else [])
+        assert_same([sharding.local_tensor(param.detach()) for param in module.parameters()], params)
+        assert_same(states(optimizer), moments)
+        group |= usual
+        store.set_timeout(timeout)
+    train(module, optimizer, [3])
+    for group in optimizer.param_groups:
+        group["betas"] = (0.8, 0.9)
+    train(module, optimizer, [4])  # all ranks compare again
+    whole = Bag(shapes=SHAPES)
+    alone = Lion(whole.named_parameters(), **SETTINGS, grad_clip=1.0)
+    train(whole, alone, [1, 2, 3])
+    alone.param_groups[0]["betas"] = (0.8, 0.9)
+    train(whole, alone, [4])
+    assert_same(
+        [param.full_tensor().detach() for param in module.parameters()], [p.detach() for p in whole.parameters()]
+    )
+
+
+@pytest.mark.parametrize("change", LATER)
+@pytest.mark.parametrize("mesh", [4, "2x2"])
+def test_a_rank_that_changes_alone_is_told_while_the_others_wait(world: World, change: str, mesh: int | str) -> None:
+    """Its collectives would have other sizes than theirs, which ends a process or hangs."""
+    world(tells_later, change, mesh)
 
 
 def calls_of(optimizer: Lion, module: nn.Module, step: int) -> int:

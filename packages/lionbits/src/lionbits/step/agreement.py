@@ -8,7 +8,9 @@ every setting but the rates, and, where numbers are added up over ranks, which p
 prepare anew at different times for reasons of their own (an address, strides of a gradient, state that one rank has
 touched, a copy, an interrupted step): that alone never leads to a check, as the others would not take part in it. A
 change that is the same on all ranks leads to a check on all of them in the same step. If one rank alone makes such a
-change later on, which is a fault, it waits for the others in the check, as it would in the collectives of the model.
+change later on, which is a fault, the others do not come to its check: it calls no collective before they all have
+come, and raises when they have not within nine tenths of their process group's timeout. The others wait for it in
+collectives of the step, whose timeout is longer, so that the message comes first.
 
 **Rates** (``lr``, ``weight_decay``, ``maximize``) may change at every step, and a change of them prepares nothing: they
 are compared in every check, but lead to none. While every ``lr`` is 0, as in the step by which torch's checkpoint tools
@@ -44,21 +46,28 @@ Entries = list[tuple[str, str]]
 #: Parameters of a group on one mesh: the group, and number, name and parameter of each.
 Part = tuple[Group, list[tuple[int, str, Tensor]]]
 
+#: What ranks agreed on: for each mesh, what leads to a check when it changes.
+Agreed = list[Entries]
+
 #: Differences that a message names.
 _SHOWN = 3
 
+#: Part of a process group's timeout for which a rank waits for the others to come to a check.
+_PATIENCE = 0.9
 
-def check(optimizer: Lion) -> str | None:
+
+def check(optimizer: Lion) -> Agreed | None:
     """Compare with the other ranks, if there is reason to; for :func:`lionbits.step.cache.update`. May wait for them.
 
     Args:
         optimizer: whose next step is to be prepared, or that was not compared yet.
 
     Returns:
-        A digest of what was compared, to be kept until the next call; None if that call shall compare again.
+        What ranks agree on, to be kept until the next call; None if that call shall compare again.
 
     Raises:
-        RuntimeError: ranks differ; naming in what. Every rank of the mesh raises it, and nothing was changed.
+        RuntimeError: ranks differ; naming in what. Every rank of the mesh raises it, or this rank alone if the others
+            take the step that all agreed on before. Nothing was changed.
         TypeError, ValueError: groups or settings that no step accepts.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -67,12 +76,15 @@ def check(optimizer: Lion) -> str | None:
     for group in optimizer.param_groups:
         settings.check(group)
     held = _by_mesh(optimizer.param_groups)
-    digest = _digest([_lasting(group, params) for _, parts in held for group, params in parts])
-    if digest != optimizer._agreed:
-        for mesh, parts in held:
-            _compare(mesh, [entry for part in parts for entry in (*_lasting(*part), *_rates(*part))])
+    before = optimizer._agreed
+    lasting = [[entry for part in parts for entry in _lasting(*part)] for _, parts in held]
+    if lasting != before:
+        for j, (mesh, parts) in enumerate(held):
+            known = before[j] if before is not None and len(before) == len(held) else None
+            _await_ranks(mesh, lasting[j], known)
+            _compare(mesh, [*lasting[j], *(entry for part in parts for entry in _rates(*part))])
     started = not held or any(float(group["lr"]) for _, parts in held for group, _ in parts)
-    return digest if started else None
+    return lasting if started else None
 
 
 def _by_mesh(groups: Sequence[Group]) -> list[tuple[DeviceMesh, list[Part]]]:
@@ -111,12 +123,47 @@ def _rates(group: Group, params: Sequence[tuple[int, str, Tensor]]) -> Entries:
     return [(f"{key} of the group of parameter {params[0][0]}", _shown(group.get(key))) for key in settings.RATES]
 
 
+def _number(value: object) -> int:
+    """A hash of 60 bits that is the same on all ranks."""
+    return int(hashlib.sha256(repr(value).encode()).hexdigest()[:15], 16)
+
+
 def _shown(value: Any) -> str:
     return repr(float(value) if isinstance(value, Tensor) else list(value) if isinstance(value, tuple) else value)
 
 
-def _digest(entries: object) -> str:
-    return hashlib.sha256(repr(entries).encode()).hexdigest()
+def _await_ranks(mesh: DeviceMesh, entries: Entries, before: Entries | None) -> None:
+    """Wait until all ranks of the mesh have come to the same check, by the store that started their process group.
+
+    Args:
+        mesh: of which all ranks have to come.
+        entries: what this rank is going to compare.
+        before: what all ranks agreed on, None before the first check.
+
+    Raises:
+        RuntimeError: they have not come in time; naming what is not as it was on this rank.
+    """
+    import torch.distributed as dist
+
+    world = dist.group.WORLD
+    if world is None or dist.get_backend(world) == "fake":  # it stands for ranks that are not there
+        return
+    store, key = world.get_group_store(), f"lionbits/{_number(mesh.mesh.tolist())}"
+    came = store.add(key, 1)
+    complete = f"{key}/{(came - 1) // mesh.size()}"
+    if came % mesh.size() == 0:
+        store.set(complete, "")
+    patience = store.timeout * _PATIENCE  # type: ignore[attr-defined]  # torch's stubs leave it out
+    try:
+        store.wait([complete], patience)
+    except RuntimeError as error:  # of whatever class the store has
+        store.add(key, -1)
+        changed = "" if before is None else f": {_changes(before, entries)}"
+        raise RuntimeError(
+            f"rank {dist.get_rank()} has to compare this step with {mesh.size() - 1} other rank(s) that share its "
+            f"parameters, and some did not come within {patience.total_seconds():.0f} seconds{changed}. Make the same "
+            f"change on all ranks in the same step; a parameter needs its gradient on all of them. Nothing was changed."
+        ) from error
 
 
 def _compare(mesh: DeviceMesh, entries: Entries) -> None:
@@ -127,7 +174,7 @@ def _compare(mesh: DeviceMesh, entries: Entries) -> None:
     """
     import torch.distributed as dist
 
-    mine = int(_digest(entries)[:15], 16)
+    mine = _number(entries)
     found = torch.tensor([mine, -mine], dtype=torch.int64, device=mesh.device_type)
     for dim in range(mesh.ndim):
         dist.all_reduce(found, dist.ReduceOp.MAX, group=mesh.get_group(dim))
@@ -148,13 +195,26 @@ def _compare(mesh: DeviceMesh, entries: Entries) -> None:
 def _differences(known: dict[int, Entries]) -> str:
     """What other ranks have otherwise than the first."""
     first, *others = sorted(known)
-    found = []
-    for rank in others:
-        here, there = dict(known[first]), dict(known[rank])
-        found += [
-            f"{what} is {there.get(what)} on rank {rank} and {here.get(what)} on rank {first}"
-            for what in {**here, **there}
-            if here.get(what) != there.get(what)
+    return _listed(
+        [
+            f"{what} is {there} on rank {rank} and {here} on rank {first}"
+            for rank in others
+            for what, here, there in _unequal(known[first], known[rank])
         ]
+    )
+
+
+def _changes(before: Entries, now: Entries) -> str:
+    """What this rank has otherwise than before."""
+    return _listed([f"{what} is {new} here and was {old}" for what, old, new in _unequal(before, now)])
+
+
+def _unequal(one: Entries, other: Entries) -> list[tuple[str, str | None, str | None]]:
+    """What two lists say differently, and what each says; None where it says nothing."""
+    here, there = dict(one), dict(other)
+    return [(what, here.get(what), there.get(what)) for what in {**here, **there} if here.get(what) != there.get(what)]
+
+
+def _listed(found: list[str]) -> str:
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return "; ".join(found[:_SHOWN]) + more
