@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import lionbits_triton
-from lionbits_conformance import mutation_testing
+from lionbits_conformance import checks, mutation_testing
 from lionbits_conformance.fault_injection import with_fault
 from lionbits_conformance.patched_import import Edit
+from lionbits_conformance.values import KINDS
 
 #: Small tiles, and many of them for a program, as on a GPU: those of the interpreter would hide faults between tiles.
 MANY_TILES = [
@@ -78,6 +79,7 @@ def test_a_faulty_kernel_is_rejected(tmp_path: Path, fault: str) -> None:
 
 
 def test_nothing_is_rejected_for_being_a_copy(tmp_path: Path) -> None:
-    """Many small tiles are no fault."""
+    """Many small tiles are no fault. All 2^16 gradients of 16 bits would take the interpreter minutes in such tiles."""
     with with_fault(lionbits_triton, MANY_TILES, tmp_path) as copy:
-        assert mutation_testing.try_backend("a copy", copy, patience=1).rejected_by is None
+        found = [check for check in checks.of_calls(copy, KINDS) if check.name != "every_gradient"]
+        assert mutation_testing.try_checks("a copy", found, patience=1).rejected_by is None

@@ -74,7 +74,7 @@ def try_mutant(
             found = checks.of_kernels(wrong.reference, kinds, oracle)
         else:
             found = checks.of_front_ends(wrong.lionbits.Lion, kinds, oracle)
-        return _try(mutant.name, list(found), patience, seed)
+        return try_checks(mutant.name, list(found), patience, seed)
 
 
 def try_backend(name: str, backend: Backend, patience: int = PATIENCE, seed: int | None = None) -> MutationResult:
@@ -88,7 +88,7 @@ def try_backend(name: str, backend: Backend, patience: int = PATIENCE, seed: int
         patience: examples of each property and stratum.
         seed: of the examples; the same ones each time if it is None.
     """
-    return _try(name, list(checks.of_calls(backend, KINDS)), patience, seed)
+    return try_checks(name, list(checks.of_calls(backend, KINDS)), patience, seed)
 
 
 def try_generated(
@@ -140,7 +140,15 @@ def _try_copy(backend: str, name: str, edit: Edit, folder: Path, patience: int, 
             same.rename(folder)
 
 
-def _try(name: str, found: Sequence[Check], patience: int, seed: int | None = None) -> MutationResult:
+def try_checks(name: str, found: Sequence[Check], patience: int, seed: int | None = None) -> MutationResult:
+    """Try properties in turn, first with few examples of each, until one rejects what they are about.
+
+    Args:
+        name: of that.
+        found: the properties.
+        patience: examples of each property and stratum.
+        seed: of the examples; the same ones each time if it is None.
+    """
     spent = 0
     for number, most in enumerate(sorted({min(FIRST, patience), patience})):
         for check in found:
