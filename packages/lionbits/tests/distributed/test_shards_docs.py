@@ -1,4 +1,4 @@
-"""What the first half of docs/distributed.md shows is what happens."""
+"""What docs/distributed.md shows is what happens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every block of Python in docs/distributed.md about somebody's tool runs where that tool is installed."""
+"""Every block of Python in docs/trainers.md runs where its tool is installed."""
 
 from __future__ import annotations
 
