@@ -81,8 +81,8 @@ class Counts:
     """
 
     def __init__(self, states: Sequence[State], values: Sequence[int]) -> None:
-        self.values = list(values)
-        self._vector = torch.tensor(self.values, dtype=torch.int64, device="cpu")
+        self._vector = torch.tensor(values, dtype=torch.int64, device="cpu")
+        self._known = self._vector.clone()
         self._views = list(self._vector.unbind())
         self._addresses = list(map(Tensor.data_ptr, self._views))
         self._states = states
@@ -91,17 +91,18 @@ class Counts:
 
     def unchanged(self) -> bool:
         """True if no count was changed in place. A tensor that replaced one in a state is not detected here."""
-        return self._vector.tolist() == self.values and list(map(Tensor.data_ptr, self._views)) == self._addresses
+        return torch.equal(self._vector, self._known) and list(map(Tensor.data_ptr, self._views)) == self._addresses
 
     def add_one(self) -> None:
         """Count one update of each parameter."""
         self._vector.add_(1)
-        self.values = [value + 1 for value in self.values]
+        self._known.add_(1)
 
     def set(self, values: Sequence[int]) -> None:
         """Set the counts, except for a state whose count was changed by hand since."""
-        now = self._vector.tolist()
-        pairs = zip(self._states, self._views, now, self.values, strict=True)
-        own = [state.get(KEY) is view and here == known for state, view, here, known in pairs]
-        self.values = [value if kept else here for value, kept, here in zip(values, own, now, strict=True)]
-        self._vector.copy_(torch.tensor(self.values, dtype=torch.int64, device="cpu"))
+        pairs = zip(self._states, self._views, self._vector.tolist(), self._known.tolist(), values, strict=True)
+        counts = [
+            value if state.get(KEY) is view and here == known else here for state, view, here, known, value in pairs
+        ]
+        self._known.copy_(torch.tensor(counts, dtype=torch.int64, device="cpu"))
+        self._vector.copy_(self._known)
