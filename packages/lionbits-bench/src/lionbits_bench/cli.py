@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run, gpu, sass, compare = _add_run(commands), _add_gpu(commands), _add_sass(commands), _add_compare(commands)
     roofline = _add_roofline(commands)
     _add_quality(commands, asked="quality" in arguments[:1])
+    _add_sticking(commands, asked="sticking" in arguments[:1])
     given = parser.parse_args(arguments)
     if given.command == "run":
         return _run(run, given)
@@ -133,6 +134,16 @@ def _add_quality(commands: Commands, *, asked: bool) -> None:
     from . import quality
 
     quality.add_parser(commands)
+
+
+def _add_sticking(commands: Commands, *, asked: bool) -> None:
+    """Add the options of the test of momentum, which imports torch."""
+    if not asked:
+        commands.add_parser("sticking", help="how momentum follows a gradient that changes its sign, drawn")
+        return
+    from . import sticking
+
+    sticking.add_parser(commands)
 
 
 def _compare(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
