@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 import lionbits
 from lionbits import select
+from lionbits.options import Bits
 from lionbits.paging.config import PAGE_SIZE
 from lionbits.paging.streams import copy_streams
 from lionbits_reference.spec import Format
@@ -64,7 +65,7 @@ class Paging:
     page_size: int = PAGE_SIZE
     bus_sizes: Sequence[int] = (1 << 20, 4 << 20, 16 << 20, 64 << 20)
     page_sizes: Sequence[int] = (4 << 20, 16 << 20, 64 << 20)
-    bits: Sequence[int] = (8, 32, 4)
+    bits: Sequence[Bits] = (8, 32, 4)
     factors: Sequence[int] = (2, 4, 10)
     managed: bool = False
 
@@ -90,7 +91,7 @@ def rounds(paging: Paging, backends: Sequence[str], device: torch.device) -> Ite
         yield Round(paging.family, _budgets(paging, backends, bits)), paging.effort
 
 
-def _budgets(paging: Paging, backends: Sequence[str], bits: int) -> list[Candidate]:
+def _budgets(paging: Paging, backends: Sequence[str], bits: Bits) -> list[Candidate]:
     """Return resident state, then every budget: backends next to each other."""
     paged = [streaming(backend, bits, factor, paging.page_size) for factor in paging.factors for backend in backends]
     return [*lions(backends, DTYPE, [f"{bits} bits"]), *paged]
@@ -101,7 +102,7 @@ def _by_managed_memory(paging: Paging, device: torch.device) -> list[Candidate]:
     return [peer for peer in peers(DTYPE, device, [library]) if paging.managed and peer.variant == variant]
 
 
-def streaming(backend: str, bits: int, factor: int, page_size: int) -> Candidate:
+def streaming(backend: str, bits: Bits, factor: int, page_size: int) -> Candidate:
     """Return a candidate whose state is ``factor`` times as large as its budget on the device."""
 
     def build(parameters: list[Tensor]) -> Optimizer:

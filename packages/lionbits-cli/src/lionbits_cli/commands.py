@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+import lionbits
+
 from . import convert, doctor, memory, report, train
 from .console import CommandError, sentence
 
@@ -37,7 +39,8 @@ UNHEARD = 141  # what a shell reports for a process that wrote to a pipe which n
 def parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
     top = argparse.ArgumentParser(prog="lionbits", description="Lion with 32-, 8-, 4- and 2-bit state.")
-    subparsers = top.add_subparsers(dest="command", required=True, metavar="command")
+    top.add_argument("--version", action="version", version=f"lionbits {lionbits.__version__}")
+    subparsers = top.add_subparsers(dest="command", metavar="command")
     for name, (module, summary) in COMMANDS.items():
         description = (module.__doc__ or "").replace("``", "")
         command = subparsers.add_parser(name, help=summary, description=description)
@@ -49,7 +52,11 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str] | None) -> int:
     """Run one command; return the exit code of :func:`lionbits_cli.main`."""
     _open_streams()
-    args = parser().parse_args(argv)
+    top = parser()
+    args = top.parse_args(argv)
+    if args.command is None:
+        top.print_help()
+        return 0
     try:
         code: int = args.run(args)
         sys.stdout.flush()

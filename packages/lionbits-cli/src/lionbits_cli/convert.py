@@ -19,6 +19,7 @@ from lionbits.interop import comparison, standalone
 from lionbits.interop.imported import ImportedStateDict
 from lionbits.interop.lion import export
 from lionbits.interop.peers import PEERS, read
+from lionbits.options import Bits
 from lionbits_reference.spec import DEFAULTS
 
 from .console import CommandError, Table, show
@@ -114,7 +115,7 @@ def convert(state_dict: Mapping[str, Any], args: argparse.Namespace) -> tuple[di
         TypeError, ValueError: it is not what it should be.
     """
     before = examine(state_dict, args)
-    bits = args.bits or (8 if any(held.quantised for held in before.held.values()) else 32)
+    bits: Bits = args.bits or (8 if any(held.quantised for held in before.held.values()) else 32)
     if args.to == OURS:
         optimizer = standalone.restored(before, bits)
         converted, after = optimizer.state_dict(), export(optimizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import ModuleType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from .checkpoint import copies, state_dicts
 from .checkpoint.state_dicts import LoadedKeys
 from .decorators import hooked_if_watched, outside_inference_mode, uncompiled
 from .interrupts import uninterrupted
+from .options import Bits, Cautious, MasterBits, Nonfinite, PagedCompute, ParamRounding, Rounding
 from .paging import PagingStats, Prefetcher
 from .spelling import known_arguments
 from .step import launch, momenta, prepare
@@ -23,6 +24,8 @@ from .step.agreement import Agreed
 from .step.backward import InBackward, tell_of_others
 from .step.cache import StepCache, update
 from .step.single import ParameterStep, step_parameter
+
+T = TypeVar("T")
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -119,7 +122,7 @@ class Lion(Optimizer):
         lr: float | Tensor = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
-        optim_bits: int = 32,
+        optim_bits: Bits = 32,
         args: object = None,
         min_8bit_size: int = 4096,
         percentile_clipping: int = 100,
@@ -128,18 +131,18 @@ class Lion(Optimizer):
         *,
         block_size: int | None = None,
         state_format: str | None = None,
-        rounding: str = "dithered",
-        cautious: str | None = None,
+        rounding: Rounding = "dithered",
+        cautious: Cautious | None = None,
         grad_clip: float = 0.0,
-        param_rounding: str = "nearest",
-        master_bits: int = 32,
-        nonfinite: str = "skip",
+        param_rounding: ParamRounding = "nearest",
+        master_bits: MasterBits = 32,
+        nonfinite: Nonfinite = "skip",
         maximize: bool = False,
         seed: int = 0,
         page_budget: int | None = None,
         page_size: int | None = None,
         page_dir: str | None = None,
-        paged_compute: str | None = None,
+        paged_compute: PagedCompute | None = None,
         backend: str | ModuleType | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
@@ -182,6 +185,12 @@ class Lion(Optimizer):
     def _translated(self, group: dict[str, Any]) -> dict[str, Any]:
         """The group in Lion's settings; for subclasses that have others."""
         return group
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], T]) -> T: ...
 
     @hooked_if_watched
     @torch.no_grad()

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from lionbits_reference.spec import Hyper, checks
 
 from .optimizer import Lion, Params
-from .settings import SharedOptions
+from .options import Bits, SharedOptions
 
 
 class _Options(SharedOptions, total=False):
@@ -21,7 +21,7 @@ class _Options(SharedOptions, total=False):
     ``QLion.defaults``.
     """
 
-    optim_bits: int
+    optim_bits: Bits
     min_8bit_size: int
     percentile_clipping: int
     block_wise: bool

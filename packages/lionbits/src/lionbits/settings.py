@@ -6,7 +6,7 @@ import functools
 import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,32 +28,6 @@ from . import sharding
 
 #: Settings that ``args=`` may override, as in bitsandbytes.
 ARGS = ("optim_bits", "min_8bit_size", "percentile_clipping", "block_wise")
-
-
-class SharedOptions(TypedDict, total=False):
-    """The keyword-only arguments of :class:`lionbits.Lion` that :class:`lionbits.QLion` has, too."""
-
-    block_size: int | None
-    state_format: str | None
-    rounding: str
-    param_rounding: str
-    master_bits: int
-    nonfinite: str
-    maximize: bool
-    seed: int
-    page_budget: int | None
-    page_size: int | None
-    paged_compute: str | None
-    page_dir: str | None
-    backend: Any
-    overrides: Mapping[str, Mapping[str, Any]] | None
-
-
-class Options(SharedOptions, total=False):
-    """The keyword-only arguments of :class:`lionbits.Lion`, which every variant hands on."""
-
-    cautious: str | None
-    grad_clip: float
 
 
 def from_args(args: object) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .optimizer import Lion, Params
-from .settings import Options
+from .options import Bits, Options
 
 
 class _BitsByKeyword(Options, total=False):
-    optim_bits: int
+    optim_bits: Bits
 
 
 class _PagingByKeyword(Options, total=False):
@@ -86,7 +86,7 @@ class PagedLion(Lion):
         lr: float | Tensor = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
-        optim_bits: int = 32,
+        optim_bits: Bits = 32,
         args: object = None,
         min_8bit_size: int = 4096,
         percentile_clipping: int = 100,

@@ -10,12 +10,13 @@ from torch.nn import Parameter
 
 from lionbits.checkpoint import form
 from lionbits.optimizer import Lion
+from lionbits.options import Bits
 
 from .imported import ImportedStateDict, groups_of, states_of, tensor
 from .lion import import_
 
 
-def restored(reading: ImportedStateDict, optim_bits: int) -> Lion:
+def restored(reading: ImportedStateDict, optim_bits: Bits) -> Lion:
     """A Lion that holds what was read, with momentum of ``optim_bits`` and the settings that the reading has."""
     shapes = {key: held.shape for key, held in reading.held.items()}
     optimizer = Lion([_members(group, shapes) for group in reading.groups], optim_bits=optim_bits)

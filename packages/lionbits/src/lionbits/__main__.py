@@ -1,0 +1,14 @@
+"""``python -m lionbits``: the command line, which is a distribution of its own."""
+
+import importlib
+import sys
+
+from .install import command
+
+try:
+    cli = importlib.import_module("lionbits_cli")
+except ModuleNotFoundError as error:
+    if error.name != "lionbits_cli":
+        raise
+    sys.exit(f"The command line is not installed: {command('cli')}")
+sys.exit(cli.main())
