@@ -133,11 +133,11 @@ class SymmetricQuantizer:
     """
 
     def __init__(self, bits: int = 4, min_scale: float = 1e-8) -> None:
-        self.bits = checks.integer("bits", bits, 2, 8)
-        self.min_scale = checks.number("min_scale", min_scale)
+        self.bits: int = checks.integer("bits", bits, 2, 8)
+        self.min_scale: float = checks.number("min_scale", min_scale)
         if self.min_scale == 0:
             raise checks.refusal(ValueError, "min_scale", min_scale, "must be > 0")
-        self.max_val = 2 ** (bits - 1) - 1
+        self.max_val: int = 2 ** (self.bits - 1) - 1
 
     def quantize(self, tensor: Tensor) -> tuple[Tensor, float]:
         """int8 codes in [-(2^(bits-1)-1), 2^(bits-1)-1], of the tensor's shape, and their scale.

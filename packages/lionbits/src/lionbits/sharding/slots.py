@@ -55,7 +55,7 @@ class PaddedShard:
         state = ChainMap(
             {key: self.padded(shard.state[key]) for key in self._keys}, cast(dict[str, Tensor], shard.state)
         )
-        self.slot = Slot(self.padded(shard.param), state, shard.index, shard.start - before, shard.pitch)
+        self.slot: Slot = Slot(self.padded(shard.param), state, shard.index, shard.start - before, shard.pitch)
 
     def padded(self, tensor: Tensor) -> Tensor:
         """A copy of a tensor of the shard's shape with zeros before each row: (rows, zeros + columns)."""
@@ -91,7 +91,7 @@ class LocalTensors:
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self._places = [(j, placement(param.grad)) for j, param in enumerate(params) if distributed(param)]
-        self.moving = [j for j, placed in self._places if placed != placement(params[j])]
+        self.moving: list[int] = [j for j, placed in self._places if placed != placement(params[j])]
 
     def of(self, params: list[Tensor], grads: list[Any]) -> bool:
         """Put local tensors in place of distributed ones, if all gradients are placed as they were."""

@@ -74,7 +74,7 @@ class StepCache:
         self._tensors = TensorSnapshot(params, grads)
         self._first = self._redistributed(grads)
         prepare.prepare(launch_groups, self._first, states, prefetcher)
-        self.captured = False
+        self.captured: bool = False
         self._before = None if before is None else before.recorded()
         self._launch_groups, self._devices = launch_groups, devices
         self._skips = list(dict.fromkeys((found.key.device, found.key.shard_group) for found in launch_groups))

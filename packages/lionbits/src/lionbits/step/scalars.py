@@ -33,7 +33,7 @@ class SlotScalars:
         self._device = device
         self._column = upload([column[id(group)] for group in groups], torch.int64, device)
         self._rates = torch.empty(3, len(groups), dtype=torch.float32, device=device)
-        self.step = upload(steps, torch.int64, device)
+        self.step: Tensor = upload(steps, torch.int64, device)
         self._scalars: Scalars | None = None
         self.write()
 

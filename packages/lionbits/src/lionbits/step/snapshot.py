@@ -75,7 +75,7 @@ class StateSnapshot:
         self._ids = [list(map(id, map(get, held))) for get, held in self._tensors]
         self._dead: list[Any] = []  # while it is empty, no id can be another tensor's
         self._refs = [weakref.ref(t, self._dead.append) for get, held in self._tensors for t in map(get, held)]
-        self.steps = list(map(_step, counted))
+        self.steps: list[Any] = list(map(_step, counted))
 
     def unchanged(self, states: Mapping[Any, State]) -> bool:
         """True if nothing but the values of state tensors has changed."""
