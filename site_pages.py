@@ -42,6 +42,18 @@ INSTEAD = {
     "docs/design": "design/0001-meaning-and-rounding.md",
 }
 
+#: Pages that record what was measured, decided or changed: the search ranks them behind those that explain.
+RECORDS = (
+    "results/",
+    "design/",
+    "CHANGELOG",
+    "CONTRIBUTING",
+    "conformance/",
+    "backends/",
+    "packages/cuda",
+    "packages/ptx",
+)
+
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#)([^)#]+)(#[^)]*)?\)")
 _FENCED = re.compile(r"^(```.*?^```$)", re.DOTALL | re.MULTILINE)
 _ROLE = re.compile(r":(?:class|func|meth|mod):<code>~?([\w.]+)</code>")
@@ -58,8 +70,12 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Lead links to the site's pages; code keeps what looks like one."""
+    """Lead links to the site's pages; code keeps what looks like one. Rank records and sources behind in the search."""
     uri = page.file.src_uri
+    if uri.endswith(".py.md"):
+        page.meta["search"] = {"exclude": True}
+    elif uri.startswith(RECORDS):
+        page.meta["search"] = {"boost": 0.2}
     if uri.endswith(".py.md"):
         return markdown
     parts = _FENCED.split(markdown)
