@@ -1,10 +1,10 @@
-"""Configuration of all tests: slow tests, of which `--smoke` runs some cases."""
+"""Configuration of all tests: slow tests, of which `--smoke` runs some cases, or none."""
 
 from collections import Counter
 
 import pytest
 
-#: Of the cases of a slow test, ``--smoke`` runs every so many, the first among them.
+#: Of the cases of a slow test, ``--smoke`` runs every so many, the first among them; none of ``slow(smoke=False)``.
 STRIDE = 12
 
 
@@ -22,8 +22,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left: list[pytest.Item] = []
     for item in items:
         test = item.nodeid.partition("[")[0]
-        is_slow = item.get_closest_marker("slow") is not None
-        (left if is_slow and seen[test] % STRIDE else kept).append(item)
+        slow = item.get_closest_marker("slow")
+        is_left = slow is not None and (seen[test] % STRIDE or not slow.kwargs.get("smoke", True))
+        (left if is_left else kept).append(item)
         seen[test] += 1
     config.hook.pytest_deselected(items=left)
     items[:] = kept

@@ -54,6 +54,9 @@ ON_THE_CPU = {
     "LIONBITS_CUPY_EMULATE": "1",
 }
 
+# What `ci` leaves out of the suite in Triton's interpreter: whole runs with 16-bit parameters, whose calls it makes.
+SHORT = ("-k", "not test_run or float32")
+
 WORKERS = ("--numprocesses=auto", "--maxprocesses=4")
 
 # Tests that the session `ecosystem` runs, and `tests` does not.
@@ -105,6 +108,7 @@ def ci(session: nox.Session) -> None:
         "docs": partial(run_docs, session, "build"),
         "tests": partial(run_tests, session, "--smoke", "--durations=20"),
         **{f"conformance({backend})": partial(run_suite, session, backend, "smoke") for backend in BACKENDS},
+        "conformance(triton)": partial(run_suite, session, "triton", "smoke", *SHORT),
         "ecosystem": partial(run_ecosystem, session),  # the last, as the others have to do without its packages
     }
     failed = []

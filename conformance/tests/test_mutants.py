@@ -90,6 +90,7 @@ def test_a_child_that_hangs_or_dies_is_reported() -> None:
         children.in_child(lambda: os._exit(3), 60)
 
 
+@pytest.mark.slow(smoke=False)
 def test_nothing_is_rejected_for_being_a_copy() -> None:
     """A copy with nothing wrong in it passes every property: it is the edit that mutants are rejected for."""
     innocent = Edit("lionbits_reference/formats.py", "TINY = 2.0**-100", "TINY = 2.0**-100  # the same")
@@ -106,6 +107,7 @@ def test_an_edit_that_does_not_apply_is_an_error() -> None:
         pass
 
 
+@pytest.mark.slow(smoke=False)
 def test_without_the_oracle_a_wrong_front_end_survives() -> None:
     """A backend compared with the reference under the same front end cannot see its faults."""
     for name in ("betas swapped", "rate twice", "decay forgotten"):

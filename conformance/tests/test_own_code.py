@@ -81,6 +81,7 @@ def test_tests_of_launches_reject(mutant: mutants.Mutant, tmp_path: Path) -> Non
     assert own_tests.rejected_by(lionbits, [mutant.edit], LAUNCH_TESTS, tmp_path) is not None
 
 
+@pytest.mark.slow(smoke=False)
 @pytest.mark.parametrize("package", ["lionbits", "lionbits_table"])
 def test_right_code_is_not_rejected(package: str, tmp_path: Path) -> None:
     """A copy without a fault passes."""

@@ -112,6 +112,7 @@ FAULTS = {  # what is written below the toy, and what is said of it
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_where_the_simplest_call_fails_nothing_else_is_tried(tmp_path: Path, fault: str) -> None:
     """A first attempt hears what is wrong within seconds, not after every failure was shrunk."""

@@ -60,6 +60,7 @@ def test_a_faulty_kernel_is_rejected(tmp_path: Path, fault: str) -> None:
         assert mutation_testing.try_backend(fault, wrong, patience=60).rejected_by is not None
 
 
+@pytest.mark.slow(smoke=False)
 def test_nothing_is_rejected_for_being_a_copy(tmp_path: Path) -> None:
     """It is the edit that faulty kernels are rejected for."""
     with with_fault(lionbits_cupy, [], tmp_path) as copy:

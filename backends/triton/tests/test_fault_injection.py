@@ -78,6 +78,7 @@ def test_a_faulty_kernel_is_rejected(tmp_path: Path, fault: str) -> None:
         assert mutation_testing.try_backend(fault, wrong).rejected_by is not None
 
 
+@pytest.mark.slow(smoke=False)
 def test_nothing_is_rejected_for_being_a_copy(tmp_path: Path) -> None:
     """Many small tiles are no fault. All 2^16 gradients of 16 bits would take the interpreter minutes in such tiles."""
     with with_fault(lionbits_triton, MANY_TILES, tmp_path) as copy:

@@ -44,6 +44,7 @@ def run(kind: Callable[..., Any], mode: Callable[[], AbstractContextManager[Any]
     return [*params, *(value for state in optimizer.state.values() for value in state.values())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 @pytest.mark.parametrize(
     ("kind", "reference"),

@@ -66,6 +66,7 @@ def _compare_compiled(build: Any, backend: str) -> None:
     assert_same(outcomes[1], outcomes[0])
 
 
+@pytest.mark.slow
 @dynamo_looks
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_a_compiled_training_step_equals_eager(variant: Variant) -> None:

@@ -184,6 +184,7 @@ def loads(folder: str, ranks: int, variant: Variant, sets: bool, runs: bool) -> 
         assert_equal(module, optimizer, whole, reference, "continued")
 
 
+@pytest.mark.slow
 @classes
 @pytest.mark.parametrize("sets", [True, False], ids=["and set", "in place alone"])
 @pytest.mark.filterwarnings("ignore:load_state_dict takes settings:UserWarning")
