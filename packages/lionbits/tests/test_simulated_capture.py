@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -98,6 +99,60 @@ def test_a_rate_that_changes_before_the_capture(backend: str) -> None:
     for seed in range(SEEDS[backend]):
         with simulated(seed, backend):
             assert_same(run("cuda"), expected)
+
+
+@pytest.mark.parametrize("more", [2, 3])
+def test_captures_that_follow_one_another(more: int) -> None:
+    """Each with gradients elsewhere, and no ordinary step in between: none of them pins memory."""
+    expected = uncaptured(SETTINGS["resident"], 1 + 2 * more)
+    for seed in range(SEEDS["cupy"]):
+        with simulated(seed, "cupy") as devices:
+            params = moved(weights(shapes=SHAPES), "cuda")
+            optimizer = optimizer_of(params, "cupy", **SETTINGS["resident"])
+            step(optimizer, params, 1)
+            torch.cuda.synchronize()
+            before, kept = devices.counts.copy(), []
+            for _ in range(more):
+                for param in params:
+                    param.grad = torch.empty_like(param)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    optimizer.step()
+                kept.append((graph, [param.grad for param in params]))
+            assert devices.counts["pinned allocations"] == before["pinned allocations"]
+            for number in range(2, 2 + 2 * more):
+                graph, grads = kept[number % more]
+                for param, grad in zip(params, grads, strict=True):
+                    param.grad = grad
+                fill(params, number)
+                graph.replay()
+            optimizer.state_dict()  # which reads the counts of replays
+            assert_same(result(optimizer, params), expected)
+
+
+def test_too_many_captures_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary step makes room for more."""
+    monkeypatch.setattr(importlib.import_module("lionbits_table.table"), "CAPTURES", 1)
+    with simulated(0, "cupy"):
+        params = moved(weights(shapes=SHAPES), "cuda")
+        optimizer = optimizer_of(params, "cupy", optim_bits=8)
+        step(optimizer, params, 1)
+
+        def capture() -> None:
+            for param in params:
+                param.grad = torch.zeros_like(param)
+            with torch.cuda.graph(torch.cuda.CUDAGraph()):
+                optimizer.step()
+
+        grads = [torch.zeros_like(param) for param in params]
+        capture()
+        with pytest.raises(RuntimeError, match="captured more than 1 times"):
+            capture()
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
+        optimizer.step()
+        assert optimizer.state[params[0]]["step"] == 2
+        capture()
 
 
 def test_a_captured_step_pins_and_waits_for_nothing() -> None:

@@ -19,6 +19,10 @@ from .layout import even_blocks, walk
 from .record import EVEN, Record
 
 
+#: Captures with gradients elsewhere each time that may follow one another, with no call in between that is not captured.
+CAPTURES = 32
+
+
 class Detour(NamedTuple):
     """A slot with tensors that kernels cannot walk, and contiguous copies that they can."""
 
@@ -60,7 +64,7 @@ class Table:
         self.slots = torch.empty(len(records), len(Record._fields), dtype=torch.int64, device=device)
         self.items = torch.empty(len(items), 3, dtype=torch.int64, device=device)
         self.calls = torch.empty(len(records), 2, dtype=torch.int64, device=device)
-        self._spare = self._pinned()
+        self._spare = self._pinned()  # of the captures to come
         _upload(np.array(records, dtype=np.int64), self.slots)
         _upload(np.array(items, dtype=np.int64).reshape(-1, 3), self.items)
 
@@ -69,6 +73,9 @@ class Table:
 
         A captured graph uploads the addresses at each replay, and calls in between may need others. So a table that was
         captured uploads them at every call.
+
+        Raises:
+            RuntimeError: there were too many captures since a call that was not captured.
         """
         bound = list(grads)
         for j, detour in self._detours.items():
@@ -83,22 +90,27 @@ class Table:
                 self._capture(tuple(addresses), values)
             else:
                 _upload(values, self.calls)
-                self._spare = self._pinned() if self._spare is None else self._spare
+                if self._captured and len(self._spare) < CAPTURES:
+                    self._spare += self._pinned()
             self._addresses = addresses
 
     def _capture(self, addresses: tuple[int, ...], values: np.ndarray) -> None:
         """Upload the values at each replay, from pinned memory of before: none may be allocated in a capture."""
         if addresses not in self._captured:
-            host, self._spare = self._pinned() if self._spare is None else self._spare, None
-            assert host is not None
-            self._captured[addresses] = host.copy_(torch.from_numpy(values))
+            if not self._spare:
+                raise RuntimeError(
+                    f"a step was captured more than {CAPTURES} times, with gradients elsewhere each time. Take a step "
+                    f"that is not captured before the next capture, or keep gradients where they are."
+                )
+            self._captured[addresses] = self._spare.pop().copy_(torch.from_numpy(values))
         self.calls.copy_(self._captured[addresses], non_blocking=True)
 
-    def _pinned(self) -> Tensor | None:
-        """Return pinned memory for ``calls``; None on the CPU."""
+    def _pinned(self) -> list[Tensor]:
+        """Return pinned memory for the ``calls`` of some captures; none on the CPU."""
         if self.calls.device.type == "cpu":
-            return None
-        return torch.empty(self.calls.shape, dtype=torch.int64, device="cpu", pin_memory=True)
+            return []
+        shape = (CAPTURES, *self.calls.shape)
+        return list(torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=True).unbind())
 
     def walked(self, slots: Sequence[Slot], grads: Sequence[Tensor]) -> tuple[list[Slot], list[Tensor]]:
         """Return what kernels touch of the slots and gradients of the table: those themselves, or their copies."""
