@@ -65,6 +65,7 @@ class Table:
         self.items = torch.empty(len(items), 3, dtype=torch.int64, device=device)
         self.calls = torch.empty(len(records), 2, dtype=torch.int64, device=device)
         self._spare = self._pinned()  # of the captures to come
+        self._streams: set[torch.cuda.Stream] = set()
         _upload(np.array(records, dtype=np.int64), self.slots)
         _upload(np.array(items, dtype=np.int64).reshape(-1, 3), self.items)
 
@@ -77,6 +78,7 @@ class Table:
         Raises:
             RuntimeError: there were too many captures since a call that was not captured.
         """
+        self._keep_for_stream()
         bound = list(grads)
         for j, detour in self._detours.items():
             _copy(detour.slot, detour.copy, self._plan)
@@ -93,6 +95,15 @@ class Table:
                 if self._captured and len(self._spare) < CAPTURES:
                     self._spare += self._pinned()
             self._addresses = addresses
+
+    def _keep_for_stream(self) -> None:
+        """Let none of the table's memory be used again before the current stream has done its work of now."""
+        device = self.calls.device
+        if device.type == "cuda" and (stream := torch.cuda.current_stream(device)) not in self._streams:
+            self._streams.add(stream)
+            copies = [one for _, copy, grad in self._detours.values() for one in (grad, copy.param, *copy.state.values())]
+            for tensor in (self.slots, self.calls, self.items, *copies):
+                tensor.record_stream(stream)
 
     def _capture(self, addresses: tuple[int, ...], values: np.ndarray) -> None:
         """Upload the values at each replay, from pinned memory of before: none may be allocated in a capture."""
