@@ -185,3 +185,28 @@ def test_paged_steps_are_not_captured(name: str) -> None:
             optimizer.step()
         assert_same(result(optimizer, params), before)
         assert optimizer.state[params[0]]["step"] == 1
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_steady_step_pins_and_uploads_nothing(name: str) -> None:
+    """Gradients stay where they are and change. Pages are copied; the host waits for those that it updates, and at
+    the end of a step for the two streams of copies."""
+    settings = SETTINGS[name]
+    with simulated(1, "cupy") as devices:
+        params = moved(weights(shapes=SHAPES), "cuda")
+        optimizer = optimizer_of(params, "cupy", **settings)
+        for param in params:
+            param.grad = torch.empty_like(param)
+        for number in (1, 2):
+            fill(params, number)
+            optimizer.step()
+        fill(params, 3)
+        torch.cuda.synchronize()
+        before, pages = devices.counts.copy(), optimizer.paging_stats().pages_in
+        optimizer.step()
+        steady, pages = devices.counts - before, optimizer.paging_stats().pages_in - pages
+        waits = 0 if not settings.get("is_paged") else 2 + (pages if settings.get("paged_compute") == "host" else 0)
+        assert steady["pinned allocations"] == 0
+        assert steady["host waits"] == waits
+        assert optimizer.paging_stats().bytes_in > 0 or not pages
+        assert not steady["uploads"] if not pages else steady["uploads"] >= pages
