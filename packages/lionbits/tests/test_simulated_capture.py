@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import lionbits
 from lionbits import Lion
 
 from .family import assert_same, gradient, weights
@@ -210,3 +211,31 @@ def test_a_steady_step_pins_and_uploads_nothing(name: str) -> None:
         assert steady["host waits"] == waits
         assert optimizer.paging_stats().bytes_in > 0 or not pages
         assert not steady["uploads"] if not pages else steady["uploads"] >= pages
+
+
+def test_a_captured_update_in_backward_survives_load_state_dict() -> None:
+    """What the graph reads is kept, though the optimizer has other state."""
+    with simulated(0, "reference"):
+        torch.manual_seed(0)
+        model = nn.Linear(40, 8, bias=False).to("cuda")
+        optimizer = optimizer_of(list(model.parameters()), "reference", optim_bits=8)
+        lionbits.fuse_into_backward(model, optimizer)
+        inputs = torch.ones(4, 40, device="cuda")
+
+        def train() -> None:
+            model(inputs).square().mean().backward()
+            optimizer.step()
+
+        train()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            train()
+        graph.replay()
+        torch.cuda.synchronize()
+        old = dict(optimizer.state[model.weight])  # which the graph goes on updating
+        optimizer.load_state_dict(optimizer.state_dict())
+        train()
+        again = [torch.full((count,), -1, device="cuda") for count in (2, 4, 8, 40) for _ in range(3)]
+        graph.replay()
+        torch.cuda.synchronize()
+        del again, old

@@ -18,8 +18,7 @@ from lionbits_reference.spec import Plan, Slot
 from .layout import even_blocks, walk
 from .record import EVEN, Record
 
-
-#: Captures with gradients elsewhere each time that may follow one another, with no call in between that is not captured.
+#: Captures, with gradients elsewhere each time, that may follow one another without an ordinary call in between.
 CAPTURES = 32
 
 
@@ -101,7 +100,9 @@ class Table:
         device = self.calls.device
         if device.type == "cuda" and (stream := torch.cuda.current_stream(device)) not in self._streams:
             self._streams.add(stream)
-            copies = [one for _, copy, grad in self._detours.values() for one in (grad, copy.param, *copy.state.values())]
+            copies = [
+                one for _, copy, grad in self._detours.values() for one in (grad, copy.param, *copy.state.values())
+            ]
             for tensor in (self.slots, self.calls, self.items, *copies):
                 tensor.record_stream(stream)
 

@@ -67,12 +67,17 @@ def _left_in_containers() -> list[int]:
         top = _CGROUPS / "memory" if controllers else _CGROUPS
         limit, used = _V1 if controllers else _V2
         below = top / path.lstrip("/")
-        for folder in [below, *below.parents][: len(below.parts) - len(top.parts) + 1]:
-            try:
-                left.append(max(int((folder / limit).read_text()) - int((folder / used).read_text()), 0))
-            except (OSError, ValueError):  # no such group here, or its limit is "max"
-                continue
+        folders = [below, *below.parents][: len(below.parts) - len(top.parts) + 1]
+        left += [free for folder in folders if (free := _left(folder / limit, folder / used)) is not None]
     return left
+
+
+def _left(limit: Path, used: Path) -> int | None:
+    """Return the bytes that a control group leaves; None if there is no such group here, or no limit ("max")."""
+    try:
+        return max(int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii")), 0)
+    except (OSError, ValueError):
+        return None
 
 
 def _counter(file: Path, name: str) -> int | None:

@@ -189,7 +189,7 @@ class StepCache:
             )
 
     def _keep_for_streams(self, others: Iterable[Tensor]) -> None:
-        """Let no memory of this, and of other tensors of a step, be used again before the current streams have done their work of now."""
+        """Let no memory of this, and of ``others``, be used again before the current streams have done their work."""
         for device in self._devices:
             if device.type == "cuda" and (stream := torch.cuda.current_stream(device)) not in self._streams:
                 self._streams.add(stream)
