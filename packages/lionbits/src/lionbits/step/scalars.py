@@ -43,7 +43,7 @@ class SlotScalars:
         A captured graph fills them in: an upload would need pinned memory, which may not be allocated in a capture.
         """
         lr = [_read(group["lr"]) for group in self._groups]
-        keep = [decay_factor(rate, group["weight_decay"]) for rate, group in zip(lr, self._groups, strict=True)]
+        keep = [_read(decay_factor(group["lr"], group["weight_decay"])) for group in self._groups]
         sign = [-1.0 if group["maximize"] else 1.0 for group in self._groups]
         captured = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if captured or any(isinstance(rate, Tensor) for rate in lr):
