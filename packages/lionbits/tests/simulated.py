@@ -59,10 +59,20 @@ def _serve_cupy(stack: ExitStack, seed: int) -> None:
     cupy = ModuleType("cupy")
     cupy.__spec__ = ModuleSpec("cupy", None)  # so that it counts as installed
     cupy.cuda = cuda  # type: ignore[attr-defined]
-    stack.enter_context(mock.patch.dict(sys.modules, {"cupy": cupy, "cupy.cuda": cuda}))
+    for name, module in (("cupy", cupy), ("cupy.cuda", cuda)):
+        stack.callback(_put_back, name, sys.modules.get(name))
+        sys.modules[name] = module
     stack.enter_context(mock.patch.object(launch, "_functions", functions))
     launch.architecture.cache_clear()
     launch._multiprocessors.cache_clear()
+
+
+def _put_back(name: str, module: ModuleType | None) -> None:
+    """Restore a module alone: others that were imported meanwhile, as Triton, cannot be imported twice."""
+    if module is None:
+        del sys.modules[name]
+    else:
+        sys.modules[name] = module
 
 
 def _stream(found: Any) -> SimpleNamespace:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import lionbits
 from lionbits import Lion
 
 from .family import assert_same, gradient, weights
@@ -100,6 +102,60 @@ def test_a_rate_that_changes_before_the_capture(backend: str) -> None:
             assert_same(run("cuda"), expected)
 
 
+@pytest.mark.parametrize("more", [2, 3])
+def test_captures_that_follow_one_another(more: int) -> None:
+    """Each with gradients elsewhere, and no ordinary step in between: none of them pins memory."""
+    expected = uncaptured(SETTINGS["resident"], 1 + 2 * more)
+    for seed in range(SEEDS["cupy"]):
+        with simulated(seed, "cupy") as devices:
+            params = moved(weights(shapes=SHAPES), "cuda")
+            optimizer = optimizer_of(params, "cupy", **SETTINGS["resident"])
+            step(optimizer, params, 1)
+            torch.cuda.synchronize()
+            before, kept = devices.counts.copy(), []
+            for _ in range(more):
+                for param in params:
+                    param.grad = torch.empty_like(param)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    optimizer.step()
+                kept.append((graph, [param.grad for param in params]))
+            assert devices.counts["pinned allocations"] == before["pinned allocations"]
+            for number in range(2, 2 + 2 * more):
+                graph, grads = kept[number % more]
+                for param, grad in zip(params, grads, strict=True):
+                    param.grad = grad
+                fill(params, number)
+                graph.replay()
+            optimizer.state_dict()  # which reads the counts of replays
+            assert_same(result(optimizer, params), expected)
+
+
+def test_too_many_captures_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary step makes room for more."""
+    monkeypatch.setattr(importlib.import_module("lionbits_table.table"), "CAPTURES", 1)
+    with simulated(0, "cupy"):
+        params = moved(weights(shapes=SHAPES), "cuda")
+        optimizer = optimizer_of(params, "cupy", optim_bits=8)
+        step(optimizer, params, 1)
+
+        def capture() -> None:
+            for param in params:
+                param.grad = torch.zeros_like(param)
+            with torch.cuda.graph(torch.cuda.CUDAGraph()):
+                optimizer.step()
+
+        grads = [torch.zeros_like(param) for param in params]
+        capture()
+        with pytest.raises(RuntimeError, match="captured more than 1 times"):
+            capture()
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
+        optimizer.step()
+        assert optimizer.state[params[0]]["step"] == 2
+        capture()
+
+
 def test_a_captured_step_pins_and_waits_for_nothing() -> None:
     with simulated(1, "cupy") as devices:
         params = moved(weights(shapes=SHAPES), "cuda")
@@ -130,3 +186,56 @@ def test_paged_steps_are_not_captured(name: str) -> None:
             optimizer.step()
         assert_same(result(optimizer, params), before)
         assert optimizer.state[params[0]]["step"] == 1
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_steady_step_pins_and_uploads_nothing(name: str) -> None:
+    """Gradients stay where they are and change. Pages are copied; the host waits for those that it updates, and at
+    the end of a step for the two streams of copies."""
+    settings = SETTINGS[name]
+    with simulated(1, "cupy") as devices:
+        params = moved(weights(shapes=SHAPES), "cuda")
+        optimizer = optimizer_of(params, "cupy", **settings)
+        for param in params:
+            param.grad = torch.empty_like(param)
+        for number in (1, 2):
+            fill(params, number)
+            optimizer.step()
+        fill(params, 3)
+        torch.cuda.synchronize()
+        before, pages = devices.counts.copy(), optimizer.paging_stats().pages_in
+        optimizer.step()
+        steady, pages = devices.counts - before, optimizer.paging_stats().pages_in - pages
+        waits = 0 if not settings.get("is_paged") else 2 + (pages if settings.get("paged_compute") == "host" else 0)
+        assert steady["pinned allocations"] == 0
+        assert steady["host waits"] == waits
+        assert optimizer.paging_stats().bytes_in > 0 or not pages
+        assert not steady["uploads"] if not pages else steady["uploads"] >= pages
+
+
+def test_a_captured_update_in_backward_survives_load_state_dict() -> None:
+    """What the graph reads is kept, though the optimizer has other state."""
+    with simulated(0, "reference"):
+        torch.manual_seed(0)
+        model = nn.Linear(40, 8, bias=False).to("cuda")
+        optimizer = optimizer_of(list(model.parameters()), "reference", optim_bits=8)
+        lionbits.fuse_into_backward(model, optimizer)
+        inputs = torch.ones(4, 40, device="cuda")
+
+        def train() -> None:
+            model(inputs).square().mean().backward()
+            optimizer.step()
+
+        train()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            train()
+        graph.replay()
+        torch.cuda.synchronize()
+        old = dict(optimizer.state[model.weight])  # which the graph goes on updating
+        optimizer.load_state_dict(optimizer.state_dict())
+        train()
+        again = [torch.full((count,), -1, device="cuda") for count in (2, 4, 8, 40) for _ in range(3)]
+        graph.replay()
+        torch.cuda.synchronize()
+        del again, old

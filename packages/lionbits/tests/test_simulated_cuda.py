@@ -222,3 +222,25 @@ def test_both_devices_at_once() -> None:
                     optimizer.param_groups[0]["lr"] = 0.003
                 step(optimizer, params, number)
             assert_same(result(optimizer, params), expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cupy"])
+def test_a_learning_rate_in_a_cpu_tensor_makes_the_host_wait_for_nothing(backend: str) -> None:
+    def run(device: str, served_by: str, waits: list[int]) -> dict[str, Any]:
+        params = moved(weights(shapes=SHAPES), device)
+        optimizer = optimizer_of(params, served_by, optim_bits=8, lr=torch.tensor(0.01, dtype=torch.float64))
+        step(optimizer, params, 1)
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.param_groups[0]["lr"].mul_(0.3)
+        before = devices.counts["host waits"] if device == "cuda" else 0
+        optimizer.step()
+        waits.append((devices.counts["host waits"] if device == "cuda" else 0) - before)
+        return result(optimizer, params)
+
+    expected = run("cpu", "reference", [])
+    for seed in range(SEEDS[backend]):
+        with simulated(seed, backend) as devices:
+            waits: list[int] = []
+            assert_same(run("cuda", backend, waits), expected)
+            assert waits == [0]

@@ -182,3 +182,48 @@ def test_a_table_that_is_uploaded_on_another_stream_shows(monkeypatch: pytest.Mo
     assert not shows(on_device(lionbits, "cupy", RESIDENT), expected, range(3))
     monkeypatch.setattr(table, "_upload", elsewhere)
     assert shows(on_device(lionbits, "cupy", RESIDENT), expected)
+
+
+def _on_two_streams(backend: str) -> Callable[[int], list[Any]]:
+    """A run whose second step is on another stream, and whose optimizer then dies while that stream is at work."""
+
+    def run(seed: int) -> list[Any]:
+        with simulated(seed, backend):
+            params = [nn.Parameter(param.detach().to("cuda")) for param in weights(shapes=SHAPES)]
+            grads = [gradient(param, i, 1).to("cuda") for i, param in enumerate(params)]
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad
+            optimizer = lionbits.Lion(params, lr=0.01, optim_bits=8, min_8bit_size=100, grad_clip=0.5, backend=backend)
+            optimizer.step()
+            other = torch.cuda.Stream()
+            other.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(other):
+                optimizer.step()
+            states = [optimizer.state[param] for param in params]
+            del optimizer
+            again = [torch.full((count,), -1, device="cuda") for count in (2, 4, 8, 40) for _ in range(3)]
+            del again
+            torch.cuda.synchronize()
+            momenta = [state["exp_avg_codes"].cpu() for state in states]
+            return [*(param.detach().cpu() for param in params), *momenta]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("backend", "module", "name"),
+    [
+        ("cupy", "lionbits_table.table", "Table._keep_for_stream"),
+        ("reference", "lionbits.step.cache", "StepCache._keep_for_streams"),
+    ],
+)
+def test_memory_that_is_not_kept_for_another_stream_shows(
+    backend: str, module: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers and tables of a step are used on streams that they were not made on."""
+    run = _on_two_streams(backend)
+    expected = run(0)
+    assert not shows(run, expected, range(6))
+    kind, method = name.split(".")
+    monkeypatch.setattr(getattr(importlib.import_module(module), kind), method, lambda *_: None)
+    assert shows(run, expected, range(40))

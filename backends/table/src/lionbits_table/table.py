@@ -18,6 +18,9 @@ from lionbits_reference.spec import Plan, Slot
 from .layout import even_blocks, walk
 from .record import EVEN, Record
 
+#: Captures, with gradients elsewhere each time, that may follow one another without an ordinary call in between.
+CAPTURES = 32
+
 
 class Detour(NamedTuple):
     """A slot with tensors that kernels cannot walk, and contiguous copies that they can."""
@@ -60,7 +63,8 @@ class Table:
         self.slots = torch.empty(len(records), len(Record._fields), dtype=torch.int64, device=device)
         self.items = torch.empty(len(items), 3, dtype=torch.int64, device=device)
         self.calls = torch.empty(len(records), 2, dtype=torch.int64, device=device)
-        self._spare = self._pinned()
+        self._spare = self._pinned()  # of the captures to come
+        self._streams: set[torch.cuda.Stream] = set()
         _upload(np.array(records, dtype=np.int64), self.slots)
         _upload(np.array(items, dtype=np.int64).reshape(-1, 3), self.items)
 
@@ -69,7 +73,11 @@ class Table:
 
         A captured graph uploads the addresses at each replay, and calls in between may need others. So a table that was
         captured uploads them at every call.
+
+        Raises:
+            RuntimeError: there were too many captures since a call that was not captured.
         """
+        self._keep_for_stream()
         bound = list(grads)
         for j, detour in self._detours.items():
             _copy(detour.slot, detour.copy, self._plan)
@@ -83,22 +91,38 @@ class Table:
                 self._capture(tuple(addresses), values)
             else:
                 _upload(values, self.calls)
-                self._spare = self._pinned() if self._spare is None else self._spare
+                if self._captured and len(self._spare) < CAPTURES:
+                    self._spare += self._pinned()
             self._addresses = addresses
+
+    def _keep_for_stream(self) -> None:
+        """Let none of the table's memory be used again before the current stream has done its work of now."""
+        device = self.calls.device
+        if device.type == "cuda" and (stream := torch.cuda.current_stream(device)) not in self._streams:
+            self._streams.add(stream)
+            copies = [
+                one for _, copy, grad in self._detours.values() for one in (grad, copy.param, *copy.state.values())
+            ]
+            for tensor in (self.slots, self.calls, self.items, *copies):
+                tensor.record_stream(stream)
 
     def _capture(self, addresses: tuple[int, ...], values: np.ndarray) -> None:
         """Upload the values at each replay, from pinned memory of before: none may be allocated in a capture."""
         if addresses not in self._captured:
-            host, self._spare = self._pinned() if self._spare is None else self._spare, None
-            assert host is not None
-            self._captured[addresses] = host.copy_(torch.from_numpy(values))
+            if not self._spare:
+                raise RuntimeError(
+                    f"a step was captured more than {CAPTURES} times, with gradients elsewhere each time. Take a step "
+                    f"that is not captured before the next capture, or keep gradients where they are."
+                )
+            self._captured[addresses] = self._spare.pop().copy_(torch.from_numpy(values))
         self.calls.copy_(self._captured[addresses], non_blocking=True)
 
-    def _pinned(self) -> Tensor | None:
-        """Return pinned memory for ``calls``; None on the CPU."""
+    def _pinned(self) -> list[Tensor]:
+        """Return pinned memory for the ``calls`` of some captures; none on the CPU."""
         if self.calls.device.type == "cpu":
-            return None
-        return torch.empty(self.calls.shape, dtype=torch.int64, device="cpu", pin_memory=True)
+            return []
+        shape = (CAPTURES, *self.calls.shape)
+        return list(torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=True).unbind())
 
     def walked(self, slots: Sequence[Slot], grads: Sequence[Tensor]) -> tuple[list[Slot], list[Tensor]]:
         """Return what kernels touch of the slots and gradients of the table: those themselves, or their copies."""

@@ -30,7 +30,9 @@ FRONT_ENDS = (
         "return float32(1 - float32(float32(lr) * decay))",
         "return float32(1 - lr * weight_decay)",
     ),
-    front_end("rate twice", "lionbits/step/scalars.py", 'lr = [group["lr"] for', 'lr = [2 * group["lr"] for'),
+    front_end(
+        "rate twice", "lionbits/step/scalars.py", 'lr = [_read(group["lr"]) for', 'lr = [2 * _read(group["lr"]) for'
+    ),
     front_end(
         "decay of the first group for all",
         "lionbits/step/scalars.py",

@@ -231,6 +231,10 @@ class PagedCalls:
         """Wait until the host has all state of these slots."""
         self._streams.settle()
 
+    def tensors(self) -> list[Tensor]:
+        """Return what is kept where the update runs, but for staging buffers: a pass ends when these are free."""
+        return [self._resident_at, *self._at]
+
     def _ready(self) -> StagingBuffers | None:
         """Return staging buffers for the pages, which are cut anew if the device has less room than expected."""
         while self._far:

@@ -7,7 +7,7 @@ is the only cache of a step: backends keep nothing of their own.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,6 +87,7 @@ class StepCache:
         self._updates = Counts(self._counted, [count for found in launch_groups for count in found.counts])
         tensors = (pair for found in launch_groups for pair in found.state_tensors())
         self._states = StateSnapshot(states, self._counted, tensors)
+        self._streams: set[torch.cuda.Stream] = set()
         self._sound = True
 
     def grads(
@@ -165,6 +166,7 @@ class StepCache:
         for device, shard_group in self._skips:
             if (device, shard_group) not in skipped:
                 skipped[device, shard_group] = torch.zeros(1, dtype=torch.int64, device=device)
+        self._keep_for_streams(skipped.values())
         self._sound = False  # until all is done
         raising = []
         self._updates.add_one()
@@ -185,6 +187,15 @@ class StepCache:
                 f"nonfinite='raise': {count} element(s) had a gradient or momentum that is not finite. They were "
                 f"left as they were, and all others updated. Lower lr, clip gradients, or use nonfinite='skip'."
             )
+
+    def _keep_for_streams(self, others: Iterable[Tensor]) -> None:
+        """Let no memory of this, and of ``others``, be used again before the current streams have done their work."""
+        for device in self._devices:
+            if device.type == "cuda" and (stream := torch.cuda.current_stream(device)) not in self._streams:
+                self._streams.add(stream)
+                for tensor in (*others, *(kept for found in self._launch_groups for kept in found.tensors())):
+                    if tensor.device == device:
+                        tensor.record_stream(stream)
 
     def recorded(self) -> StepCache | None:
         """Return the last cache that a captured graph may read: this or an earlier one. It keeps earlier ones."""

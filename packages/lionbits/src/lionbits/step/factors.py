@@ -59,6 +59,10 @@ class Clipping:
         self._remembering = [states[self._clipped[i]] for i in keeping]
         self._nonfinite, self._shard_group = nonfinite, shard_group
 
+    def tensors(self) -> list[Tensor]:
+        """Return what is kept on the device."""
+        return [self._limits, self._places, self._keeping, self._percentiles]
+
     def factors(self, grads: Sequence[Tensor], steps: Tensor, unscale: Tensor | None) -> Tensor:
         """Return the clipping factor of each gradient, float32[k]; 1 if its group does not clip.
 

@@ -89,6 +89,15 @@ class LaunchGroup:
         """The gradients, padded where backends see their shards so."""
         return [self.padded[j].padded(grad) if j in self.padded else grad for j, grad in enumerate(grads)]
 
+    def tensors(self) -> list[Tensor]:
+        """Return what is kept on the device beside what backends prepared."""
+        return [
+            *self.scalars.tensors(),
+            *([] if self.clipping is None else self.clipping.tensors()),
+            *([] if self.numel is None else [self.numel]),
+            *(self.calls.tensors() if isinstance(self.calls, PagedCalls) else []),
+        ]
+
     def state_tensors(self) -> Iterator[tuple[str, list[State]]]:
         """Yield names of state tensors that a step reads and writes, with the states that have them."""
         for key in self.key.plan.state_spec(()):

@@ -38,12 +38,12 @@ class SlotScalars:
         self.write()
 
     def write(self) -> None:
-        """Write the rates that the groups have now; a tensor learning rate stays on its device.
+        """Write the rates that the groups have now; a learning rate in a tensor of another device is not read.
 
         A captured graph fills them in: an upload would need pinned memory, which may not be allocated in a capture.
         """
-        lr = [group["lr"] for group in self._groups]
-        keep = [decay_factor(group["lr"], group["weight_decay"]) for group in self._groups]
+        lr = [_read(group["lr"]) for group in self._groups]
+        keep = [_read(decay_factor(group["lr"], group["weight_decay"])) for group in self._groups]
         sign = [-1.0 if group["maximize"] else 1.0 for group in self._groups]
         captured = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if captured or any(isinstance(rate, Tensor) for rate in lr):
@@ -52,6 +52,10 @@ class SlotScalars:
             rates = upload([lr, keep, sign], torch.float32, self._device)
         torch.index_select(rates, 1, self._column, out=self._rates)  # where a captured graph reads them
         self._scalars = None
+
+    def tensors(self) -> list[Tensor]:
+        """Return what is kept on the device."""
+        return [self._column, self._rates, self.step]
 
     def now(self, skipped: Tensor, unscale: Tensor | None) -> Scalars:
         """Return the numbers for a backend. Neither it nor the caller may write to the kept rates.
@@ -66,6 +70,13 @@ class SlotScalars:
         if unscale is None:
             return self._scalars
         return replace(self._scalars, grad_scale=self._scalars.grad_scale * unscale)
+
+
+def _read(rate: float | Tensor) -> float | Tensor:
+    """Return the number in a tensor on the CPU, rounded to binary32; others as they are."""
+    if isinstance(rate, Tensor) and rate.device.type == "cpu":
+        return float(rate.detach().to(torch.float32).item())
+    return rate
 
 
 def upload(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

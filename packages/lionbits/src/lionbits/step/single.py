@@ -31,12 +31,14 @@ class ParameterStep:
         self._optimizer, self._param = optimizer, param
         self._place = (-1, -1)
         self._view: tuple[Group, int] | None = None
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop what is kept of earlier steps."""
         self._states: dict[Tensor, dict[str, Any]] = {}
         self._step_cache: StepCache | None = None
+
+    def forget(self) -> None:
+        """Drop what is kept of earlier steps, but for what captured graphs go on reading."""
+        self._states = {}
+        if self._step_cache is not None:
+            self._step_cache = self._step_cache.recorded()
 
     def found(self) -> tuple[Group, int] | None:
         """Return a group with this parameter alone, and its position over all groups; None if it has left its group."""
@@ -67,7 +69,7 @@ class ParameterStep:
         group, position = found
         optimizer._get_prefetcher().exported.write_back()
         held = [group], self._states, optimizer._backend
-        known = self._step_cache is not None and optimizer.state.get(param) is self._states[param]
+        known = param in self._states and optimizer.state.get(param) is self._states[param]
         grads = self._step_cache.grads(*held) if known and self._step_cache is not None else None
         if self._step_cache is None or grads is None:
             allocate()
