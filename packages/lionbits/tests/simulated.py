@@ -56,6 +56,7 @@ def _serve_cupy(stack: ExitStack, seed: int) -> None:
     cuda: Any = ModuleType("cupy.cuda")
     cuda.Device, cuda.ExternalStream = lambda index: contextlib.nullcontext(), _deprecated
     cuda.Stream = SimpleNamespace(from_external=_stream)
+    cuda.nvrtc = SimpleNamespace(getVersion=lambda: (13, 0), getSupportedArchs=lambda: [90])
     cupy = ModuleType("cupy")
     cupy.__spec__ = ModuleSpec("cupy", None)  # so that it counts as installed
     cupy.cuda = cuda  # type: ignore[attr-defined]
