@@ -22,7 +22,7 @@ from torch import Tensor
 
 import lionbits_reference as reference
 from lionbits_reference import formats
-from lionbits_reference.spec import Backend, Hyper, Plan, Scalars, Slot, cache_folder
+from lionbits_reference.spec import PARAM_DTYPES, Backend, Format, Hyper, Plan, Scalars, Slot, cache_folder
 
 #: ``0`` switches the self-test off.
 ENVIRONMENT = "LIONBITS_SELF_TEST"
@@ -41,6 +41,20 @@ PASSED = "passed\n"
 #: What each backend was found to do wrong in this process, by name and device.
 _refused: dict[tuple[str, torch.device], str] = {}
 _passed: set[tuple[str, Plan, torch.device]] = set()
+
+
+def plans() -> list[Plan]:
+    """Return the plans that are tested on demand: each parameter dtype with 32, 8 and 4 bits, and what has more code."""
+    float32, bfloat16, float16 = PARAM_DTYPES
+    plain = [Plan(dtype, dtype, Format.of(bits)) for dtype in (float32, bfloat16, float16) for bits in (32, 8, 4)]
+    return [
+        *plain,
+        Plan(float32, float32, Format.of(8), "mask"),
+        Plan(float32, float32, Format.of(8, block_wise=False), "gradient"),
+        Plan(float32, bfloat16, Format.of(8), nonfinite="propagate"),
+        Plan(bfloat16, bfloat16, Format.of(8), param_rounding="dithered"),
+        Plan(bfloat16, bfloat16, Format.of(4), param_rounding="compensated", master_bits=24),
+    ]
 
 
 def refusal(backend: Backend, device: torch.device) -> str:
@@ -71,7 +85,7 @@ def run(backend: Backend, plan: Plan, device: torch.device) -> str:
     if not torch.full((), 2.0**-140, dtype=torch.float32, device="cpu").mul(1.0).count_nonzero():
         return ""
     try:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # the first would enable gradients
             pairs = zip(_results(backend, plan, device), _results(reference, plan, torch.device("cpu")), strict=True)
             wrong = next((text for found, right in pairs if (text := _difference(found, right))), "")
     except torch.OutOfMemoryError:
@@ -100,7 +114,10 @@ def _results(backend: Any, plan: Plan, device: torch.device) -> Iterator[dict[st
     slots = [
         Slot(
             param.to(device, plan.param_dtype),
-            {key: torch.zeros(s.shape, dtype=s.dtype, device=device) for key, s in plan.state_spec(param.shape).items()},
+            {
+                key: torch.zeros(s.shape, dtype=s.dtype, device=device)
+                for key, s in plan.state_spec(param.shape).items()
+            },
             index=7 + j,
         )
         for j, param in enumerate(params)
@@ -125,7 +142,9 @@ def _results(backend: Any, plan: Plan, device: torch.device) -> Iterator[dict[st
                 slot.state["exp_avg_scale"].copy_(scale)
         found["the count of skipped elements"] = scalars.skipped
         for j, slot in enumerate(slots):
-            found |= {f"{key} of tensor {j}": value for key, value in {"the parameter": slot.param, **slot.state}.items()}
+            found |= {
+                f"{key} of tensor {j}": value for key, value in {"the parameter": slot.param, **slot.state}.items()
+            }
         yield {f"{key}, step {number + 1}": value.to("cpu", copy=True) for key, value in found.items()}
 
 
