@@ -17,7 +17,7 @@ import lionbits
 import lionbits_cupy as backend
 from lionbits import select
 from lionbits_conformance import serving
-from lionbits_cupy import emulate, launch, source
+from lionbits_cupy import build, emulate, launch, source
 from lionbits_reference.spec import FLOAT32, Format, Plan, Slot
 from lionbits_table import EVEN, Record
 
@@ -35,20 +35,40 @@ def test_every_plan_is_served() -> None:
 
 
 def test_reasons_say_what_would_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device, the variable that asks for emulation, a package that is missing, a GPU that is too old."""
+    """A device, the variable that asks for emulation, what is missing, a GPU that is too old or too new."""
+    where = torch.device("cuda", 0)
     assert backend.supports(PLAN, torch.device("cpu")) == ""
     assert "CUDA devices, not on mps" in backend.supports(PLAN, torch.device("mps"))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    for hip, built in ((None, "without CUDA"), ("6.4", "for ROCm")):
+        monkeypatch.setattr(torch.version, "hip", hip)
+        assert built in backend.supports(PLAN, where)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no driver" in backend.supports(PLAN, where)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("lionbits_cupy.backend.architecture", lambda index: 70)
-    assert "7.5" in backend.supports(PLAN, torch.device("cuda", 0))
+    assert "7.5" in backend.supports(PLAN, where)
+    monkeypatch.setattr("lionbits_cupy.backend.architecture", lambda index: 990)
+    nvrtc = SimpleNamespace(getVersion=lambda: (13, 0), getSupportedArchs=lambda: [80, 90])
+    monkeypatch.setattr(build, "_nvrtc", lambda: nvrtc)
+    assert "NVRTC 13.0 does not know sm_990; it knows sm_80, sm_90" in backend.supports(PLAN, where)
+    monkeypatch.setattr("lionbits_cupy.backend.architecture", lambda index: 90)
+    assert backend.supports(PLAN, where) == ""
     with monkeypatch.context() as bare:
+        bare.setattr(build, "_nvrtc", _missing)
+        assert backend.supports(PLAN, where) == "CuPy finds no NVRTC"
         bare.setattr("importlib.util.find_spec", lambda name: None)
-        assert "pip install cupy-cuda13x" in backend.supports(PLAN, torch.device("cuda", 0))
+        assert "pip install cupy-cuda13x" in backend.supports(PLAN, where)
         assert "pip install ./packages/cuda-on-cpu" in backend.supports(PLAN, torch.device("cpu"))
     monkeypatch.delenv(emulate.ENVIRONMENT)
     assert "LIONBITS_CUPY_EMULATE=1" in backend.supports(PLAN, torch.device("cpu"))
     with pytest.raises(ValueError, match="LIONBITS_CUPY_EMULATE=1"):
         lionbits.Lion8bit([torch.nn.Parameter(torch.ones(64, 64))], backend="cupy")
+
+
+def _missing() -> None:
+    raise ImportError("CuPy finds no NVRTC")
 
 
 def _fields(file: str, struct: str) -> list[str]:

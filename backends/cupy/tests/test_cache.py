@@ -22,7 +22,7 @@ BYTES = bytes(range(256)) * 300
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, in a process that has not warned yet."""
-    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "a" / "folder"))
+    monkeypatch.setenv(cache.CACHE, str(tmp_path / "a" / "folder"))
     monkeypatch.setattr(cache, "_failures", itertools.count())
     return tmp_path / "a" / "folder"
 
@@ -92,7 +92,7 @@ def assert_it_goes_on(where: str, caplog: pytest.LogCaptureFixture) -> None:
     [warning] = caplog.records
     assert (warning.name, warning.levelno) == ("lionbits_cupy", logging.WARNING)
     assert where in warning.getMessage()
-    assert cache.ENVIRONMENT in warning.getMessage()
+    assert cache.CACHE in warning.getMessage()
 
 
 def test_a_folder_that_cannot_be_made(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -132,7 +132,7 @@ def test_an_account_without_a_home(caplog: pytest.LogCaptureFixture, monkeypatch
     def fail() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv(cache.ENVIRONMENT)
+    monkeypatch.delenv(cache.CACHE)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("LOCALAPPDATA", raising=False)
     monkeypatch.setattr(Path, "home", fail)

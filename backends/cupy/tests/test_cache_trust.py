@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="owners, modes, 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache that holds something, in a process that has not warned yet."""
-    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE, str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "_failures", itertools.count())
     cache.get(KEY, make)
     return tmp_path / "cache"
@@ -103,7 +103,7 @@ def test_what_is_kept_is_the_users_own_whatever_the_umask(mask: int, folder: Pat
     """With a umask of 002, which is usual, its own files would be refused else."""
     before = os.umask(mask)
     try:
-        os.environ[cache.ENVIRONMENT] = str(tmp_path / "new" / "cache")  # the fixture puts it back
+        os.environ[cache.CACHE] = str(tmp_path / "new" / "cache")  # the fixture puts it back
         cache.get(KEY, make)
     finally:
         os.umask(before)

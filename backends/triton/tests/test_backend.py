@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -51,6 +52,40 @@ def test_without_the_interpreter_the_cpu_is_refused() -> None:
     assert "TRITON_INTERPRET=1" in reason
     assert "CUDA" in reason
     assert reason in refusal
+
+
+#: What a machine is like, and what the backend says of it.
+MACHINES = {
+    "a GPU": ("", ""),
+    "no driver": ("torch.cuda.is_available = lambda: False", "finds no GPU"),
+    "Pascal": ("capability = (6, 0)", "compute capability 7.0 and up; cuda:0 has 6.0"),
+    "an old GPU of AMD's, whose numbers are others": ("capability, torch.version.hip = (6, 0), '6.4'", ""),
+    "no compiler": ("active = failing(RuntimeError('Failed to find C compiler'))", "C compiler.*apt install gcc"),
+    "no library": ("active = failing(AssertionError('libcuda.so cannot found!'))", "libcuda.so.*the GPU's driver"),
+    "another Triton": ("del runtime.driver", ""),
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_what_is_missing_is_said_before_a_step(machine: str) -> None:
+    """Too old a GPU, no driver, and what Triton needs to build its part of the driver."""
+    code, expected = MACHINES[machine]
+    setting = (
+        "import torch, triton.runtime as runtime, lionbits_triton as backend; from lionbits_reference.spec import *\n"
+        "from types import SimpleNamespace\n"
+        "def failing(error):\n"
+        "    def get_current_target(): raise error\n"
+        "    return SimpleNamespace(get_current_target=get_current_target)\n"
+        "capability, active = (9, 0), SimpleNamespace(get_current_target=lambda: None)\n"
+        "torch.cuda.is_available = lambda: True\n"
+        f"{code}\n"
+        "torch.cuda.get_device_capability = lambda index: capability\n"
+        "if hasattr(runtime, 'driver'): runtime.driver = SimpleNamespace(active=active)\n"
+        "plan = Plan(torch.float32, torch.float32, Format.of(8))\n"
+        "print(backend.supports(plan, torch.device('cuda', 0)))\n"
+    )
+    said = _output(setting).strip()
+    assert re.search(expected, said) if expected else said == ""
 
 
 def test_numbers_and_addresses_make_no_variant() -> None:

@@ -40,6 +40,19 @@ def test_an_environment_that_cannot_be_served_is_the_exit_code(
     assert wanted in capsys.readouterr().out
 
 
+def test_the_self_test_on_demand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every backend that serves is compared with the reference; wrong bits are the exit code."""
+    monkeypatch.setattr(select, "known", lambda: ("cpp", "reference"))
+    monkeypatch.setattr(doctor, "accelerators", list)
+    assert main(["doctor", "--self-test"]) == 0
+    shown = capsys.readouterr().out
+    assert "passed: 14 ways to update" in shown
+    cpp = select.load("cpp")
+    monkeypatch.setattr(cpp, "step", lambda *call: None)
+    assert main(["doctor", "--self-test"]) == 1
+    assert "wrong" in capsys.readouterr().out
+
+
 def test_it_works_without_rich_and_without_a_compiler(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import os
 import random
 import struct
 import sys
@@ -20,6 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lionbits import self_test
 from lionbits_reference.spec import Plan
 
 device = pytest.importorskip("cuda_on_cpu.device", reason="it simulates the devices")
@@ -31,9 +33,10 @@ BACKENDS = ("reference", "cupy", "triton")
 
 
 @contextmanager
-def simulated(seed: int, backend: str = "reference", **more: Any) -> Iterator[Any]:
-    """Simulated devices, on which a backend serves."""
+def simulated(seed: int, backend: str = "reference", self_tested: bool = False, **more: Any) -> Iterator[Any]:
+    """Simulated devices, on which a backend serves, with or without its self-test before the first step."""
     with device.simulated_cuda(seed, **more) as devices, ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, {self_test.ENVIRONMENT: "1" if self_tested else "0"}))
         if backend == "cupy":
             _serve_cupy(stack, seed)
         elif backend == "triton":
@@ -56,6 +59,7 @@ def _serve_cupy(stack: ExitStack, seed: int) -> None:
     cuda: Any = ModuleType("cupy.cuda")
     cuda.Device, cuda.ExternalStream = lambda index: contextlib.nullcontext(), _deprecated
     cuda.Stream = SimpleNamespace(from_external=_stream)
+    cuda.nvrtc = SimpleNamespace(getVersion=lambda: (13, 0), getSupportedArchs=lambda: [90])
     cupy = ModuleType("cupy")
     cupy.__spec__ = ModuleSpec("cupy", None)  # so that it counts as installed
     cupy.cuda = cuda  # type: ignore[attr-defined]

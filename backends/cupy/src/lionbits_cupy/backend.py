@@ -13,7 +13,7 @@ from torch import Tensor
 from lionbits_reference.spec import PARAM_ROUNDINGS, Format, Hyper, Plan, Scalars, Slot
 from lionbits_table import codec
 
-from . import emulate
+from . import build, emulate
 from .launch import Prepared, architecture, launch, table
 
 name = "cupy"
@@ -30,13 +30,15 @@ def supports(plan: Plan, device: torch.device) -> str:
     if device.type != "cuda":
         return f"CUDA kernels run on CUDA devices, not on {device.type}"
     if torch.version.cuda is None:
-        return "this PyTorch is built without CUDA"
+        return f"torch {torch.__version__} is built {'for ROCm' if torch.version.hip else 'without CUDA'}"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds no CUDA device, or no driver"
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed: pip install cupy-cuda13x, or cupy-cuda12x for CUDA 12"
     found = architecture(torch.cuda.current_device() if device.index is None else device.index)
     if found < OLDEST:
         return f"CUDA kernels are built for compute capability 7.5 and up; {device} has {found / 10}"
-    return ""
+    return build.obstacle(found)
 
 
 def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:

@@ -79,11 +79,8 @@ def build(source: Source, arch: int, verbose: bool = False, lines: bool = False)
         ImportError: CuPy or NVRTC is missing.
     """
     nvrtc, called = _nvrtc(), f"NVRTC {'.'.join(map(str, version()))}"
-    if arch not in (known := nvrtc.getSupportedArchs()):
-        raise ValueError(
-            f"{called} does not know sm_{arch}; it knows {', '.join(f'sm_{one}' for one in known)}. "
-            "A newer GPU needs a newer NVRTC: pip install --upgrade nvidia-cuda-nvrtc, with cupy-cuda13x"
-        )
+    if unknown := obstacle(arch):
+        raise ValueError(unknown)
     names, texts = ([header[i].encode() for header in source.headers] for i in (0, 1))
     program = nvrtc.createProgram(source.text, source.name, texts, names)
     try:
@@ -103,6 +100,21 @@ def build(source: Source, arch: int, verbose: bool = False, lines: bool = False)
         return Build(nvrtc.getCUBIN(program) + b"\0", nvrtc.getPTX(program).decode(), _log(program))
     finally:
         nvrtc.destroyProgram(program)
+
+
+def obstacle(arch: int) -> str:
+    """Return the reason why nothing can be built for a compute capability, as 90, or an empty string."""
+    try:
+        known = _nvrtc().getSupportedArchs()
+    except ImportError as error:
+        return str(error)
+    if arch in known:
+        return ""
+    return (
+        f"NVRTC {'.'.join(map(str, version()))} does not know sm_{arch}; it knows "
+        f"{', '.join(f'sm_{one}' for one in known)}. "
+        "A newer GPU needs a newer NVRTC: pip install --upgrade nvidia-cuda-nvrtc, with cupy-cuda13x"
+    )
 
 
 def cubin(source: Source, arch: int) -> bytes:

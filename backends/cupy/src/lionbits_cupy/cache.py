@@ -22,8 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-#: The folder, if it shall not be the user's.
-ENVIRONMENT = "LIONBITS_CACHE"
+from lionbits_reference.spec import CACHE, cache_folder
 
 #: Flags to open a file: links are not followed, and pipes not waited for. Windows has neither.
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -56,13 +55,7 @@ def get(key: str, make: Callable[[], bytes]) -> bytes:
 
 def folder() -> Path:
     """Return the folder of the cache: ``LIONBITS_CACHE``, else ``lionbits/cupy`` among the caches of the user."""
-    chosen = os.environ.get(ENVIRONMENT)
-    if chosen:
-        return Path(chosen)
-    user = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
-    # the specification of XDG wants relative paths ignored
-    root = Path(user) if Path(user).is_absolute() else Path.home() / ".cache"
-    return root / "lionbits" / "cupy"
+    return cache_folder("cupy")
 
 
 def _sealed(key: str, payload: bytes) -> bytes:
@@ -158,5 +151,5 @@ def _warn(where: str) -> None:
             "compiled CUDA kernels cannot be kept%s, so every process compiles its own; set %s to a folder that can be "
             "written to",
             where,
-            ENVIRONMENT,
+            CACHE,
         )

@@ -12,14 +12,14 @@ from lionbits_reference.spec import Format, Hyper, Plan, Scalars, Slot
 from lionbits_table import Table, codec
 
 from . import kernels
-from .launch import Prepared, cut, launch
+from .launch import Prepared, cut, launch, obstacle
 from .lion import INTERPRETED
 
 name = "triton"
 
 
 def supports(plan: Plan, device: torch.device) -> str:
-    """Return an empty string, or the reason why not: all plans are served, on CUDA or by Triton's interpreter."""
+    """Return an empty string, or the reason why not: all plans are served, on GPUs or by Triton's interpreter."""
     del plan
     if INTERPRETED.value:
         return "" if device.type == "cpu" else "TRITON_INTERPRET=1 is set: Triton's interpreter serves CPU tensors only"
@@ -27,7 +27,9 @@ def supports(plan: Plan, device: torch.device) -> str:
         return (
             f"Triton kernels run on CUDA devices, not on {device.type} (its interpreter does: set TRITON_INTERPRET=1)"
         )
-    return ""
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds no GPU: it is built without CUDA, or there is no driver"
+    return obstacle(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import triton
 from lionbits_reference.spec import Plan, Slot
 from lionbits_table import Table
 
+from . import triton_private
 from .lion import INTERPRETED
 from .variant import KernelVariant
 
@@ -31,6 +33,9 @@ TILES_PER_ITEM, ENOUGH_PROGRAMS = 32, 8192
 
 #: Elements of the largest tile in the interpreter, which takes as long for one tile as for another.
 INTERPRETED_TILE = 1 << 16
+
+#: The oldest compute capability of NVIDIA's that Triton compiles these kernels for: Volta.
+OLDEST = (7, 0)
 
 #: The interpreter serves one thread at a time: while it runs a kernel, functions of triton.language are others.
 _INTERPRETER = threading.Lock()
@@ -82,6 +87,22 @@ def launch(kernel: Any, prepared: Prepared, *arguments: Any, **constants: Any) -
             num_warps=prepared.cut.warps,
             **EXACT,
         )
+
+
+@functools.cache
+def obstacle(index: int) -> str:
+    """Return the reason why kernels cannot run on a GPU, or an empty string.
+
+    Args:
+        index: of the GPU, from NVIDIA or, where torch is built for ROCm, from AMD.
+    """
+    found = torch.cuda.get_device_capability(index)
+    if torch.version.hip is None and found < OLDEST:
+        return (
+            f"Triton kernels are compiled for compute capability {OLDEST[0]}.{OLDEST[1]} and up; cuda:{index} has "
+            f"{found[0]}.{found[1]}"
+        )
+    return triton_private.obstacle()
 
 
 def _interpreted_rows(slots: Sequence[Slot], block: int) -> int:

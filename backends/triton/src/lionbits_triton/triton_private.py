@@ -25,14 +25,39 @@ def skip_overflow_checks() -> None:
         return
 
 
-def compile_for(architecture: int) -> None:
-    """Make Triton compile for a CUDA GPU of this architecture from now on, with or without such a GPU.
+def obstacle() -> str:
+    """Return the reason why Triton cannot launch on this machine's GPUs, or an empty string.
+
+    Triton builds a part of its driver in C, and keeps it in its cache. That needs a C compiler, the headers of Python
+    and the library of the GPU's driver.
+    """
+    runtime = importlib.import_module("triton.runtime")
+    if not hasattr(getattr(runtime, "driver", None), "active"):
+        return ""
+    try:
+        runtime.driver.active.get_current_target()
+    except Exception as error:  # noqa: BLE001 - of any type: no compiler, no header, no library
+        reason = " ".join(str(error).split())[:500]
+        return (
+            f"Triton finds no way to launch kernels ({type(error).__name__}: {reason}). It needs the GPU's driver, a C "
+            "compiler (apt install gcc, or CC) and the headers of Python (apt install python3-dev)"
+        )
+    return ""
+
+
+def compile_for(architecture: int | str) -> None:
+    """Make Triton compile for a GPU of this architecture from now on, with or without such a GPU.
+
+    Args:
+        architecture: a compute capability of NVIDIA's, as 90, or a name of AMD's, as "gfx942".
 
     Raises:
         RuntimeError: this version of Triton cannot.
     """
+    kind = "cuda" if isinstance(architecture, int) else "hip"
+    threads = 64 if str(architecture).startswith("gfx9") else 32  # of a warp
     try:
-        target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", architecture, 32)
+        target = importlib.import_module("triton.backends.compiler").GPUTarget(kind, architecture, threads)
         importlib.import_module("triton.runtime").driver.set_active(
             SimpleNamespace(
                 get_current_device=lambda: architecture,

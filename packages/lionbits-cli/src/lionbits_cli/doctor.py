@@ -34,19 +34,27 @@ PRETENCES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add no option: reports of two machines should answer the same questions."""
-    del parser
+    """Add the option of the self-test: the rest of the report answers the same questions on every machine."""
+    parser.add_argument(
+        "--self-test",
+        action="store_true",
+        help="let each backend that serves update a few thousand elements in every common way, and compare the bits with "
+        "the reference's; kernels are compiled for that, which may take minutes",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; the exit code is 1 if LIONBITS_BACKEND asks for what this machine cannot do."""
-    del args
+    """Print the report.
+
+    The exit code is 1 if LIONBITS_BACKEND asks for what this machine cannot do, or a self-test finds wrong bits.
+    """
     found = backends()
     show(machine())
     show(as_table(found))
+    wrong = args.self_test and not self_tested([(name, device) for name, device, reason in found if not reason])
     wanted = os.environ.get(VARIABLE, "")
-    if wanted in {"", "auto"}:
-        return 0
+    if wrong or wanted in {"", "auto"}:
+        return int(wrong)
     usable = [device for name, device, reason in found if name == wanted and not reason]
     if not usable:
         print(f"{VARIABLE}={wanted} cannot serve on this machine: constructing an optimizer will raise")
@@ -89,6 +97,23 @@ def backends() -> list[tuple[str, str, str]]:
 
     devices = ["cpu", *accelerators()]
     return [(name, device, diagnosis(name, device)) for name in select.known() for device in devices]
+
+
+def self_tested(serving: list[tuple[str, str]]) -> bool:
+    """Run the self-test of each of these backends on its device, and print what it finds; return True if all passed."""
+    from lionbits import select, self_test
+
+    drawn = Table("Self-test", ("backend", "device", "result"), left=("device", "result"))
+    plans, passed = self_test.plans(), True
+    for name, device in serving:
+        if (name, device) == (select.REFERENCE, "cpu"):  # what the others are compared with
+            continue
+        backend, where = select.load(name), torch.device(device)
+        wrong = [text for plan in plans if (text := self_test.run(backend, plan, where))]
+        drawn.add(name, device, wrong[0] if wrong else f"passed: {len(plans)} ways to update")
+        passed &= not wrong
+    show(drawn)
+    return passed
 
 
 def diagnosis(name: str, device: str) -> str:

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+from collections.abc import Sequence
 from types import ModuleType
 from typing import cast
 
@@ -15,7 +16,7 @@ import torch
 
 from lionbits_reference.spec import Backend, Format, Plan, checks
 
-from . import install
+from . import install, self_test
 
 ENVIRONMENT = "LIONBITS_BACKEND"
 AUTO = "auto"
@@ -100,12 +101,32 @@ def serving(backend: Backend | None, plan: Plan, device: torch.device) -> Backen
         NotServed: the requested backend cannot, with its reason. There is no silent fallback.
     """
     if backend is not None:
-        reason = backend.supports(plan, device)
+        reason = backend.supports(plan, device) or self_test.refusal(backend, device)
         if reason:
             way_out = _served_otherwise(plan, device)
             raise NotServed(f"backend={backend.name!r} cannot serve {_describe(plan, device)}: {reason}{way_out}")
         return backend
     return _automatic(plan, device)
+
+
+def tested(backend: Backend | None, plans: Sequence[Plan], device: torch.device) -> Backend:
+    """Return the backend that runs these plans on this device, once it has passed its self-test there.
+
+    Args:
+        backend: that was asked for, or None.
+        plans: what is about to be run, by one backend.
+        device: where.
+
+    Raises:
+        NotServed: as in :func:`serving`, or the requested backend gives wrong bits.
+    """
+    chosen = serving(backend, plans[0], device)
+    for plan in plans[1:]:
+        serving(chosen, plan, device)
+    if any(self_test.failure(chosen, plan, device) for plan in plans):
+        _automatic.cache_clear()
+        return tested(backend, plans, device)  # it is refused from now on
+    return chosen
 
 
 def diagnose(name: str, device: torch.device) -> str:
@@ -139,7 +160,7 @@ def _automatic(plan: Plan, device: torch.device) -> Backend:
         if importlib.util.find_spec(PREFIX + name) is None:
             continue
         backend = load(name)
-        reason = backend.supports(plan, device)
+        reason = backend.supports(plan, device) or self_test.refusal(backend, device)
         if not reason:
             return backend
         refused.append(f"{name}: {reason}")

@@ -1,6 +1,7 @@
 """The types that optimizers and backends share: all that a backend may import of the reference."""
 
 from .call import Backend, Prepared, Scalars, Slot
+from .folders import CACHE, cache_folder
 from .format import DEFAULTS, FLOAT32, FORMATS, MIN_COLUMNS, Format, TensorSpec, matrix_shape
 from .plan import (
     CAUTIONS,
@@ -18,6 +19,7 @@ from .plan import (
 from .wide import binary64
 
 __all__ = [
+    "CACHE",
     "CAUTIONS",
     "DEFAULTS",
     "FLOAT32",
@@ -37,6 +39,7 @@ __all__ = [
     "Slot",
     "TensorSpec",
     "binary64",
+    "cache_folder",
     "check_rate",
     "decay_factor",
     "float32",

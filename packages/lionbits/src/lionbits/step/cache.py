@@ -55,17 +55,15 @@ class StepCache:
         first: int = 0,
     ) -> None:
         launch_groups = prepare.collect(groups, states, prefetcher, first)
-        for found in launch_groups:
-            key = found.key
-            found.backend = select.serving(requested, key.plan, key.device)
-            if key.shares_blocks:
-                select.serving(found.backend, shared_blocks.for_parts(key.plan), key.device)
         devices = {found.key.device for found in launch_groups}
         if any(map(capturing, devices)):
             raise RuntimeError(
                 "a step that is captured in a graph must be like the one before it. Take a step with the same "
                 "parameters, gradients and settings first, as PyTorch's notes on CUDA graphs ask for."
             )
+        for found in launch_groups:
+            plan, parts = found.key.plan, [shared_blocks.for_parts(found.key.plan)] * found.key.shares_blocks
+            found.backend = select.tested(requested, (plan, *parts), found.key.device)
         if before is not None:
             before.recount()
         self._params: list[Tensor] = [entry.param for found in launch_groups for entry in found.entries]
