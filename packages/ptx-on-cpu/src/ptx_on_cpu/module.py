@@ -85,6 +85,11 @@ class Function:
         """Name of the kernel."""
         return self._program.kernel.name
 
+    @property
+    def arity(self) -> int:
+        """Number of its arguments."""
+        return len(self._program.kernel.parameters)
+
     def __call__(
         self,
         grid: tuple[int, ...],
