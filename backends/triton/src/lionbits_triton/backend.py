@@ -28,7 +28,9 @@ def supports(plan: Plan, device: torch.device) -> str:
     if arch:
         if device.type == "cpu":
             return execute.obstacle()
-        return f"{execute.ENVIRONMENT}={arch} is set: the compiled kernels are executed on the CPU, for CPU tensors only"
+        return (
+            f"{execute.ENVIRONMENT}={arch} is set: the compiled kernels are executed on the CPU, for CPU tensors only"
+        )
     if device.type != "cuda":
         return (
             f"Triton kernels run on CUDA devices, not on {device.type} (its interpreter does: set TRITON_INTERPRET=1)"

@@ -44,7 +44,9 @@ def obstacle() -> str:
     """Return the reason why kernels cannot be executed although the variable asks for it, or an empty string."""
     if importlib.util.find_spec("ptx_on_cpu") is None:
         setting = os.environ[ENVIRONMENT]
-        return f"{ENVIRONMENT}={setting} needs ptx-on-cpu: pip install ./packages/ptx-on-cpu (in a checkout of lionbits)"
+        return (
+            f"{ENVIRONMENT}={setting} needs ptx-on-cpu: pip install ./packages/ptx-on-cpu (in a checkout of lionbits)"
+        )
     return ""
 
 
