@@ -1,4 +1,4 @@
-"""Triton's program on a CPU, by ``ptx_on_cpu``, for tests: ``LIONBITS_TRITON_EMULATE=90`` for what it makes for sm_90."""
+"""Triton's program on a CPU, by ``ptx_on_cpu``, for tests: ``LIONBITS_TRITON_EMULATE=90`` asks for that of sm_90."""
 
 from __future__ import annotations
 
@@ -43,10 +43,8 @@ def architecture() -> int:
 def obstacle() -> str:
     """Return the reason why kernels cannot be executed although the variable asks for it, or an empty string."""
     if importlib.util.find_spec("ptx_on_cpu") is None:
-        setting = os.environ[ENVIRONMENT]
-        return (
-            f"{ENVIRONMENT}={setting} needs ptx-on-cpu: pip install ./packages/ptx-on-cpu (in a checkout of lionbits)"
-        )
+        way = "pip install ./packages/ptx-on-cpu (in a checkout of lionbits)"
+        return f"{ENVIRONMENT}={architecture()} needs ptx-on-cpu: {way}"
     return ""
 
 

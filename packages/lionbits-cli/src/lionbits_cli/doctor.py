@@ -77,6 +77,8 @@ def machine() -> Table:
         drawn.add(
             "LIONBITS_CUPY_EMULATE", f"{value}: NVRTC's PTX of the CUDA C++ kernels is executed on the CPU, for tests"
         )
+    if (value := os.environ.get("LIONBITS_TRITON_EMULATE", "")) not in ("", "0"):
+        drawn.add("LIONBITS_TRITON_EMULATE", f"{value}: Triton's PTX for sm_{value} is executed on the CPU, for tests")
     charts = all(importlib.util.find_spec(name) for name in ("matplotlib", "rich"))
     missing = f"not installed; for train and report: {install.command('cli')}"
     drawn.add("matplotlib and rich", "installed" if charts else missing)
