@@ -1,4 +1,4 @@
-"""What Triton's interpreter finds of the faults in ``planted``; ``executed/test_planted.py`` has the other column."""
+"""What Triton's interpreter finds of the faults in ``planted``; ``executed_planted.py`` has the other column."""
 
 from __future__ import annotations
 

@@ -142,10 +142,10 @@ class Accesses:
 
 def _digest(values: Sequence[Array]) -> Array:
     """Return a number for the values of each thread that differs where they do."""
-    found = np.uint64(0)
+    found: Array = np.zeros(1, dtype=np.uint64)
     for value in values:
         found = (found * np.uint64(0x9E3779B97F4A7C15)) ^ value.astype(np.uint64)
-    return np.asarray(found)
+    return found
 
 
 def _named(events: _Events, i: int) -> str:

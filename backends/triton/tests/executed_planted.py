@@ -5,15 +5,15 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import ptx_on_cpu
 import pytest
 
 import lionbits_reference as reference
 import lionbits_triton
+import ptx_on_cpu
 from lionbits_conformance.fault_injection import with_fault
 
-from ..cases import equal, stepped
-from ..planted import FAULTS
+from .cases import equal, stepped
+from .planted import FAULTS
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from lionbits_conformance.strategies.common_plans import common_plans
 from lionbits_reference.spec import Format, Plan
 from lionbits_triton import execute
 
-from ..cases import HYPER, assert_steps_alike, mixed, scalars, slot
+from .cases import HYPER, assert_steps_alike, mixed, scalars, slot
 
 _F32, _BF16, _F16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -70,7 +70,7 @@ def test_the_architecture_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) 
 
     class Module:
         def __init__(self, ptx: str) -> None:
-            seen.append(ptx.split(".target")[1].split()[0])
+            seen.append(ptx.split(".target")[1].split(maxsplit=1)[0])
             raise InterruptedError
 
     monkeypatch.setattr(execute, "module", Module)
