@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,22 @@ def slot(
     return Slot(arrange(param.to(plan.param_dtype)), state, index=seed), grad(gradient.to(plan.grad_dtype))
 
 
+def mixed(plan: Plan) -> list[tuple[Slot, Tensor]]:
+    """Rows of whole tiles, rows with tails, and a gradient with strides of its own."""
+    return [
+        slot(plan, (3, 512), 0),
+        slot(plan, (9, 100), 1),
+        slot(plan, (1, 2048), 2),
+        slot(plan, (5, 64), 3, grad=lambda grad: grad.t().contiguous().t()),
+    ]
+
+
+def misaligned(plan: Plan) -> list[tuple[Slot, Tensor]]:
+    """A gradient at an address that no vector fits."""
+    one, grad = slot(plan, (3, 512))
+    return [(one, torch.cat((grad.flatten()[:1], grad.flatten()))[1:].view_as(grad))]
+
+
 def scalars(count: int) -> Scalars:
     """Numbers for so many slots, no two alike."""
     steps = torch.arange(1, count + 1)
@@ -43,19 +60,28 @@ def scalars(count: int) -> Scalars:
 
 def assert_steps_alike(plan: Plan, make: Callable[[], list[tuple[Slot, Tensor]]], hyper: Hyper = HYPER) -> None:
     """Two updates on the backend and on the reference leave the same bits."""
-    results = []
-    for tested in (backend, reference):
-        slots, grads = map(list, zip(*make(), strict=True))
-        numbers = scalars(len(slots))
-        prepared = tested.prepare(plan, slots, grads)
-        for _ in range(2):
-            if plan.format.tensor_wise:
-                numbers = Scalars(**{**vars(numbers), "absmax": tested.absmax(prepared, grads, hyper, numbers)})
-            tested.step(prepared, grads, hyper, numbers)
-        results.append([numbers.skipped, *(t for s in slots for t in (s.param, *s.state.values()))])
-    for got, want in zip(*results, strict=True):
+    for got, want in zip(*(stepped(tested, plan, make, hyper) for tested in (backend, reference)), strict=True):
         assert (got.shape, got.dtype) == (want.shape, want.dtype)
         assert torch.equal(_bytes(got), _bytes(want))
+
+
+def stepped(
+    tested: Any, plan: Plan, make: Callable[[], list[tuple[Slot, Tensor]]], hyper: Hyper = HYPER, updates: int = 2
+) -> list[Tensor]:
+    """Return all that updates of a backend write."""
+    slots, grads = map(list, zip(*make(), strict=True))
+    numbers = scalars(len(slots))
+    prepared = tested.prepare(plan, slots, grads)
+    for _ in range(updates):
+        if plan.format.tensor_wise:
+            numbers = Scalars(**{**vars(numbers), "absmax": tested.absmax(prepared, grads, hyper, numbers)})
+        tested.step(prepared, grads, hyper, numbers)
+    return [numbers.skipped, *(t for s in slots for t in (s.param, *s.state.values()))]
+
+
+def equal(some: list[Tensor], others: list[Tensor]) -> bool:
+    """True if all tensors have the same bits."""
+    return all(torch.equal(_bytes(one), _bytes(other)) for one, other in zip(some, others, strict=True))
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -76,8 +76,12 @@ def test_what_only_pretends_to_be_a_gpu_is_reported(
     assert "interpreted" in shown
     assert "emulated" in shown
     monkeypatch.setenv("LIONBITS_CUPY_EMULATE", "ptx:80")
+    monkeypatch.setenv("LIONBITS_TRITON_EMULATE", "90")
     assert main(["doctor"]) == 0
-    assert "ptx:80: NVRTC's PTX" in capsys.readouterr().out
-    monkeypatch.delenv("LIONBITS_CUPY_EMULATE")
+    shown = capsys.readouterr().out
+    assert "ptx:80: NVRTC's PTX" in shown
+    assert "90: Triton's PTX for sm_90" in shown
+    for variable in ("LIONBITS_CUPY_EMULATE", "LIONBITS_TRITON_EMULATE"):
+        monkeypatch.delenv(variable)
     assert main(["doctor"]) == 0
     assert "emulated" not in capsys.readouterr().out

@@ -63,7 +63,7 @@ from .programs import HEAD, kernel, launch
 )
 def test_what_is_not_known_is_refused_before_anything_runs(instruction: str) -> None:
     with pytest.raises(UnknownInstruction) as caught:
-        Module(kernel(instruction))
+        Module(kernel(instruction)).get_function("k")
     assert instruction.removesuffix(";").split(" ")[0] in str(caught.value)
 
 

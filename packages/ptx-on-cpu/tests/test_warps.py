@@ -143,6 +143,19 @@ def test_a_barrier_of_a_warp_is_enough_within_it() -> None:
         launch(body.replace("BAR", ""), out, out)
 
 
+@pytest.mark.parametrize("threads", [32, 128])
+def test_equal_stores_to_a_shared_address_may_meet(threads: int) -> None:
+    """Triton's programs do so: a thread stores a sum that others store, too."""
+    out = np.zeros(threads, dtype=np.uint32)
+    body = f"{TID} .shared .align 4 .b8 s[4]; mov.u32 %r2, s; st.shared.u32 [%r2], VALUE; bar.sync 0; ld.shared.u32 %r7, [%r2]; st.global.u32 [%d1], %r7;"
+    launch(body.replace("VALUE", "7"), out, out, threads=threads)
+    assert out.tolist() == [7] * threads
+    with pytest.raises(RaceFault, match="shared address"):
+        launch(body.replace("VALUE", "%r1"), out, out, threads=threads)
+    with pytest.raises(RaceFault):
+        launch(body.replace("VALUE", "7").replace("bar.sync 0;", ""), out, out, threads=threads)
+
+
 def test_global_addresses_race_unless_atomic_or_ordered() -> None:
     one = np.zeros(4, dtype=np.uint32)
     for body in (

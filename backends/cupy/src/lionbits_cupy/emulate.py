@@ -11,14 +11,13 @@ import importlib.util
 import os
 import struct
 import threading
-import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lionbits_reference.spec import Plan, Slot
-from lionbits_table import Extents, Table
+from lionbits_table import Extents, Table, order
 
 from . import execute
 from .source import FOLDER, KERNELS, numbers
@@ -81,11 +80,11 @@ def launch(
         threads: of a block.
         arguments: all of the kernel's; tensors stand for their addresses.
     """
-    order = _order(table)
-    blocks = min(wanted, 1 + order % BLOCKS)
+    seed = order(table)
+    blocks = min(wanted, 1 + seed % BLOCKS)
     if known is not None:
         arch = execute.architecture(_setting()) or execute.DEFAULT
-        execute.launch(kernel, plan, table, known, arch, (blocks, threads), arguments, order)
+        execute.launch(kernel, plan, table, known, arch, (blocks, threads), arguments, seed)
         return
     library = module()
     values = numbers(plan)
@@ -93,13 +92,7 @@ def launch(
     call = tuple(value.data_ptr() if isinstance(value, Tensor) else value for value in arguments)
     with _launching:
         ctypes.memmove(library.get_global("PLAN"), plain, len(plain))
-        library.get_function(kernel)((blocks,), (threads,), call, seed=order)
-
-
-def _order(table: Table) -> int:
-    """Return the same seed for the same shapes, so that failures repeat; different shapes get many orders."""
-    sizes = table.slots[:, 4:10].contiguous()  # columns ... pitch: no address
-    return zlib.crc32(table.items.numpy().tobytes(), zlib.crc32(sizes.numpy().tobytes()))
+        library.get_function(kernel)((blocks,), (threads,), call, seed=seed)
 
 
 @functools.cache

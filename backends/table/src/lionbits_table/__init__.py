@@ -4,8 +4,8 @@
 end at multiples of 16 elements, in parameter, gradient and state alike. All others are walked element by element.
 """
 
-from .extents import Extents
+from .extents import Extents, order
 from .record import EVEN, Record
 from .table import Table
 
-__all__ = ["EVEN", "Extents", "Record", "Table"]
+__all__ = ["EVEN", "Extents", "Record", "Table", "order"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from lionbits_reference.spec import Format, Hyper, Plan, Scalars, Slot
 from lionbits_table import Table, codec
 
-from . import kernels
+from . import execute, kernels
 from .launch import Prepared, cut, launch, obstacle
 from .lion import INTERPRETED
 
@@ -19,10 +19,18 @@ name = "triton"
 
 
 def supports(plan: Plan, device: torch.device) -> str:
-    """Return an empty string, or the reason why not: all plans are served, on GPUs or by Triton's interpreter."""
+    """Return an empty string, or the reason why not: all plans are served, on GPUs or, for tests, on the CPU."""
     del plan
+    if (arch := execute.architecture()) and INTERPRETED.value:
+        return f"TRITON_INTERPRET=1 and {execute.ENVIRONMENT}={arch} are both set: set one of them"
     if INTERPRETED.value:
         return "" if device.type == "cpu" else "TRITON_INTERPRET=1 is set: Triton's interpreter serves CPU tensors only"
+    if arch:
+        if device.type == "cpu":
+            return execute.obstacle()
+        return (
+            f"{execute.ENVIRONMENT}={arch} is set: the compiled kernels are executed on the CPU, for CPU tensors only"
+        )
     if device.type != "cuda":
         return (
             f"Triton kernels run on CUDA devices, not on {device.type} (its interpreter does: set TRITON_INTERPRET=1)"
@@ -35,7 +43,8 @@ def supports(plan: Plan, device: torch.device) -> str:
 def prepare(plan: Plan, slots: Sequence[Slot], grads: Sequence[Tensor]) -> Prepared:
     """Choose the cuts and build the device table of the slots."""
     found = cut(plan, slots)
-    return Prepared(found, Table(plan, slots, grads, found.even.block, found.item))
+    table = Table(plan, slots, grads, found.even.block, found.item)
+    return Prepared(found, table, execute.extents(table, plan, slots, grads))
 
 
 def step(prepared: Prepared, grads: Sequence[Tensor], hyper: Hyper, scalars: Scalars) -> None:

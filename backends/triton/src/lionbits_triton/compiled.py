@@ -5,14 +5,13 @@ Kernels are compiled as in a launch, by a driver that only says which GPU it is.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from lionbits_reference.spec import Plan
 
-from . import launch, triton_private
+from . import launch
 from .kernels import count_kernel, decode_kernel, encode_kernel, step_kernel
+from .launch import compile
 from .lion import INTERPRETED
 
 _WORDS, _NUMBERS, _BITS = (torch.empty(1, dtype=dtype) for dtype in (torch.int64, torch.float32, torch.int32))
@@ -46,9 +45,3 @@ def elements_per_thread(plan: Plan) -> int:
     """Return the elements of a thread in a tile of the fast path."""
     cut = launch.cut(plan, [])
     return cut.even.rows * cut.even.block // (32 * cut.warps)
-
-
-def compile(kernel: Any, arguments: tuple[Any, ...], cut: launch.Cut, architecture: int, **constants: Any) -> Any:
-    """Compile a kernel as a launch on that GPU would; Triton caches it."""
-    triton_private.compile_for(architecture)
-    return kernel.warmup(*arguments, grid=(1,), **constants, num_warps=cut.warps, **launch.EXACT)

@@ -11,9 +11,9 @@ import torch
 import triton
 
 from lionbits_reference.spec import Plan, Slot
-from lionbits_table import Table
+from lionbits_table import Extents, Table
 
-from . import triton_private
+from . import execute, triton_private
 from .lion import INTERPRETED
 from .variant import KernelVariant
 
@@ -37,8 +37,9 @@ INTERPRETED_TILE = 1 << 16
 #: The oldest compute capability of NVIDIA's that Triton compiles these kernels for: Volta.
 OLDEST = (7, 0)
 
-#: The interpreter serves one thread at a time: while it runs a kernel, functions of triton.language are others.
-_INTERPRETER = threading.Lock()
+#: On the CPU, one thread at a time: while the interpreter runs a kernel, functions of triton.language are others; what
+#: Triton compiles for is one choice of the whole process.
+_EMULATION = threading.Lock()
 
 
 class Cut(NamedTuple):
@@ -55,6 +56,7 @@ class Prepared(NamedTuple):
 
     cut: Cut
     table: Table
+    extents: Extents | None = None  # what kernels may touch, where that is checked
 
 
 def cut(plan: Plan, slots: Sequence[Slot]) -> Cut:
@@ -66,27 +68,33 @@ def cut(plan: Plan, slots: Sequence[Slot]) -> Cut:
     if INTERPRETED.value:
         rows = uneven_rows = _interpreted_rows(slots, block)
     tiles = sum(slot.param.numel() for slot in slots) // (rows * block)
+    least = execute.TILES_PER_ITEM if slots and slots[0].param.device.type == "cpu" and execute.architecture() else 1
     return Cut(
         even=KernelVariant(plan, rows, block, even=True),
         uneven=KernelVariant(plan, uneven_rows, block, even=False),
-        item=rows * min(max(tiles // ENOUGH_PROGRAMS, 1), TILES_PER_ITEM),
+        item=rows * min(max(tiles // ENOUGH_PROGRAMS, least), TILES_PER_ITEM),
         warps=warps,
     )
 
 
 def launch(kernel: Any, prepared: Prepared, *arguments: Any, **constants: Any) -> None:
     """Launch one program per work item."""
-    table = prepared.table
+    cut, table, extents = prepared
     if not len(table.items):
         return
-    device = table.items.device
-    with _INTERPRETER if device.type == "cpu" else torch.cuda.device(device):
-        kernel[(len(table.items),)](
-            *(table.slots, table.calls, table.items, *arguments),
-            **constants,
-            num_warps=prepared.cut.warps,
-            **EXACT,
-        )
+    device, grid = table.items.device, (len(table.items),)
+    call = (table.slots, table.calls, table.items, *arguments)
+    with _EMULATION if device.type == "cpu" else torch.cuda.device(device):
+        if extents is None:
+            kernel[grid](*call, **constants, num_warps=cut.warps, **EXACT)
+        else:
+            execute.launch(compile(kernel, call, cut, execute.architecture(), **constants), table, extents, call)
+
+
+def compile(kernel: Any, arguments: Sequence[Any], cut: Cut, architecture: int, **constants: Any) -> Any:
+    """Compile a kernel as a launch on a GPU of this architecture would, without such a GPU; Triton caches it."""
+    triton_private.compile_for(architecture)
+    return kernel.warmup(*arguments, grid=(1,), **constants, num_warps=cut.warps, **EXACT)
 
 
 @functools.cache

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--self-test",
         action="store_true",
-        help="let each backend that serves update a few thousand elements in every common way, and compare the bits with "
+        help="let each backend that serves update a few thousand elements in common ways, and compare the bits with "
         "the reference's; kernels are compiled for that, which may take minutes",
     )
 
@@ -85,6 +85,8 @@ def machine() -> Table:
         drawn.add(
             "LIONBITS_CUPY_EMULATE", f"{value}: NVRTC's PTX of the CUDA C++ kernels is executed on the CPU, for tests"
         )
+    if (value := os.environ.get("LIONBITS_TRITON_EMULATE", "")) not in ("", "0"):
+        drawn.add("LIONBITS_TRITON_EMULATE", f"{value}: Triton's PTX for sm_{value} is executed on the CPU, for tests")
     charts = all(importlib.util.find_spec(name) for name in ("matplotlib", "rich"))
     missing = f"not installed; for train and report: {install.command('cli')}"
     drawn.add("matplotlib and rich", "installed" if charts else missing)

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import distributions
@@ -44,7 +44,7 @@ _passed: set[tuple[str, Plan, torch.device]] = set()
 
 
 def plans() -> list[Plan]:
-    """Return the plans that are tested on demand: each parameter dtype with 32, 8 and 4 bits, and what has more code."""
+    """Return the plans that are tested on demand: each dtype with 32, 8 and 4 bits, and what has more code."""
     float32, bfloat16, float16 = PARAM_DTYPES
     plain = [Plan(dtype, dtype, Format.of(bits)) for dtype in (float32, bfloat16, float16) for bits in (32, 8, 4)]
     return [

@@ -134,11 +134,12 @@ def _store(instruction: Instruction, registers: Registers, space: str, type: Typ
         at = addresses(batch, threads)
         batch.shared.check(at, size, place)
         batch.counters.shared_access(batch, threads, at, size, place)
-        batch.accesses.record_shared(batch, threads, at, size, place, write=True)
-        for i, (read, shadow) in enumerate(zip(reads, shadows, strict=True)):
+        values = [read(batch, threads) for read in reads]
+        batch.accesses.record_shared(batch, threads, at, size, place, write=True, values=values)
+        for i, (value, shadow) in enumerate(zip(values, shadows, strict=True)):
             undefined = shadow(batch, threads) if shadow else None
-            values = (read(batch, threads), type.unsigned(0) if undefined is None else undefined)
-            batch.shared.store(batch.block_of[threads], at + np.uint64(i * type.bytes), type.bits, *values)
+            both = (value, type.unsigned(0) if undefined is None else undefined)
+            batch.shared.store(batch.block_of[threads], at + np.uint64(i * type.bytes), type.bits, *both)
 
     return to_shared if space == "shared" else to_buffers
 

@@ -25,7 +25,7 @@ MOST_THREADS, TOGETHER = 1024, 8192
 
 
 class Module:
-    """A PTX text, ready to run.
+    """A PTX text. Each of its kernels is made ready to run when it is first asked for.
 
     Args:
         text: of PTX, for any architecture.
@@ -35,22 +35,24 @@ class Module:
 
     Raises:
         ParseError: the text is not PTX.
-        UnknownInstruction: an opcode, a modifier or a directive is not known; this is found before anything runs.
+        UnknownInstruction: a directive is not known.
     """
 
     def __init__(self, text: str) -> None:
         parsed = parse(text)
         self.version, self.target = parsed.version, parsed.target
-        shared = [each for each in parsed.variables if each.space == "shared"]
+        self._kernels, self._programs = parsed.kernels, dict[str, Program]()
+        self._shared = [each for each in parsed.variables if each.space == "shared"]
         others = [each for each in parsed.variables if each.space != "shared"]
         offsets, size = layout(others)
         self._memory = np.zeros(size + 256, dtype=np.uint8)
         start = -(-self._memory.ctypes.data // 256) * 256
-        addresses = {name: start + offset for name, offset in offsets.items()}
-        self.variables = [Buffer(addresses[each.name], each.count * each.type.bytes, each.name) for each in others]
+        self._addresses = {name: start + offset for name, offset in offsets.items()}
+        self.variables = [
+            Buffer(self._addresses[each.name], each.count * each.type.bytes, each.name) for each in others
+        ]
         for each in others:
-            self._initialise(each, addresses[each.name] - self._memory.ctypes.data)
-        self._programs = {name: prepare(kernel, shared, addresses) for name, kernel in parsed.kernels.items()}
+            self._initialise(each, self._addresses[each.name] - self._memory.ctypes.data)
 
     def _initialise(self, variable: Variable, at: int) -> None:
         for i, text in enumerate(variable.initial):
@@ -61,16 +63,19 @@ class Module:
     @property
     def kernels(self) -> tuple[str, ...]:
         """Names of the kernels."""
-        return tuple(self._programs)
+        return tuple(self._kernels)
 
     def get_function(self, name: str) -> Function:
         """Return a kernel by its name.
 
         Raises:
             KeyError: there is none of that name.
+            UnknownInstruction: one of its opcodes or modifiers is not known; this is found before anything runs.
         """
+        if name not in self._kernels:
+            raise KeyError(f"{name!r} is no kernel here; there are {', '.join(self._kernels)}")
         if name not in self._programs:
-            raise KeyError(f"{name!r} is no kernel here; there are {', '.join(self._programs)}")
+            self._programs[name] = prepare(self._kernels[name], self._shared, self._addresses)
         return Function(self._programs[name], self.variables)
 
 
@@ -84,6 +89,11 @@ class Function:
     def name(self) -> str:
         """Name of the kernel."""
         return self._program.kernel.name
+
+    @property
+    def arity(self) -> int:
+        """Number of its arguments."""
+        return len(self._program.kernel.parameters)
 
     def __call__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,8 @@ class _Events(NamedTuple):
     warp_epoch: Array
     meeting: Array
     place: Array
+    mergeable: Array  # whether it is a store that may meet others of the same value
+    value: Array  # a digest of what such a store stores
 
 
 class Accesses:
@@ -66,10 +69,17 @@ class Accesses:
         place: Place,
         write: bool,
         atomic: bool = False,
+        values: Sequence[Array] = (),
     ) -> None:
-        """Keep accesses to shared memory. Other thread blocks, and later epochs, have other keys."""
+        """Keep accesses to shared memory. Other thread blocks, and later epochs, have other keys.
+
+        Stores of equal ``values`` to one address do not conflict: Triton has threads store what others store, too.
+        """
         if self._wanted:
             events = self._events(batch, threads, addresses, size, place, write, atomic)
+            if values:
+                digest = np.broadcast_to(_digest(values), addresses.shape)
+                events = events._replace(mergeable=events.write, value=digest)
             epochs = events.block_epoch + (events.warp_epoch if batch.pitch == WARP else 0)
             key = (epochs * len(batch.blocks) + batch.block_of[threads]).astype(np.uint64) << np.uint64(_SHARED)
             self._shared.append(events._replace(start=events.start + key))
@@ -92,6 +102,8 @@ class Accesses:
             warp_epoch=batch.warp_epoch[numbers // WARP],
             meeting=batch.meeting[numbers // WARP],
             place=plain[3],
+            mergeable=np.zeros(addresses.shape, dtype=bool),
+            value=np.zeros(addresses.shape, dtype=np.uint64),
         )
 
     def search_shared(self) -> None:
@@ -128,6 +140,14 @@ class Accesses:
                 )
 
 
+def _digest(values: Sequence[Array]) -> Array:
+    """Return a number for the values of each thread that differs where they do."""
+    found: Array = np.zeros(1, dtype=np.uint64)
+    for value in values:
+        found = (found * np.uint64(0x9E3779B97F4A7C15)) ^ value.astype(np.uint64)
+    return found
+
+
 def _named(events: _Events, i: int) -> str:
     return f"thread {int(events.thread[i])} of the launch (block {int(events.block[i])})"
 
@@ -150,9 +170,17 @@ def _suspects(events: _Events) -> list[tuple[int, int]]:
     )
     found: list[tuple[int, int]] = []
     bounds = np.append(first, len(order))
-    for group in np.flatnonzero(several & stores):
+    for group in np.flatnonzero(several & stores & ~_merged(events, order, first)):
         members = order[bounds[group] : bounds[group + 1]]
         found += _pairs(events, members)
+    return found
+
+
+def _merged(events: _Events, order: Array, first: Array) -> Array:
+    """Return for each group whether it is of equal stores that may meet, and of nothing else."""
+    found = np.logical_and.reduceat(events.mergeable[order], first)
+    for column in (events.start, events.size, events.place, events.value):
+        found &= np.minimum.reduceat(column[order], first) == np.maximum.reduceat(column[order], first)
     return found
 
 
@@ -180,6 +208,8 @@ def _conflict(events: _Events, i: int, j: int) -> bool:
         return False
     if events.block[i] != events.block[j]:
         return True
+    if _equal_stores(events, i, j):
+        return False
     if events.block_epoch[i] != events.block_epoch[j]:
         return False
     if events.thread[i] // WARP != events.thread[j] // WARP:
@@ -188,3 +218,9 @@ def _conflict(events: _Events, i: int, j: int) -> bool:
         return False
     load, store = (i, j) if events.write[j] else (j, i)
     return bool(events.write[load] or events.meeting[load] >= events.meeting[store])
+
+
+def _equal_stores(events: _Events, i: int, j: int) -> bool:
+    """True for two stores of one value to one address by one instruction."""
+    columns = (events.mergeable, events.start, events.size, events.place, events.value)
+    return bool(events.mergeable[i] and all(column[i] == column[j] for column in columns))
