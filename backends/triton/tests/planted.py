@@ -47,7 +47,8 @@ FAULTS = {
         Edit("launch.py", '"enable_fp_fusion": False', '"enable_fp_fusion": True'), _8, False, "wrong"
     ),
     "a quotient is approximate": Planted(
-        Edit("lion.py", "tl.math.div_rn(top, tl.where(usable, held(absmax), 1.0))", "top / tl.where(usable, held(absmax), 1.0)"),
+        Edit("lion.py", "tl.math.div_rn(top, tl.where(usable, held(absmax), 1.0))",
+             "top / tl.where(usable, held(absmax), 1.0)"),
         _8,
         False,
         "UnknownInstruction",

@@ -53,6 +53,21 @@ def test_the_self_test_on_demand(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "wrong" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("obstacle", "expected"), [("", "cpp"), ("no library", "reference")])
+def test_it_says_what_auto_takes(
+    obstacle: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And how to get the fast backend where the reference serves."""
+    monkeypatch.setattr(doctor, "accelerators", list)
+    monkeypatch.setattr(select.load("cpp"), "supports", lambda plan, device: obstacle)
+    select._automatic.cache_clear()
+    assert main(["doctor"]) == 0
+    select._automatic.cache_clear()
+    shown = capsys.readouterr().out.split("Chosen by `auto`")[1]
+    assert expected in shown
+    assert ("backends/cpp" in shown) is (expected == "reference")
+
+
 def test_it_works_without_rich_and_without_a_compiler(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

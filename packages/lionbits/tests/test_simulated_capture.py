@@ -11,6 +11,7 @@ from torch import nn
 
 import lionbits
 from lionbits import Lion
+from lionbits_table import table
 
 from .family import assert_same, gradient, weights
 from .simulated import simulated
@@ -189,9 +190,12 @@ def test_paged_steps_are_not_captured(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_steady_step_pins_and_uploads_nothing(name: str) -> None:
-    """Gradients stay where they are and change. Pages are copied; the host waits for those that it updates, and at
-    the end of a step for the two streams of copies."""
+def test_a_steady_step_uploads_pages_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients stay where they are and change. Nothing is pinned, and no table is uploaded. Pages are copied; the host
+    waits for those that it updates, and at the end of a step for the two streams of copies."""
+    tables: list[None] = []
+    upload = table._upload
+    monkeypatch.setattr(table, "_upload", lambda *values: (tables.append(None), upload(*values)))
     settings = SETTINGS[name]
     with simulated(1, "cupy") as devices:
         params = moved(weights(shapes=SHAPES), "cuda")
@@ -204,9 +208,12 @@ def test_a_steady_step_pins_and_uploads_nothing(name: str) -> None:
         fill(params, 3)
         torch.cuda.synchronize()
         before, pages = devices.counts.copy(), optimizer.paging_stats().pages_in
+        assert tables or settings.get("paged_compute") == "host"
+        tables.clear()
         optimizer.step()
         steady, pages = devices.counts - before, optimizer.paging_stats().pages_in - pages
         waits = 0 if not settings.get("is_paged") else 2 + (pages if settings.get("paged_compute") == "host" else 0)
+        assert not tables
         assert steady["pinned allocations"] == 0
         assert steady["host waits"] == waits
         assert optimizer.paging_stats().bytes_in > 0 or not pages

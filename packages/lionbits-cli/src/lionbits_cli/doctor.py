@@ -19,6 +19,7 @@ import torch
 
 import lionbits
 from lionbits import install
+from lionbits_reference.spec import Format, Plan
 
 from .console import Table, show
 
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     found = backends()
     show(machine())
     show(as_table(found))
+    show(choices())
     wrong = args.self_test and not self_tested([(name, device) for name, device, reason in found if not reason])
     wanted = os.environ.get(VARIABLE, "")
     if wrong or wanted in {"", "auto"}:
@@ -135,6 +137,24 @@ def as_table(found: list[tuple[str, str, str]]) -> Table:
     )
     for name, device, reason in found:
         drawn.add(name, device, f"not available: {reason}" if reason else AVAILABLE)
+    return drawn
+
+
+def choices() -> Table:
+    """Return what is chosen for each device if nobody names a backend, and how to get a faster one."""
+    from lionbits import select
+
+    drawn = Table("Chosen by `auto`", ("device", "backend", "faster"), left=("backend", "faster"))
+    for device in ["cpu", *accelerators()]:
+        kind = torch.device(device).type
+        try:
+            name = select.serving(None, Plan(torch.float32, torch.float32, Format.of(8)), torch.device(device)).name
+        except Exception as error:  # noqa: BLE001 - the doctor reports whatever goes wrong
+            drawn.add(device, f"{type(error).__name__}: {error}", "")
+            continue
+        fast = select.PREFERENCE.get(kind, ())
+        slow = name == select.REFERENCE and fast
+        drawn.add(device, name, f"{install.command(fast[0])}; above is why it does not serve" if slow else "")
     return drawn
 
 

@@ -72,10 +72,12 @@ class Prefetcher:
     """
 
     def __init__(self, pager: Pager) -> None:
-        self.pager, self.stats = pager, PagingStats()
-        self.placement = Placement(pager, self.stats)
-        self.formats, self.exported = CodeFormats(), ExportedCodes()
-        self.page_size = pager.page_size if isinstance(pager, Paged) else 0
+        self.pager: Pager = pager
+        self.stats: PagingStats = PagingStats()
+        self.placement: Placement = Placement(pager, self.stats)
+        self.formats: CodeFormats = CodeFormats()
+        self.exported: ExportedCodes = ExportedCodes()
+        self.page_size: int = pager.page_size if isinstance(pager, Paged) else 0
         self._streams: dict[torch.device, CopyStreams] = {}
         self._buffers: dict[torch.device, StagingBuffers] = {}
         self._largest: dict[torch.device, int] = {}
