@@ -96,7 +96,8 @@ def test_a_captured_table_sends_addresses_every_time(monkeypatch: pytest.MonkeyP
     made = tabled(slots, grads)
     with monkeypatch.context() as capturing:
         capturing.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-        capturing.setattr(made, "_spare", torch.empty_like(made.calls))
+        capturing.setattr(made, "_spare", [torch.empty_like(made.calls)])
+        capturing.setattr(made, "_keep_for_stream", lambda: None)
         capturing.setattr(made, "calls", _OnDevice(made.calls))
         made.bind(grads)
         made.bind(grads)  # count, then step: of one capture

@@ -59,13 +59,14 @@ def _serve_cupy(stack: ExitStack, seed: int) -> None:
     cuda: Any = ModuleType("cupy.cuda")
     cuda.Device, cuda.ExternalStream = lambda index: contextlib.nullcontext(), _deprecated
     cuda.Stream = SimpleNamespace(from_external=_stream)
-    cuda.nvrtc = SimpleNamespace(getVersion=lambda: (13, 0), getSupportedArchs=lambda: [90])
     cupy = ModuleType("cupy")
     cupy.__spec__ = ModuleSpec("cupy", None)  # so that it counts as installed
     cupy.cuda = cuda  # type: ignore[attr-defined]
     for name, module in (("cupy", cupy), ("cupy.cuda", cuda)):
         stack.callback(_put_back, name, sys.modules.get(name))
         sys.modules[name] = module
+    nvrtc = SimpleNamespace(getVersion=lambda: (13, 0), getSupportedArchs=lambda: [90])
+    stack.enter_context(mock.patch.object(importlib.import_module("lionbits_cupy.build"), "_nvrtc", lambda: nvrtc))
     stack.enter_context(mock.patch.object(launch, "_functions", functions))
     launch.architecture.cache_clear()
     launch._multiprocessors.cache_clear()
