@@ -66,7 +66,8 @@ def _serve_cupy(stack: ExitStack, seed: int) -> None:
         stack.callback(_put_back, name, sys.modules.get(name))
         sys.modules[name] = module
     nvrtc = SimpleNamespace(getVersion=lambda: (13, 0), getSupportedArchs=lambda: [90])
-    stack.enter_context(mock.patch.object(importlib.import_module("lionbits_cupy.build"), "_nvrtc", lambda: nvrtc))
+    build = importlib.import_module("lionbits_cupy.build")
+    stack.enter_context(mock.patch.object(build, "_nvrtc", return_value=nvrtc))
     stack.enter_context(mock.patch.object(launch, "_functions", functions))
     launch.architecture.cache_clear()
     launch._multiprocessors.cache_clear()
