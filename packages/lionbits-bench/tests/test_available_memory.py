@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lionbits_bench import memory
+from lionbits_cli import config, containers
 
 FREE = 8 << 30
 
@@ -40,6 +41,14 @@ def test_the_limit_of_the_container_counts(
     files(tmp_path, {"meminfo": f"MemAvailable: {FREE // 1024} kB", "groups": groups})
     files(tmp_path / "cgroups", contents)
     monkeypatch.setattr(memory, "_MEMORY", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "cgroups")
+    monkeypatch.setattr(containers, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(containers, "_CGROUPS", tmp_path / "cgroups")
     assert memory.available() == expected
+
+
+def test_a_model_larger_than_the_container_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is used does not count there: it may be given back."""
+    files(tmp_path, {"groups": "0::/", "memory.max": 1 << 20, "memory.current": 1 << 19})
+    monkeypatch.setattr(containers, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(containers, "_CGROUPS", tmp_path)
+    assert config._memory() == 1 << 20

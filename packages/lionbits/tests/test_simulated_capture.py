@@ -220,29 +220,37 @@ def test_a_steady_step_uploads_pages_alone(name: str, monkeypatch: pytest.Monkey
         assert not steady["uploads"] if not pages else steady["uploads"] >= pages
 
 
-def test_a_captured_update_in_backward_survives_load_state_dict() -> None:
-    """What the graph reads is kept, though the optimizer has other state."""
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "step_parameter"])
+def test_replays_of_single_parameters_are_counted_and_outlive_a_load(fused: bool) -> None:
+    """By hooks of ours and of a trainer's: the count of updates is right, and what the graph reads is kept."""
     with simulated(0, "reference"):
         torch.manual_seed(0)
-        model = nn.Linear(40, 8, bias=False).to("cuda")
-        optimizer = optimizer_of(list(model.parameters()), "reference", optim_bits=8)
-        lionbits.fuse_into_backward(model, optimizer)
+        model = nn.Linear(40, 8, bias=False, device="cuda")
+        optimizer = optimizer_of([model.weight], "reference", optim_bits=8)
+        if fused:
+            lionbits.fuse_into_backward(model, optimizer)
         inputs = torch.ones(4, 40, device="cuda")
 
         def train() -> None:
             model(inputs).square().mean().backward()
-            optimizer.step()
+            if fused:
+                optimizer.step()
+            else:
+                optimizer.step_parameter(model.weight, optimizer.param_groups[0], 0)
+                model.weight.grad = None
 
         train()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             train()
-        graph.replay()
-        torch.cuda.synchronize()
+        for _ in range(3):
+            graph.replay()
+        assert int(optimizer.state_dict()["state"][0]["step"]) == 4
         old = dict(optimizer.state[model.weight])  # which the graph goes on updating
         optimizer.load_state_dict(optimizer.state_dict())
         train()
         again = [torch.full((count,), -1, device="cuda") for count in (2, 4, 8, 40) for _ in range(3)]
         graph.replay()
         torch.cuda.synchronize()
+        assert int(optimizer.state_dict()["state"][0]["step"]) == 5
         del again, old

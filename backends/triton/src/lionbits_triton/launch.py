@@ -91,7 +91,7 @@ def launch(kernel: Any, prepared: Prepared, *arguments: Any, **constants: Any) -
             execute.launch(compile(kernel, call, cut, execute.architecture(), **constants), table, extents, call)
 
 
-def compile(kernel: Any, arguments: Sequence[Any], cut: Cut, architecture: int, **constants: Any) -> Any:
+def compile(kernel: Any, arguments: Sequence[Any], cut: Cut, architecture: int | str, **constants: Any) -> Any:
     """Compile a kernel as a launch on a GPU of this architecture would, without such a GPU; Triton caches it."""
     triton_private.compile_for(architecture)
     return kernel.warmup(*arguments, grid=(1,), **constants, num_warps=cut.warps, **EXACT)

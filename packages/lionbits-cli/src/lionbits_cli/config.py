@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import variants
+from . import containers, variants
 from .console import CommandError, human_bytes
 from .doctor import accelerators
 
@@ -119,11 +119,12 @@ def check_seed(seed: int) -> None:
 
 
 def _memory() -> int:
-    """Return the bytes of this machine's memory, if the system says."""
+    """Return the bytes of this machine's memory, or of its container's if those are fewer, if the system says."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows, for one
-        return 1 << 62
+        machine = 1 << 62
+    return min([machine, *(limit for limit, _ in containers.limits())])
 
 
 def option(name: str) -> str:

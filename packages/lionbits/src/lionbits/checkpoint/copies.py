@@ -26,6 +26,10 @@ def recount(optimizer: Lion) -> None:
     optimizer._get_prefetcher().settle()
     if optimizer._step_cache is not None:
         optimizer._step_cache.recount()
+    for step in (optimizer._parameter_steps or {}).values():
+        step.recount()
+    if optimizer._in_backward is not None:
+        optimizer._in_backward.recount()
     counts.in_tensors(optimizer.state)
     optimizer._get_prefetcher().formats.check_all(optimizer.param_groups, optimizer.state)
 

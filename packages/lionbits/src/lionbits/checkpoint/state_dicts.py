@@ -77,7 +77,8 @@ def load(
     optimizer._get_prefetcher().formats.note_all(optimizer.param_groups, optimizer.state)
     if optimizer._step_cache is not None:
         optimizer._step_cache = optimizer._step_cache.recorded()  # the state that others knew is free to go
-    optimizer._parameter_steps = None
+    for step in (optimizer._parameter_steps or {}).values():
+        step.forget()
     if optimizer._in_backward is not None:
         optimizer._in_backward.forget()
     return by_name.keys

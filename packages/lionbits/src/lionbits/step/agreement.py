@@ -146,7 +146,7 @@ def _await_ranks(mesh: DeviceMesh, entries: Entries, before: Entries | None) -> 
     import torch.distributed as dist
 
     world = dist.group.WORLD
-    if world is None or dist.get_backend(world) == "fake":  # it stands for ranks that are not there
+    if world is None or dist.get_backend(world) == "fake":  # whose other ranks are not there, and never come
         return
     store, key = world.get_group_store(), f"lionbits/{_number(mesh.mesh.tolist())}"
     came = store.add(key, 1)

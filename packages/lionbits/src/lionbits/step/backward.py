@@ -226,6 +226,11 @@ class InBackward:
         for hook in self._hooks:
             hook.forget()
 
+    def recount(self) -> None:
+        """Count the replays of captured graphs."""
+        for hook in self._hooks:
+            hook.recount()
+
     def count(self, param: Tensor) -> None:
         """Note that ``param`` is updated.
 
@@ -287,6 +292,10 @@ class _Update:
     def forget(self) -> None:
         """Drop what is kept of earlier steps."""
         self._step.forget()
+
+    def recount(self) -> None:
+        """Count the replays of captured graphs."""
+        self._step.recount()
 
     @torch.no_grad()
     @uncompiled

@@ -38,7 +38,7 @@ class SlotScalars:
         self.write()
 
     def write(self) -> None:
-        """Write the rates that the groups have now; a learning rate in a tensor of another device is not read.
+        """Write the rates that the groups have now; a learning rate in a tensor on a GPU is not read by the host.
 
         A captured graph fills them in: an upload would need pinned memory, which may not be allocated in a capture.
         """

@@ -40,6 +40,11 @@ class ParameterStep:
         if self._step_cache is not None:
             self._step_cache = self._step_cache.recorded()
 
+    def recount(self) -> None:
+        """Count the replays of captured graphs."""
+        if self._step_cache is not None:
+            self._step_cache.recount()
+
     def found(self) -> tuple[Group, int] | None:
         """Return a group with this parameter alone, and its position over all groups; None if it has left its group."""
         param, groups = self._param, self._optimizer.param_groups
